@@ -1,0 +1,85 @@
+/**
+ * What every component of a node is given: time, tasks, events, randomness and fault switches.
+ *
+ * One `NodeRuntime` per node (one for the main process, one per host). It owns no hardware and no kernel; it is the only
+ * way for code inside a run to know the time, to make something happen later, or to be random.
+ */
+import type { EventValue, RunEvent } from './events.js';
+import { FaultSwitches } from './faults.js';
+import { RandomStream } from './random.js';
+import {
+  Scheduler,
+  inOrderPolicy,
+  randomPolicy,
+  recordedPolicy,
+  type SchedulingPolicy,
+  type TaskHandle,
+} from './scheduler.js';
+import type { Task } from './task.js';
+
+/** How a node's schedule is decided. `recorded` repeats the choices of an earlier run. */
+export type ScheduleSpec =
+  | { readonly strategy: 'in-order' }
+  | { readonly strategy: 'random' }
+  | { readonly strategy: 'recorded'; readonly of: 'in-order' | 'random'; readonly choices: readonly number[] };
+
+function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
+  switch (spec.strategy) {
+    case 'in-order':
+      return inOrderPolicy;
+    case 'random':
+      return randomPolicy(new RandomStream(seed, `schedule/${node}`));
+    case 'recorded':
+      return recordedPolicy(spec.choices, spec.of === 'random');
+  }
+}
+
+/** Time, tasks, events, randomness and faults of one node. */
+export class NodeRuntime {
+  readonly node: string;
+  readonly seed: number;
+  readonly scheduler: Scheduler;
+  readonly faults = new FaultSwitches();
+  #events: RunEvent[] = [];
+  #eventCount = 0;
+
+  constructor(node: string, seed: number, schedule: ScheduleSpec = { strategy: 'in-order' }) {
+    this.node = node;
+    this.seed = seed;
+    this.scheduler = new Scheduler(policyFor(schedule, seed, node));
+  }
+
+  /** Virtual nanoseconds since the start of the run. */
+  get now(): number {
+    return this.scheduler.now;
+  }
+
+  /** Starts a task; a daemon may wait for ever. */
+  spawn<T>(name: string, body: Task<T>, options: { readonly daemon?: boolean } = {}): TaskHandle<T> {
+    return this.scheduler.spawn(name, body, options);
+  }
+
+  /** A random stream of this node; the same name gives the same numbers in every run with this seed. */
+  random(name: string): RandomStream {
+    return new RandomStream(this.seed, `${this.node}/${name}`);
+  }
+
+  /** Records an event. Keys keep their order in the history. */
+  emit(kind: string, data: Readonly<Record<string, EventValue>> = {}): void {
+    this.#events.push({
+      timeNs: this.now,
+      node: this.node,
+      number: this.#eventCount++,
+      task: this.scheduler.currentTask,
+      kind,
+      data,
+    });
+  }
+
+  /** Takes the events recorded since the last call. */
+  drainEvents(): RunEvent[] {
+    const events = this.#events;
+    this.#events = [];
+    return events;
+  }
+}

@@ -1,0 +1,61 @@
+/**
+ * Tasks: everything that happens inside a node is a generator.
+ *
+ * A task yields where the real thing could be pre-empted or would wait:
+ *   - a **gate** (a string `layer:point`): a scheduling point; the task stays ready and the scheduler may prefer another;
+ *   - a **delay** (a number of virtual nanoseconds): the task is ready again that much later;
+ *   - a {@link WaitQueue}: the task is parked until somebody wakes the queue.
+ * Code calls other code with `yield*`, so a stack of kernel functions is a stack of generators. Between two yields a task
+ * is atomic. Tasks never see promises: virtual time, not the platform's job queue, orders them.
+ */
+
+/** A scheduling point by name, `layer:point`, e.g. `iommufd:map-inserted`. */
+export type Gate = `${string}:${string}`;
+
+/** What a task may yield. */
+export type Wait = Gate | number | WaitQueue;
+
+/** A task that returns `T`. */
+export type Task<T> = Generator<Wait, T, void>;
+
+/** What a wait queue needs of whoever waits in it. */
+export interface Waiter {
+  readonly name: string;
+  makeReady(): void;
+}
+
+/** Parked tasks, woken first come first served. A woken task re-checks its condition: wake-ups may be spurious. */
+export class WaitQueue {
+  readonly name: string;
+  readonly #waiters: Waiter[] = [];
+
+  constructor(name: string) {
+    this.name = name;
+  }
+
+  get length(): number {
+    return this.#waiters.length;
+  }
+
+  park(waiter: Waiter): void {
+    this.#waiters.push(waiter);
+  }
+
+  wakeOne(): void {
+    this.#waiters.shift()?.makeReady();
+  }
+
+  wakeAll(): void {
+    for (const waiter of this.#waiters.splice(0)) waiter.makeReady();
+  }
+}
+
+/** A rule of the model was broken: not a guest's or a client's mistake but ours. Ends the run. */
+export class InvariantError extends Error {
+  override readonly name = 'InvariantError';
+}
+
+/** Throws {@link InvariantError} unless `condition` holds. */
+export function invariant(condition: boolean, message: string): asserts condition {
+  if (!condition) throw new InvariantError(message);
+}
