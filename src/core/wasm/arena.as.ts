@@ -1,0 +1,76 @@
+/**
+ * What every other file needs of the arena: the constants of this instance, locks, error answers.
+ *
+ * An instance belongs to one thread. Its globals only cache header words that never change after arena_init, and the
+ * offset of the thread's scratch slot.
+ */
+import {
+  ARENA_MAGIC,
+  ARENA_VERSION,
+  FRAME_SHIFT,
+  HEADER_KERNEL_BASE_PFN,
+  HEADER_KERNEL_REGION,
+  HEADER_MAGIC,
+  HEADER_TOTAL_FRAMES,
+  HEADER_VERSION,
+  REGION_COUNT,
+  REGION_FIRST,
+} from './layout';
+
+/** Physical page number of the first kernel frame, their count, and what to add to a physical address to get an offset. */
+export let kernelBase: u64 = 0;
+export let kernelCount: u64 = 0;
+export let kernelFirst: u32 = 0;
+export let kernelDelta: u64 = 0;
+/** Byte offset of this thread's scratch slot. */
+export let scratch: usize = 0;
+
+/** Caches the header of an initialised arena. 1 when it is one, of this version. */
+export function arena_attach(scratchOffset: u32): i32 {
+  if (atomic.load<u32>(HEADER_MAGIC) != ARENA_MAGIC || load<u32>(HEADER_VERSION) != ARENA_VERSION) return 0;
+  kernelBase = load<u64>(HEADER_KERNEL_BASE_PFN);
+  kernelFirst = load<u32>(HEADER_KERNEL_REGION + REGION_FIRST);
+  kernelCount = <u64>load<u32>(HEADER_KERNEL_REGION + REGION_COUNT);
+  kernelDelta = ((<u64>kernelFirst) - kernelBase) << FRAME_SHIFT;
+  scratch = <usize>scratchOffset;
+  return 1;
+}
+
+/** Publishes the header; the allocator regions are ready by now. */
+export function publishHeader(totalFrames: u32, kernelBasePfn: u64): void {
+  store<u32>(HEADER_TOTAL_FRAMES, totalFrames);
+  store<u64>(HEADER_KERNEL_BASE_PFN, kernelBasePfn);
+  store<u32>(HEADER_VERSION, ARENA_VERSION);
+  atomic.store<u32>(HEADER_MAGIC, ARENA_MAGIC);
+}
+
+/** Byte offset of a frame. */
+// @ts-ignore: decorator
+@inline
+export function frameOffset(frame: u32): usize {
+  return (<usize>frame) << FRAME_SHIFT;
+}
+
+const UNLOCKED: i32 = 0;
+const LOCKED: i32 = 1;
+const CONTENDED: i32 = 2;
+const SPINS: i32 = 200;
+
+/** Takes the lock word at `offset`: spins a little, then sleeps on it. */
+export function lock_acquire(offset: u32): void {
+  const word = <usize>offset;
+  for (let spin = 0; spin < SPINS; spin++) {
+    if (atomic.load<i32>(word) == UNLOCKED && atomic.cmpxchg<i32>(word, UNLOCKED, LOCKED) == UNLOCKED) return;
+  }
+  while (atomic.xchg<i32>(word, CONTENDED) != UNLOCKED) atomic.wait<i32>(word, CONTENDED, -1);
+}
+
+/** Takes the lock word if it is free: 1 when taken. */
+export function lock_try_acquire(offset: u32): i32 {
+  return atomic.cmpxchg<i32>(<usize>offset, UNLOCKED, LOCKED) == UNLOCKED ? 1 : 0;
+}
+
+/** Gives the lock word back and wakes one sleeper if there may be one. */
+export function lock_release(offset: u32): void {
+  if (atomic.xchg<i32>(<usize>offset, UNLOCKED) == CONTENDED) atomic.notify(<usize>offset, 1);
+}

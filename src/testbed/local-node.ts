@@ -1,0 +1,46 @@
+/** A host's node in this thread: the `inline` placement, and what the worker of the `workers` placement wraps. */
+import { HostKilledError, HostNode, type HostNodeSpec } from '../host/host-node.js';
+import type { HostRequest } from '../host/protocol.js';
+import { MAIN_NODE, MESSAGE_LATENCY_NS, NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
+
+/** Adapts a {@link HostNode} to the conductor. */
+export class LocalHostNode implements Node {
+  readonly name: string;
+  readonly #host: HostNode;
+  #sent = 0;
+
+  constructor(spec: HostNodeSpec) {
+    this.name = spec.description.name;
+    this.#host = new HostNode(spec);
+  }
+
+  advance(turn: NodeTurn): NodeResult {
+    try {
+      for (const message of turn.inbox) this.#host.receive(message.deliverNs, message.body as HostRequest);
+      const { outputs, events, nextNs } = this.#host.runUntil(turn.horizonNs);
+      const outbox = outputs.map(({ atNs, reply }) => ({
+        from: this.name,
+        to: MAIN_NODE,
+        deliverNs: atNs + MESSAGE_LATENCY_NS,
+        number: this.#sent++,
+        body: reply,
+      }));
+      return { outbox, events, nextNs };
+    } catch (error) {
+      if (error instanceof HostKilledError) throw new NodeFailure(this.name, 'host-died', error.message);
+      throw new NodeFailure(
+        this.name,
+        'broken',
+        error instanceof Error ? (error.stack ?? error.message) : String(error),
+      );
+    }
+  }
+
+  choices(): readonly number[] {
+    return this.#host.runtime.scheduler.choices;
+  }
+
+  close(): void {
+    // The arena goes with the last reference to it.
+  }
+}

@@ -1,0 +1,128 @@
+/**
+ * A host's node in a worker of its own: comlink for the calls, msgpackr for what they carry.
+ *
+ * comlink alone is not enough (it forgets error codes and never settles when the worker dies), so every call goes through
+ * {@link RemoteHostNode.#call}: it races the reply against the worker's death and a deadline, and failures travel as data.
+ * One call each way per round, one buffer each.
+ *
+ * The deadline is the only use of the wall clock here: it guards against a worker that hangs, and ends the run; it never
+ * enters a history.
+ */
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
+import * as Comlink from 'comlink';
+import { pack, unpack } from 'msgpackr';
+import type { HostNodeSpec } from '../host/host-node.js';
+import { NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
+
+/** What the worker answers: data, or a failure as data. */
+export type RemoteAnswer =
+  | { readonly ok: true; readonly bytes: Uint8Array }
+  | { readonly ok: false; readonly kind: 'host-died' | 'broken'; readonly message: string };
+
+/** The object a host's worker exposes. */
+export interface RemoteHost {
+  start(spec: Uint8Array): RemoteAnswer;
+  advance(turn: Uint8Array): RemoteAnswer;
+  choices(): RemoteAnswer;
+}
+
+/** Longest a worker may take for one round before it counts as hung. */
+const DEADLINE_MS = 120_000;
+
+type MessageListener =
+  ((event: { readonly data: unknown }) => void) | { handleEvent(event: { readonly data: unknown }): void };
+
+/** Presents a MessagePort as the endpoint comlink expects (its own adapter has no types for Node's module resolution). */
+export function portEndpoint(port: MessagePort): Comlink.Endpoint {
+  const listeners = new Map<MessageListener, (data: unknown) => void>();
+  const endpoint = {
+    postMessage: (message: unknown) => port.postMessage(message),
+    addEventListener: (_type: string, listener: MessageListener) => {
+      const onMessage = (data: unknown): void => {
+        if (typeof listener === 'function') listener({ data });
+        else listener.handleEvent({ data });
+      };
+      listeners.set(listener, onMessage);
+      port.on('message', onMessage);
+    },
+    removeEventListener: (_type: string, listener: MessageListener) => {
+      const onMessage = listeners.get(listener);
+      if (onMessage !== undefined) port.off('message', onMessage);
+      listeners.delete(listener);
+    },
+    start: () => port.start(),
+  };
+  return endpoint;
+}
+
+/** Adapts a worker with a host in it to the conductor. */
+export class RemoteHostNode implements Node {
+  readonly name: string;
+  readonly #worker: Worker;
+  readonly #port: MessagePort;
+  readonly #remote: Comlink.Remote<RemoteHost>;
+  readonly #death: Promise<never>;
+
+  private constructor(name: string) {
+    this.name = name;
+    const { port1, port2 } = new MessageChannel();
+    this.#worker = new Worker(new URL('../../workers/host.js', import.meta.url), {
+      workerData: { port: port2 },
+      transferList: [port2],
+    });
+    this.#port = port1;
+    this.#remote = Comlink.wrap<RemoteHost>(portEndpoint(port1));
+    this.#death = new Promise((_resolve, reject) => {
+      this.#worker.once('error', (error: unknown) =>
+        reject(new NodeFailure(name, 'broken', `worker of host ${name} failed: ${String(error)}`)),
+      );
+      this.#worker.once('exit', (code) =>
+        reject(new NodeFailure(name, 'host-died', `worker of host ${name} exited with code ${code}`)),
+      );
+    });
+    this.#death.catch(() => undefined);
+  }
+
+  /** Starts a worker and builds the host in it. */
+  static async start(spec: HostNodeSpec): Promise<RemoteHostNode> {
+    const node = new RemoteHostNode(spec.description.name);
+    try {
+      await node.#call(node.#remote.start(pack(spec)));
+    } catch (error) {
+      await node.close();
+      throw error;
+    }
+    return node;
+  }
+
+  async advance(turn: NodeTurn): Promise<NodeResult> {
+    return unpack(await this.#call(this.#remote.advance(pack(turn)))) as NodeResult;
+  }
+
+  async choices(): Promise<readonly number[]> {
+    return unpack(await this.#call(this.#remote.choices())) as number[];
+  }
+
+  async close(): Promise<void> {
+    this.#port.close();
+    await this.#worker.terminate();
+  }
+
+  async #call(call: Promise<RemoteAnswer>): Promise<Uint8Array> {
+    let timer: NodeJS.Timeout | undefined;
+    const deadline = new Promise<never>((_resolve, reject) => {
+      // eslint-disable-next-line no-restricted-globals -- guards against a hung worker; never part of a history
+      timer = setTimeout(
+        () => reject(new NodeFailure(this.name, 'broken', `host ${this.name} did not answer within ${DEADLINE_MS} ms`)),
+        DEADLINE_MS,
+      );
+    });
+    try {
+      const answer = await Promise.race([call, this.#death, deadline]);
+      if (answer.ok) return answer.bytes;
+      throw new NodeFailure(this.name, answer.kind, answer.message);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}

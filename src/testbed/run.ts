@@ -1,0 +1,102 @@
+/**
+ * One run: hosts and links from descriptions, a main task, a seed, a placement → a history.
+ *
+ * With placement `workers` every host lives in a worker of its own and this thread never loads kernel or hardware code;
+ * with `inline` all nodes live here. The history is the same.
+ */
+import type { HostDescription } from '../hardware/description.js';
+import type { ScheduleSpec } from '../runtime/node-runtime.js';
+import type { TaskHandle } from '../runtime/scheduler.js';
+import type { Task } from '../runtime/task.js';
+import { conduct, type Conducted, type RunFailure } from './conductor.js';
+import { Lab } from './lab.js';
+import type { LinkSpec } from './link.js';
+import { MAIN_NODE, NodeFailure, type Node } from './node.js';
+import { RemoteHostNode } from './remote-node.js';
+
+export type Placement = 'workers' | 'inline';
+
+/** What to run. */
+export interface RunSpec {
+  readonly seed: number;
+  readonly placement: Placement;
+  readonly strategy: 'in-order' | 'random';
+  /** Choices of an earlier run by node name: repeats its schedule. */
+  readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
+  readonly hosts: readonly HostDescription[];
+  readonly links: readonly LinkSpec[];
+  readonly main: (lab: Lab) => Task<void>;
+  /** Virtual time after which the run is given up; an hour when not given. */
+  readonly limitNs?: number;
+  readonly onProgress?: (virtualNs: number) => void;
+}
+
+/** A finished run. `failure` is there when the main task did not end by itself. */
+export interface RunOutcome extends Conducted {
+  /** The schedule of each node, for replay; missing for nodes that died. */
+  readonly choices: Readonly<Record<string, readonly number[]>>;
+}
+
+const DEFAULT_LIMIT_NS = 3600e9;
+
+function scheduleFor(spec: RunSpec, node: string): ScheduleSpec {
+  const choices = spec.recordedChoices?.[node];
+  return choices === undefined ? { strategy: spec.strategy } : { strategy: 'recorded', of: spec.strategy, choices };
+}
+
+async function startHost(spec: RunSpec, description: HostDescription): Promise<Node> {
+  const nodeSpec = { description, seed: spec.seed, schedule: scheduleFor(spec, description.name) };
+  if (spec.placement === 'workers') return await RemoteHostNode.start(nodeSpec);
+  const { LocalHostNode } = await import('./local-node.js');
+  return new LocalHostNode(nodeSpec);
+}
+
+async function collectChoices(nodes: readonly Node[]): Promise<Record<string, readonly number[]>> {
+  const choices: Record<string, readonly number[]> = {};
+  for (const node of nodes) {
+    try {
+      choices[node.name] = await node.choices();
+    } catch (error) {
+      if (!(error instanceof NodeFailure)) throw error;
+    }
+  }
+  return choices;
+}
+
+function brokenAtStart(error: unknown): RunOutcome {
+  const failure: RunFailure =
+    error instanceof NodeFailure
+      ? { kind: error.kind, node: error.node, message: error.message }
+      : {
+          kind: 'broken',
+          node: MAIN_NODE,
+          message: error instanceof Error ? (error.stack ?? error.message) : String(error),
+        };
+  return { events: [], digest: '', virtualNs: 0, rounds: 0, failure, choices: {} };
+}
+
+/** Carries out a run. Never rejects for what happens inside it: see `failure`. */
+export async function run(spec: RunSpec): Promise<RunOutcome> {
+  const lab = new Lab(spec.seed, scheduleFor(spec, MAIN_NODE), spec.hosts, spec.links);
+  lab.runtime.emit('run.start', { seed: spec.seed, hosts: spec.hosts.map((host) => host.name).join(',') });
+  const nodes: Node[] = [lab];
+  try {
+    for (const description of spec.hosts) nodes.push(await startHost(spec, description));
+    const main: TaskHandle<void> = lab.spawn('main', spec.main(lab));
+    const conducted = await conduct(nodes, {
+      isDone: () => main.isDone,
+      describeStuck: () =>
+        lab.runtime.scheduler
+          .unfinished()
+          .map((task) => `${task.name} waits for ${task.waitsFor ?? 'its turn'}`)
+          .join('; '),
+      limitNs: spec.limitNs ?? DEFAULT_LIMIT_NS,
+      ...(spec.onProgress === undefined ? {} : { onProgress: spec.onProgress }),
+    });
+    return { ...conducted, choices: await collectChoices(nodes) };
+  } catch (error) {
+    return brokenAtStart(error);
+  } finally {
+    for (const node of nodes) await node.close();
+  }
+}
