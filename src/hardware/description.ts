@@ -121,6 +121,8 @@ export interface HostDescription {
   readonly reservedRegions: readonly ReservedRegionDescription[];
   /** IOMMU groups as lists of BDFs, where they are known from outside; a function in no list has a group of its own. */
   readonly groups?: readonly (readonly string[])[];
+  /** Type of the groups' default domains (`iommu.passthrough`, `iommu.strict`); `DMA` when not given. */
+  readonly defaultDomain?: 'DMA' | 'DMA-FQ' | 'identity';
   /** vfio_iommu_type1/iommufd `allow_unsafe_interrupts`. */
   readonly allowUnsafeInterrupts: boolean;
 }

@@ -17,11 +17,17 @@ import {
   REGION_FIRST,
 } from './layout';
 
-/** Physical page number of the first kernel frame, their count, and what to add to a physical address to get an offset. */
+/**
+ * Physical page number of the first kernel frame, their count, and what to add to a physical address to get an
+ * offset.
+ */
 export let kernelBase: u64 = 0;
 export let kernelCount: u64 = 0;
 export let kernelFirst: u32 = 0;
 export let kernelDelta: u64 = 0;
+/** The kernel window in bytes. */
+let kernelStart: u64 = 0;
+let kernelBytes: u64 = 0;
 /** Byte offset of this thread's scratch slot. */
 export let scratch: usize = 0;
 
@@ -32,6 +38,8 @@ export function arena_attach(scratchOffset: u32): i32 {
   kernelFirst = load<u32>(HEADER_KERNEL_REGION + REGION_FIRST);
   kernelCount = <u64>load<u32>(HEADER_KERNEL_REGION + REGION_COUNT);
   kernelDelta = ((<u64>kernelFirst) - kernelBase) << FRAME_SHIFT;
+  kernelStart = kernelBase << FRAME_SHIFT;
+  kernelBytes = kernelCount << FRAME_SHIFT;
   scratch = <usize>scratchOffset;
   return 1;
 }
@@ -49,6 +57,13 @@ export function publishHeader(totalFrames: u32, kernelBasePfn: u64): void {
 @inline
 export function frameOffset(frame: u32): usize {
   return (<usize>frame) << FRAME_SHIFT;
+}
+
+/** Arena offset of a physical byte address in the kernel window, or 0 outside it. */
+// @ts-ignore: decorator
+@inline
+export function kernelOffset(address: u64): usize {
+  return address - kernelStart < kernelBytes ? <usize>(address + kernelDelta) : 0;
 }
 
 const UNLOCKED: i32 = 0;

@@ -8,6 +8,7 @@
 import { FRAME_BYTES } from './layout';
 import { frameOffset } from './arena.as';
 
+const BYTES: usize = FRAME_BYTES;
 const GOLDEN: u64 = 0x9e3779b97f4a7c15;
 const HASH_BASIS: u64 = 0xcbf29ce484222325;
 const HASH_PRIME: u64 = 0x9fb21c651e98df25;
@@ -43,7 +44,7 @@ export function frame_fill_stamp(frame: u32, stamp: f64): void {
     return;
   }
   let state = <u64>stamp;
-  for (let at: usize = 0; at < FRAME_BYTES; at += 8) {
+  for (let at: usize = 0; at < BYTES; at += 8) {
     state += GOLDEN;
     store<u64>(base + at, mix(state));
   }
@@ -53,7 +54,7 @@ export function frame_fill_stamp(frame: u32, stamp: f64): void {
 export function frame_equal(a: u32, b: u32): i32 {
   const left = frameOffset(a);
   const right = frameOffset(b);
-  for (let at: usize = 0; at < FRAME_BYTES; at += 8) {
+  for (let at: usize = 0; at < BYTES; at += 8) {
     if (load<u64>(left + at) != load<u64>(right + at)) return 0;
   }
   return 1;
@@ -62,7 +63,7 @@ export function frame_equal(a: u32, b: u32): i32 {
 /** 1 when the frame holds only zeroes. */
 export function frame_is_zero(frame: u32): i32 {
   const base = frameOffset(frame);
-  for (let at: usize = 0; at < FRAME_BYTES; at += 8) {
+  for (let at: usize = 0; at < BYTES; at += 8) {
     if (load<u64>(base + at) != 0) return 0;
   }
   return 1;
@@ -72,7 +73,7 @@ export function frame_is_zero(frame: u32): i32 {
 export function frame_hash(frame: u32): u64 {
   const base = frameOffset(frame);
   let hash = HASH_BASIS;
-  for (let at: usize = 0; at < FRAME_BYTES; at += 8) hash = hashStep(hash, load<u64>(base + at));
+  for (let at: usize = 0; at < BYTES; at += 8) hash = hashStep(hash, load<u64>(base + at));
   return hashEnd(hash);
 }
 
@@ -80,7 +81,7 @@ export function frame_hash(frame: u32): u64 {
 export function stamp_hash(stamp: f64): u64 {
   let hash = HASH_BASIS;
   let state = <u64>stamp;
-  for (let at = 0; at < FRAME_BYTES; at += 8) {
+  for (let at: usize = 0; at < BYTES; at += 8) {
     state += GOLDEN;
     hash = hashStep(hash, stamp == 0 ? 0 : mix(state));
   }

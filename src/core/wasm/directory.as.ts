@@ -1,9 +1,10 @@
 /**
  * Physical directory: what lies at each physical page outside the kernel window.
  *
- * A radix tree. Root and inner nodes hold 32-bit frame numbers of their children (11, 10 and 10 bits of the PFN), leaf
- * nodes 64-bit entries (9 bits): 0 absent, n > 0 frame n, -(s + 1) a page whose contents are stamp s. Nodes are installed
- * by compare-and-swap and stay until directory_trim, so readers take no lock; entries change by atomic exchange.
+ * A radix tree. Root and inner nodes hold 32-bit frame numbers of their children (11, 10 and 10 bits of the PFN),
+ * leaf nodes 64-bit entries (9 bits): 0 absent, n > 0 frame n, -(s + 1) a page whose contents are stamp s. Nodes are
+ * installed by compare-and-swap and stay until directory_trim, so readers take no lock; entries change by atomic
+ * exchange.
  */
 import {
   DIRECTORY_PFN_BITS,
@@ -23,6 +24,7 @@ const LEAF_SHIFT: u64 = 9;
 const INNER_MASK: u64 = 1023;
 const LEAF_MASK: u64 = 511;
 const ROOT_BYTES: usize = 8192;
+const NODE_BYTES: usize = FRAME_BYTES;
 
 // @ts-ignore: decorator
 @inline
@@ -171,7 +173,7 @@ export function directory_next(pfn: f64): f64 {
       continue;
     }
     do {
-      if (atomic.load<i64>(entrySlot(leaf, page)) != 0) return <f64>page;
+      if (atomic.load<i64>(entrySlot(leaf, page)) != 0) return <f64>(<i64>page);
       page++;
     } while ((page & LEAF_MASK) != 0);
   }
@@ -180,18 +182,21 @@ export function directory_next(pfn: f64): f64 {
 
 function isEmptyNode(node: u32): bool {
   const base = frameOffset(node);
-  for (let at: usize = 0; at < FRAME_BYTES; at += 8) {
+  for (let at: usize = 0; at < NODE_BYTES; at += 8) {
     if (load<u64>(base + at) != 0) return false;
   }
   return true;
 }
 
-/** Frees the empty nodes below a table of child slots; `depth` levels of inner nodes lie between it and the leaf nodes. */
+/**
+ * Frees the empty nodes below a table of child slots; `depth` levels of inner nodes lie between it and the leaf
+ * nodes.
+ */
 function trimBelow(first: usize, end: usize, depth: i32): void {
   for (let slot = first; slot < end; slot += 4) {
     const child = load<u32>(slot);
     if (child == 0) continue;
-    if (depth > 0) trimBelow(frameOffset(child), frameOffset(child) + FRAME_BYTES, depth - 1);
+    if (depth > 0) trimBelow(frameOffset(child), frameOffset(child) + NODE_BYTES, depth - 1);
     if (!isEmptyNode(child)) continue;
     store<u32>(slot, 0);
     storage_free(child, 0);
@@ -201,5 +206,6 @@ function trimBelow(first: usize, end: usize, depth: i32): void {
 
 /** Frees nodes that hold nothing. No other thread may use the directory meanwhile. */
 export function directory_trim(): void {
-  trimBelow(DIRECTORY_ROOT, DIRECTORY_ROOT + ROOT_BYTES, 2);
+  const root: usize = DIRECTORY_ROOT;
+  trimBelow(root, root + ROOT_BYTES, 2);
 }

@@ -41,11 +41,11 @@ function infoOf(frame: u32): usize {
 
 // @ts-ignore: decorator
 @inline
-function headOf(region: usize, order: u32): usize {
+function headOf(region: usize, order: i32): usize {
   return region + <usize>REGION_FREE_HEADS + ((<usize>order) << 2);
 }
 
-function pushFree(region: usize, frame: u32, order: u32): void {
+function pushFree(region: usize, frame: u32, order: i32): void {
   const head = headOf(region, order);
   const first = load<u32>(head);
   const info = infoOf(frame);
@@ -56,7 +56,7 @@ function pushFree(region: usize, frame: u32, order: u32): void {
   store<u32>(head, frame);
 }
 
-function unlinkFree(region: usize, frame: u32, order: u32): void {
+function unlinkFree(region: usize, frame: u32, order: i32): void {
   const info = infoOf(frame);
   const next = load<u32>(info, INFO_NEXT);
   const previous = load<u32>(info, INFO_PREVIOUS);
@@ -72,7 +72,7 @@ function regionInit(region: usize, first: u32, count: u32): void {
   store<u32>(region, count, REGION_COUNT);
   let end = count;
   while (end > 0) {
-    let order: u32 = 0;
+    let order = 0;
     while (order < MAX_ORDER && (end & ((2 << order) - 1)) == 0) order++;
     end -= 1 << order;
     pushFree(region, first + end, order);
@@ -86,7 +86,7 @@ export function arena_init(kernelFirst: u32, kernelFrames: u32, storageFrames: u
   publishHeader(kernelFirst + kernelFrames + storageFrames, <u64>kernelBasePfn);
 }
 
-function takeBlock(region: usize, order: u32): u32 {
+function takeBlock(region: usize, order: i32): u32 {
   let from = order;
   while (from <= MAX_ORDER && load<u32>(headOf(region, from)) == 0) from++;
   if (from > MAX_ORDER) return 0;
@@ -101,20 +101,21 @@ function takeBlock(region: usize, order: u32): u32 {
   return frame;
 }
 
-function regionAlloc(region: usize, order: u32): u32 {
-  if (order > MAX_ORDER) return 0;
-  lock_acquire(region + REGION_LOCK);
+function regionAlloc(region: usize, order: i32): u32 {
+  if (order < 0 || order > MAX_ORDER) return 0;
+  lock_acquire(<u32>region + REGION_LOCK);
   const frame = takeBlock(region, order);
-  lock_release(region + REGION_LOCK);
+  lock_release(<u32>region + REGION_LOCK);
   if (frame != 0) memory.fill(frameOffset(frame), 0, (<usize>FRAME_BYTES) << order);
   return frame;
 }
 
-function giveBlock(region: usize, frame: u32, order: u32): i32 {
+function giveBlock(region: usize, frame: u32, order: i32): i32 {
   const first = load<u32>(region, REGION_FIRST);
   const count = load<u32>(region, REGION_COUNT);
   let index = frame - first;
-  if (index >= count || load<u32>(infoOf(frame), INFO_STATE) != (STATE_USED | order)) return -EINVAL;
+  if (order < 0 || order > MAX_ORDER || index >= count) return -EINVAL;
+  if (load<u32>(infoOf(frame), INFO_STATE) != (STATE_USED | order)) return -EINVAL;
   atomic.store<u32>(region, load<u32>(region, REGION_IN_USE) - (1 << order), REGION_IN_USE);
   store<u32>(infoOf(frame), 0, INFO_STATE);
   while (order < MAX_ORDER) {
@@ -129,30 +130,30 @@ function giveBlock(region: usize, frame: u32, order: u32): i32 {
   return 0;
 }
 
-function regionFree(region: usize, frame: u32, order: u32): i32 {
-  lock_acquire(region + REGION_LOCK);
+function regionFree(region: usize, frame: u32, order: i32): i32 {
+  lock_acquire(<u32>region + REGION_LOCK);
   const result = giveBlock(region, frame, order);
-  lock_release(region + REGION_LOCK);
+  lock_release(<u32>region + REGION_LOCK);
   return result;
 }
 
 /** 2^order zeroed frames of host RAM, or 0. */
-export function kernel_alloc(order: u32): u32 {
+export function kernel_alloc(order: i32): u32 {
   return kernelAllocFails() ? 0 : regionAlloc(HEADER_KERNEL_REGION, order);
 }
 
 /** Gives kernel frames back: 0, or -EINVAL when no such block is allocated. */
-export function kernel_free(frame: u32, order: u32): i32 {
+export function kernel_free(frame: u32, order: i32): i32 {
   return regionFree(HEADER_KERNEL_REGION, frame, order);
 }
 
 /** 2^order zeroed storage frames, or 0. */
-export function storage_alloc(order: u32): u32 {
+export function storage_alloc(order: i32): u32 {
   return regionAlloc(HEADER_STORAGE_REGION, order);
 }
 
 /** Gives storage frames back: 0, or -EINVAL when no such block is allocated. */
-export function storage_free(frame: u32, order: u32): i32 {
+export function storage_free(frame: u32, order: i32): i32 {
   return regionFree(HEADER_STORAGE_REGION, frame, order);
 }
 

@@ -1,8 +1,8 @@
 /**
  * Byte layout of an arena, and the codes its functions answer with: the one declaration, compiled twice.
  *
- * This file is both TypeScript (imported by the facade in src/core) and AssemblyScript (imported by the *.as.ts beside it),
- * so it may hold nothing but integer constants below 2^31.
+ * This file is both TypeScript (imported by the facade in src/core) and AssemblyScript (imported by the *.as.ts
+ * beside it), so it may hold nothing but integer constants below 2^31.
  *
  *     header         1 frame    magic, version, sizes, the two allocator regions
  *     directory root 2 frames   first level of the physical directory
@@ -10,7 +10,7 @@
  *     frame info                16 bytes for each frame of the arena: allocator links, never inside the frames, because
  *                               frames are memory a stray DMA may reach
  *     kernel window             host RAM the kernel allocates from; physical pages kernelBasePfn...
- *     storage                   everything else: materialised pages, directory nodes, interval nodes, bitmaps
+ *     storage                   everything else: materialised pages, directory nodes, interval nodes, bitmaps, handles
  */
 
 /** Frames are 4 KiB whatever the translation granule: log2 of their size. */
@@ -44,7 +44,10 @@ export const MAX_ORDER = 12;
 export const DIRECTORY_ROOT = 0x1000;
 export const DIRECTORY_PFN_BITS = 40;
 
-/** Scratch slots. The first word of a slot is 1 while a thread owns it. */
+/**
+ * Scratch slots. The first word of a slot is 1 while a thread owns it; the second is only ever exchanged, as a
+ * barrier.
+ */
 export const SCRATCH_FIRST = 0x3000;
 export const SCRATCH_BYTES = 256;
 export const SCRATCH_SLOTS = 256;
@@ -72,6 +75,17 @@ export const SCRATCH_INTERVAL_LAST = 88;
 export const SCRATCH_INTERVAL_VALUE = 96;
 export const SCRATCH_PATH = 128;
 export const SCRATCH_SPARE_NODES = 192;
+
+/** Words of a page table's handle, a storage frame. LEAF_LEVELS has bit n set when level n may hold leaves. */
+export const PT_STAGE = 0;
+export const PT_GRANULE_SHIFT = 4;
+export const PT_INPUT_BITS = 8;
+export const PT_OUTPUT_BITS = 12;
+export const PT_START_LEVEL = 16;
+export const PT_LEAF_LEVELS = 20;
+export const PT_ROOT_FRAME = 24;
+export const PT_ROOT_ORDER = 28;
+export const PT_ROOT_ENTRIES = 32;
 
 /** What a walk, or an access to one descriptor, ended in. */
 export const WALK_LEAF = 0;

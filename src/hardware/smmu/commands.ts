@@ -1,0 +1,215 @@
+/**
+ * The command queue: a daemon task consumes commands one by one, each costing virtual time, until the queue is empty,
+ * disabled or stopped by an error.
+ *
+ * CMDQ_CONS moves past a command when its effect is done, and past CMD_SYNC when every transaction that began before
+ * it has ended: then nobody uses a translation that an earlier command invalidated. An illegal command leaves CONS
+ * pointing at it, puts CERROR_ILL into CMDQ_CONS.ERR and raises GERROR.CMDQ_ERR; consumption goes on when software has
+ * acknowledged.
+ *
+ * What a command may be is decided by the identification registers (4.1.3, 4.4.5): without stage 1 the NH commands are
+ * illegal, without stage 2 the S12 and S2 ones; EL2, EL3, ATC_INV, PRI and stall commands belong to features that
+ * these SMMUs do not have. Fault `smmu.drop-tlbi`: an invalidation of translations is consumed and does nothing.
+ */
+import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import { WaitQueue, type Task } from '../../runtime/task.js';
+import type { StreamConfigurations } from './config.js';
+import type { SmmuFeatures } from './identification.js';
+import type { SmmuMemory } from './ports.js';
+import { CERROR, CMD, CMD_CFGI, CMD_OP, CMD_SYNC, CMD_TLBI, SYNC_CS, TLBI_TG_SHIFTS } from './records.js';
+import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0 } from './registers.js';
+import type { RegisterFile } from './register-file.js';
+import type { InFlight } from './in-flight.js';
+import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';
+
+/** Virtual time one command takes, CMD_SYNC included. */
+const COMMAND_LATENCY_NS = 100;
+
+const STAGE1_KINDS = (1 << TLB_KIND.STAGE1) | (1 << TLB_KIND.NESTED);
+const STAGE2_KINDS = 1 << TLB_KIND.STAGE2;
+const ALL_KINDS = STAGE1_KINDS | STAGE2_KINDS;
+/** CMD_CFGI_STE_RANGE with this Range is CMD_CFGI_ALL. */
+const RANGE_ALL = 31;
+/** Addresses in the TLB are bits [51:0]; bit 55 says which half. */
+const ADDRESS_PAGES = 2 ** 40;
+const HALF_PAGE_BIT = 2 ** 43;
+
+/** What commands act upon. */
+export interface CommandTargets {
+  readonly runtime: NodeRuntime;
+  readonly memory: SmmuMemory;
+  readonly registers: RegisterFile;
+  readonly features: SmmuFeatures;
+  readonly configurations: StreamConfigurations;
+  readonly tlb: Tlb;
+  readonly inFlight: InFlight;
+  readonly name: string;
+}
+
+/** Consumes the command queue of one SMMU. */
+export class CommandQueue {
+  readonly #targets: CommandTargets;
+  readonly #work: WaitQueue;
+
+  constructor(targets: CommandTargets) {
+    this.#targets = targets;
+    this.#work = new WaitQueue(`${targets.name} commands`);
+  }
+
+  /** Has the daemon look again: CMDQ_PROD, CR0 or GERRORN were written. */
+  notify(): void {
+    this.#work.wakeAll();
+  }
+
+  /** The daemon. */
+  *run(): Task<never> {
+    const command = new Uint32Array(CMD.sizeBytes / 4);
+    for (;;) {
+      while (!this.#hasWork()) yield this.#work;
+      yield COMMAND_LATENCY_NS;
+      if (!this.#hasWork()) continue;
+      const error = this.#fetch(command) ? yield* this.#execute(command) : CERROR.ABT;
+      if (error === CERROR.NONE) this.#advance();
+      else this.#stop(command, error);
+    }
+  }
+
+  #log2Size(): number {
+    return Math.min(this.#targets.registers.field(CMDQ_BASE, 'LOG2SIZE'), this.#targets.features.commandQueueLog2);
+  }
+
+  #hasWork(): boolean {
+    const { registers } = this.#targets;
+    if (registers.field(CR0, 'CMDQEN') === 0 || registers.isErrorActive('CMDQ_ERR')) return false;
+    const mask = 2 ** (this.#log2Size() + 1) - 1;
+    return ((registers.field(CMDQ_PROD, 'WR') ^ registers.field(CMDQ_CONS, 'RD')) & mask) !== 0;
+  }
+
+  #fetch(command: Uint32Array): boolean {
+    const { registers, memory } = this.#targets;
+    const log2Size = this.#log2Size();
+    const base = registers.queueAddress(CMDQ_BASE, log2Size, CMD.sizeBytes);
+    const index = registers.field(CMDQ_CONS, 'RD') % 2 ** log2Size;
+    return memory.loadWords(base + index * CMD.sizeBytes, command);
+  }
+
+  #advance(): void {
+    const { registers } = this.#targets;
+    const mask = 2 ** (this.#log2Size() + 1) - 1;
+    registers.setField(CMDQ_CONS, 'RD', (registers.field(CMDQ_CONS, 'RD') + 1) & mask);
+  }
+
+  #stop(command: Uint32Array, error: number): void {
+    const { registers, runtime, name } = this.#targets;
+    registers.setField(CMDQ_CONS, 'ERR', error);
+    runtime.emit('smmu.command-error', { smmu: name, error, opcode: CMD.get(command, 'Opcode') });
+    registers.raiseError('CMDQ_ERR');
+  }
+
+  /** Carries out a command; a CERROR. */
+  *#execute(command: Uint32Array): Task<number> {
+    const opcode = CMD.get(command, 'Opcode');
+    switch (opcode) {
+      case CMD_OP.PREFETCH_CONFIG:
+      case CMD_OP.PREFETCH_ADDR:
+        return this.#secureIsIllegal(command);
+      case CMD_OP.CFGI_STE:
+      case CMD_OP.CFGI_STE_RANGE:
+        return this.#invalidateStreams(command, opcode === CMD_OP.CFGI_STE_RANGE);
+      case CMD_OP.CFGI_CD:
+      case CMD_OP.CFGI_CD_ALL:
+        return this.#invalidateStreams(command, false);
+      case CMD_OP.SYNC:
+        return yield* this.#sync(command);
+      default:
+        return this.#invalidateTranslations(command, opcode);
+    }
+  }
+
+  #secureIsIllegal(command: Uint32Array): number {
+    return CMD.get(command, 'SSec') !== 0 ? CERROR.ILL : CERROR.NONE;
+  }
+
+  #invalidateStreams(command: Uint32Array, isRange: boolean): number {
+    if (this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
+    const { configurations } = this.#targets;
+    const streamId = CMD_CFGI.get(command, 'StreamID');
+    if (!isRange) {
+      configurations.invalidate(streamId, streamId);
+      return CERROR.NONE;
+    }
+    const range = CMD_CFGI.get(command, 'Range');
+    if (range === RANGE_ALL) {
+      configurations.invalidateAll();
+      return CERROR.NONE;
+    }
+    const size = 2 ** (range + 1);
+    const first = streamId - (streamId % size);
+    configurations.invalidate(first, first + size - 1);
+    return CERROR.NONE;
+  }
+
+  /** CMD_TLBI_*; anything else is illegal. */
+  #invalidateTranslations(command: Uint32Array, opcode: number): number {
+    const { features, tlb, runtime } = this.#targets;
+    const asid = CMD_TLBI.get(command, 'ASID') % 2 ** features.asidBits;
+    const selection = this.#selectionOf(command, opcode, asid);
+    if (selection === undefined) return CERROR.ILL;
+    if (!runtime.faults.fires('smmu.drop-tlbi')) tlb.invalidate(selection);
+    return CERROR.NONE;
+  }
+
+  #selectionOf(command: Uint32Array, opcode: number, asid: number): TlbSelection | undefined {
+    const { stage1, stage2, vmidBits } = this.#targets.features;
+    // Without stage 2 nothing is tagged by VMID and the field is ignored.
+    const vmid = stage2 ? { vmid: CMD_TLBI.get(command, 'VMID') % 2 ** vmidBits } : {};
+    switch (opcode) {
+      case CMD_OP.TLBI_NH_ALL:
+        return stage1 ? { kinds: STAGE1_KINDS, ...vmid } : undefined;
+      case CMD_OP.TLBI_NH_ASID:
+        return stage1 ? { kinds: STAGE1_KINDS, asid, ...vmid } : undefined;
+      case CMD_OP.TLBI_NH_VA:
+      case CMD_OP.TLBI_NH_VAA: {
+        const range = stage1 ? this.#rangeOf(command) : undefined;
+        const tag = opcode === CMD_OP.TLBI_NH_VA ? { asid } : {};
+        return range && { kinds: STAGE1_KINDS, ...tag, ...vmid, range };
+      }
+      case CMD_OP.TLBI_S12_VMALL:
+        return stage2 ? { kinds: ALL_KINDS, ...vmid } : undefined;
+      case CMD_OP.TLBI_S2_IPA: {
+        const range = stage2 ? this.#rangeOf(command) : undefined;
+        return range && { kinds: STAGE2_KINDS, ...vmid, range: { ...range, half: 0 } };
+      }
+      case CMD_OP.TLBI_NSNH_ALL:
+        return { kinds: ALL_KINDS };
+      default:
+        return undefined;
+    }
+  }
+
+  /**
+   * Addresses a TLBI by address is about: one page, or (NUM + 1) * 2^SCALE granules where ranges are implemented and TG
+   * names a granule. A granule with NUM, SCALE and TTL all zero is Reserved in the architecture and means that one granule
+   * here, as in the recorded model. IHI 0070 4.4.1.1.
+   */
+  #rangeOf(command: Uint32Array): { start: number; last: number; half: number } {
+    const page = CMD_TLBI.get(command, 'Address');
+    const half = Math.floor(page / HALF_PAGE_BIT) % 2;
+    const start = (page % ADDRESS_PAGES) * 4096;
+    const granule = TLBI_TG_SHIFTS[CMD_TLBI.get(command, 'TG')];
+    if (!this.#targets.features.rangeInvalidation || granule === undefined) return { start, last: start + 4095, half };
+    const num = CMD_TLBI.get(command, 'NUM');
+    const scale = CMD_TLBI.get(command, 'SCALE');
+    const aligned = start - (start % 2 ** granule);
+    return { start: aligned, last: aligned + (num + 1) * 2 ** (scale + granule) - 1, half };
+  }
+
+  /** Waits for the transactions that began before it, then signals completion. */
+  *#sync(command: Uint32Array): Task<number> {
+    const signal = CMD_SYNC.get(command, 'CS');
+    if (signal > SYNC_CS.SEV) return CERROR.ILL;
+    yield* this.#targets.inFlight.drain();
+    if (signal === SYNC_CS.IRQ) this.#targets.registers.interrupt('cmdq-sync');
+    return CERROR.NONE;
+  }
+}

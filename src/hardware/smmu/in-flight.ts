@@ -1,0 +1,42 @@
+/**
+ * Transactions on their way through the SMMU and beyond, so that CMD_SYNC can wait for those that may still use what
+ * an earlier command invalidated (IHI 0070 3.21.1, 4.7.3).
+ *
+ * A transaction begins before its configuration is looked up and ends when its access is done. Tickets count up, so the
+ * oldest unfinished one is the first of the set.
+ */
+import { WaitQueue, type Task } from '../../runtime/task.js';
+
+/** Unfinished transactions of one SMMU. */
+export class InFlight {
+  readonly #tickets = new Set<number>();
+  readonly #ended: WaitQueue;
+  #next = 0;
+
+  constructor(name: string) {
+    this.#ended = new WaitQueue(`${name} transactions`);
+  }
+
+  /** Registers a transaction; its ticket. */
+  begin(): number {
+    const ticket = this.#next++;
+    this.#tickets.add(ticket);
+    return ticket;
+  }
+
+  /** Ends a transaction. */
+  end(ticket: number): void {
+    this.#tickets.delete(ticket);
+    if (this.#ended.length > 0) this.#ended.wakeAll();
+  }
+
+  /** Waits until every transaction that has begun by now has ended. */
+  *drain(): Task<void> {
+    const horizon = this.#next;
+    for (;;) {
+      const oldest = this.#tickets.values().next();
+      if (oldest.done === true || oldest.value >= horizon) return;
+      yield this.#ended;
+    }
+  }
+}

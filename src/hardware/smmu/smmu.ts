@@ -1,0 +1,344 @@
+/**
+ * An Arm SMMUv3: translates the transactions of the streams behind it, by what its registers and memory say.
+ *
+ * The board registers {@link Smmu.readRegister} and {@link Smmu.writeRegister} as its MMIO frame and calls {@link
+ * Smmu.translate} for every piece of a DMA. The kernel's driver reaches it through those registers, the tables and
+ * queues in memory and the interrupt wires, and in no other way.
+ *
+ * Ownership: the register file, the configuration cache and the TLB are the SMMU's own; tables and queues are memory
+ * that software owns. There are no locks: between two yields everything is atomic. A translation that was found while
+ * an invalidation happened is used once and never cached.
+ *
+ * Modelled: Non-secure state, StreamWorld NS-EL1, stage 1, stage 2 and both, VMSAv8-64 with 4, 16 and 64 KiB granules,
+ * hardware update of access flag and dirty state, linear and 2-level stream tables, range invalidation. Not there, and
+ * not claimed by the identification registers: substreams, ATS, PRI, stalls, MSIs of its own, Secure state. Source:
+ * Arm IHI 0070, chapters 3 to 7.
+ */
+import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import type { Task } from '../../runtime/task.js';
+import type { SmmuDescription } from '../description.js';
+import { CommandQueue } from './commands.js';
+import { StreamConfigurations, type StreamConfig, type StreamTable } from './config.js';
+import { EventQueue, type EventOrigin } from './events.js';
+import { featuresOf, identificationOf, type Identification, type SmmuFeatures } from './identification.js';
+import { InFlight } from './in-flight.js';
+import { TLB_WORDS, type SmmuIrqLine, type SmmuMemory, type TlbStorage } from './ports.js';
+import type { EventName } from './records.js';
+import { RegisterFile } from './register-file.js';
+import {
+  CMDQ_CONS,
+  CMDQ_PROD,
+  CR0,
+  CR0ACK,
+  EVENTQ_PROD,
+  GBPA,
+  GERRORN,
+  IRQ_CTRL,
+  IRQ_CTRLACK,
+  STRTAB_BASE,
+  STRTAB_BASE_CFG,
+} from './registers.js';
+import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
+import {
+  accessKind,
+  faultOf,
+  TableWalker,
+  type Access,
+  type Fault,
+  type Stage1Region,
+  type Translation,
+} from './walk.js';
+import { EVENT_CLASS } from './records.js';
+
+/** A transaction as it arrives at the SMMU. */
+export interface TranslateRequest {
+  readonly streamId: number;
+  readonly substreamId?: number;
+  /** 64-bit input address. */
+  readonly iova: bigint;
+  readonly write: boolean;
+  /** As signalled with the transaction; a PCIe access without PASID is unprivileged data. */
+  readonly privileged?: boolean;
+  readonly instruction?: boolean;
+}
+
+/** Where a transaction goes, or that it is terminated. */
+export type TranslateResult =
+  | {
+      readonly ok: true;
+      readonly pa: number;
+      /** Last input address of the page or block this answer holds for. */
+      readonly sameTo: bigint;
+    }
+  | {
+      readonly ok: false;
+      readonly abort: true;
+      /** The fault; absent for transactions terminated by configuration (STE.Config abort, GBPA.ABORT). */
+      readonly event?: EventName;
+    };
+
+/** What an SMMU is built into. */
+export interface SmmuPlacement {
+  readonly runtime: NodeRuntime;
+  readonly memory: SmmuMemory;
+  readonly description: SmmuDescription;
+  /** A wire is pulsed; IRQ_CTRL has been looked at. */
+  readonly irq: (line: SmmuIrqLine) => void;
+  /** Identification registers, where they are known exactly; built from the description otherwise. */
+  readonly identification?: Identification;
+  /** Where the TLB lives; an array of its own when not given. */
+  readonly tlbStorage?: TlbStorage;
+}
+
+const ABORT: TranslateResult = { ok: false, abort: true };
+const TWO_32 = 2 ** 32;
+/** 2^shift - 1, by shift. */
+const PAGE_MASKS = Array.from({ length: 53 }, (_, shift) => (1n << BigInt(shift)) - 1n);
+/** STE.PRIVCFG and STE.INSTCFG: 2 forces unprivileged or data, 3 privileged or instruction. */
+const OVERRIDE_CLEAR = 2;
+const OVERRIDE_SET = 3;
+
+/** One SMMUv3. */
+export class Smmu {
+  readonly name: string;
+  readonly identification: Identification;
+  readonly features: SmmuFeatures;
+  readonly #registers: RegisterFile;
+  readonly #walker: TableWalker;
+  readonly #configurations: StreamConfigurations;
+  readonly #tlb: Tlb;
+  readonly #events: EventQueue;
+  readonly #commands: CommandQueue;
+  readonly #inFlight: InFlight;
+  /** 2^OAS. */
+  readonly #outputEnd: bigint;
+
+  /** Resets the SMMU and starts the task that consumes its command queue. */
+  constructor(placement: SmmuPlacement) {
+    const { runtime, memory, description } = placement;
+    this.name = description.name;
+    this.identification = placement.identification ?? identificationOf(description);
+    const features = featuresOf(this.identification);
+    this.features = features;
+    const queueLog2 = { command: features.commandQueueLog2, event: features.eventQueueLog2 };
+    const registers = new RegisterFile(this.identification, queueLog2, placement.irq);
+    this.#registers = registers;
+    this.#outputEnd = 1n << BigInt(features.outputBits);
+    this.#walker = new TableWalker(memory, features, () => runtime.faults.fires('smmu.dirty-lost'));
+    this.#configurations = new StreamConfigurations(memory, features, this.#walker);
+    this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
+    this.#events = new EventQueue(runtime, memory, registers, this.name, features.eventQueueLog2);
+    this.#inFlight = new InFlight(this.name);
+    this.#commands = new CommandQueue({
+      runtime,
+      memory,
+      registers,
+      features,
+      configurations: this.#configurations,
+      tlb: this.#tlb,
+      inFlight: this.#inFlight,
+      name: this.name,
+    });
+    runtime.spawn(`${this.name}/commands`, this.#commands.run(), { daemon: true });
+  }
+
+  /** Number of cached translations, for reports. */
+  get tlbEntries(): number {
+    return this.#tlb.size;
+  }
+
+  /**
+   * Reads the register at `offset` (4-byte aligned) of the frame: 4 bytes as a number, 8 bytes as a bigint. Where no
+   * register is, zero.
+   */
+  readRegister(offset: number, sizeBytes: 4): number;
+  readRegister(offset: number, sizeBytes: 8): bigint;
+  readRegister(offset: number, sizeBytes: number): number | bigint;
+  readRegister(offset: number, sizeBytes: number): number | bigint {
+    const low = this.#registers.readWord(offset);
+    if (sizeBytes !== 8) return low;
+    return (BigInt(this.#registers.readWord(offset + 4)) << 32n) | BigInt(low);
+  }
+
+  /** Writes the register at `offset` of the frame. Writes to read-only and absent registers are ignored. */
+  writeRegister(offset: number, sizeBytes: number, value: number | bigint): void {
+    const whole = BigInt.asUintN(64, BigInt(value));
+    this.#writeWord(offset, Number(whole & 0xffffffffn));
+    if (sizeBytes === 8) this.#writeWord(offset + 4, Number(whole >> 32n));
+  }
+
+  /**
+   * Announces a transaction: CMD_SYNC will wait for it until {@link endTransaction}. Whoever accesses memory at a translated
+   * address holds a ticket from before the translation until the access is done.
+   */
+  beginTransaction(): number {
+    return this.#inFlight.begin();
+  }
+
+  endTransaction(ticket: number): void {
+    this.#inFlight.end(ticket);
+  }
+
+  /** Translates one access that does not cross a 4 KiB boundary. A fault becomes an event record. */
+  *translate(request: TranslateRequest): Task<TranslateResult> {
+    const ticket = this.#inFlight.begin();
+    try {
+      return yield* this.#translate(request);
+    } finally {
+      this.#inFlight.end(ticket);
+    }
+  }
+
+  *#translate(request: TranslateRequest): Task<TranslateResult> {
+    const registers = this.#registers;
+    const inside = request.iova < this.#outputEnd;
+    if (registers.field(CR0, 'SMMUEN') === 0) {
+      return registers.field(GBPA, 'ABORT') !== 0 || !inside ? ABORT : this.#bypass(request.iova);
+    }
+    const incoming: Access = {
+      write: request.write,
+      instruction: request.instruction ?? false,
+      privileged: request.privileged ?? false,
+    };
+    const config = yield* this.#configurations.find(() => this.#streamTable(), request.streamId);
+    if (!config.ok) return this.#terminate(config, request, incoming);
+    if (config.kind === 'abort') return ABORT;
+    if (request.substreamId !== undefined) {
+      return this.#terminate(faultOf('C_BAD_SUBSTREAMID'), request, incoming);
+    }
+    if (config.kind === 'bypass') {
+      if (inside) return this.#bypass(request.iova);
+      return this.#terminate(faultOf('F_ADDR_SIZE'), request, incoming);
+    }
+    const access = overridden(incoming, config);
+    const found =
+      config.stage1 === undefined
+        ? yield* this.#throughStage2(config, request.iova, access, inside)
+        : yield* this.#throughStage1(config, request.iova, access);
+    if (!found.ok) return this.#terminate(found, request, access);
+    return { ok: true, pa: found.address, sameTo: request.iova | (PAGE_MASKS[found.shift] ?? 0n) };
+  }
+
+  #bypass(iova: bigint): TranslateResult {
+    return { ok: true, pa: Number(iova), sameTo: this.#outputEnd - 1n };
+  }
+
+  #terminate(fault: Fault, request: TranslateRequest, access: Access): TranslateResult {
+    const origin: EventOrigin = {
+      streamId: request.streamId,
+      substreamId: request.substreamId,
+      iova: BigInt.asUintN(64, request.iova),
+      access,
+    };
+    this.#events.report(fault, origin);
+    return { ok: false, abort: true, event: fault.event };
+  }
+
+  *#throughStage1(config: TranslatingConfig, iova: bigint, access: Access): Task<Found> {
+    const { stage1, stage2 } = config;
+    if (stage1 === undefined) return faultOf('F_TRANSLATION');
+    const high = Number(iova >> 32n) >>> 0;
+    const half = (high >>> 23) & 1;
+    const region = stage1.regions[half === 1 ? 1 : 0];
+    /** VA[51:0]. */
+    const input = (high & 0xfffff) * TWO_32 + Number(iova & 0xffffffffn);
+    if (region.disabled || !isInRange(region, high >>> 20, input, half)) {
+      return faultOf('F_TRANSLATION', { silenced: !stage1.recordsFaults });
+    }
+    const tag: TlbTag = {
+      kind: stage2 === undefined ? TLB_KIND.STAGE1 : TLB_KIND.NESTED,
+      asid: stage1.asid,
+      vmid: config.vmid,
+      half,
+      granuleShift: region.granuleShift,
+    };
+    return yield* this.#cached(tag, input, access, () =>
+      this.#walker.stage1(stage1, region, input % 2 ** region.inputBits, access, stage2),
+    );
+  }
+
+  *#throughStage2(config: TranslatingConfig, iova: bigint, access: Access, inside: boolean): Task<Found> {
+    const { stage2 } = config;
+    // Stage 1 is bypassed: an address beyond the IAS (which is the OAS without VMSAv8-32) is a stage 1 fault.
+    if (!inside || stage2 === undefined) return faultOf('F_ADDR_SIZE');
+    const ipa = Number(iova);
+    const tag: TlbTag = {
+      kind: TLB_KIND.STAGE2,
+      asid: 0,
+      vmid: config.vmid,
+      half: 0,
+      granuleShift: stage2.granuleShift,
+    };
+    return yield* this.#cached(tag, ipa, access, () => this.#walker.stage2(stage2, ipa, access, EVENT_CLASS.IN));
+  }
+
+  /** The TLB's answer, or the walk's, which then goes into the TLB. */
+  *#cached(tag: TlbTag, input: number, access: Access, walk: () => Task<Found>): Task<Found> {
+    const hit = this.#tlb.lookup(tag, input);
+    // A write that has yet to set dirty state needs the descriptor, and a denied access gets its fault from the tables.
+    if (hit !== undefined && !(access.write && hit.clean)) {
+      if (((hit.stage1 & hit.stage2) >> accessKind(access)) & 1) return { ok: true, ...hit };
+    }
+    const before = this.#tlb.invalidations;
+    const found = yield* walk();
+    if (found.ok && before === this.#tlb.invalidations) this.#tlb.insert(tag, input, found);
+    return found;
+  }
+
+  #streamTable(): StreamTable {
+    const registers = this.#registers;
+    return {
+      baseAddress: registers.field(STRTAB_BASE, 'ADDR') * 64,
+      format: registers.field(STRTAB_BASE_CFG, 'FMT'),
+      log2Size: registers.field(STRTAB_BASE_CFG, 'LOG2SIZE'),
+      split: registers.field(STRTAB_BASE_CFG, 'SPLIT'),
+    };
+  }
+
+  #writeWord(offset: number, value: number): void {
+    const registers = this.#registers;
+    // Indices that the hardware owns while their queue is enabled.
+    if (offset === CMDQ_CONS.offset && registers.field(CR0, 'CMDQEN') !== 0) return;
+    if (offset === EVENTQ_PROD.offset && registers.field(CR0, 'EVENTQEN') !== 0) return;
+    // Bypass attributes change only by a write that asks for the update.
+    if (offset === GBPA.offset && GBPA.get([value], 'Update') === 0) return;
+    if (!registers.writeWord(offset, value)) return;
+    switch (offset) {
+      case GBPA.offset:
+        registers.setField(GBPA, 'Update', 0);
+        break;
+      case CR0.offset:
+        registers.acknowledge(CR0, CR0ACK);
+        this.#commands.notify();
+        break;
+      case IRQ_CTRL.offset:
+        registers.acknowledge(IRQ_CTRL, IRQ_CTRLACK);
+        break;
+      case CMDQ_PROD.offset:
+      case GERRORN.offset:
+        this.#commands.notify();
+        break;
+    }
+  }
+}
+
+type Found = Translation | Fault;
+type TranslatingConfig = Extract<StreamConfig, { kind: 'translate' }>;
+
+/** Whether the bits above the region's range are a sign extension. `top` is VA[63:52]; TBI ignores VA[63:56]. */
+function isInRange(region: Stage1Region, top: number, input: number, half: number): boolean {
+  const topMask = region.ignoresTopByte ? 0xf : 0xfff;
+  const rest = Math.floor(input / 2 ** region.inputBits);
+  if (half === 0) return (top & topMask) === 0 && rest === 0;
+  return (top & topMask) === topMask && rest === 2 ** (52 - region.inputBits) - 1;
+}
+
+function overridden(access: Access, config: TranslatingConfig): Access {
+  const apply = (value: boolean, override: number): boolean =>
+    override === OVERRIDE_SET || (value && override !== OVERRIDE_CLEAR);
+  return {
+    write: access.write,
+    instruction: !access.write && apply(access.instruction, config.instructionOverride),
+    privileged: apply(access.privileged, config.privilegeOverride),
+  };
+}

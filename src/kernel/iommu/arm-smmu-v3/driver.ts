@@ -1,0 +1,339 @@
+/**
+ * The arm-smmu-v3 driver: one instance for each SMMUv3.
+ *
+ * It knows the hardware only through its registers and the memory both see. `start` probes the identification registers,
+ * resets the SMMU, gives it its queues and stream table, and enables it with the CR0 handshakes; until then GBPA decides
+ * what happens to DMA. A device's stream table entry always says one of: abort, bypass, stage 1 through the device's own
+ * context descriptor, stage 2.
+ *
+ * Lock: `mutex` covers stream table entries and context descriptors of this SMMU, taken inside `group.mutex`.
+ * Invariants: an ASID or VMID is reused only after it was invalidated (INV-18); a context descriptor is cleared only when
+ * no stream table entry leads to it.
+ *
+ * Source: Linux arm-smmu-v3.c; Arm IHI 0070; domain.md A4.1-A4.17, A6.9-A6.12.
+ */
+import type { Arena } from '../../../core/arena.js';
+import { PageTable, pageSizesOf } from '../../../core/page-table.js';
+import type { SmmuDescription } from '../../../hardware/description.js';
+import { CD, CMD_CFGI, CMD_OP, CMD_TLBI } from '../../../hardware/smmu/records.js';
+import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../hardware/smmu/registers.js';
+import { Mutex } from '../../../runtime/locks.js';
+import type { NodeRuntime } from '../../../runtime/node-runtime.js';
+import { invariant, type Task } from '../../../runtime/task.js';
+import { EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP } from '../../../uapi/errno.js';
+import {
+  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+  IOMMU_HWPT_ALLOC_NEST_PARENT,
+  IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
+  iommu_hw_info_arm_smmuv3,
+} from '../../../uapi/iommufd.js';
+import type { Device } from '../../device.js';
+import { DmaMemory } from '../dma-memory.js';
+import type { HwInfo, IommuCapability, IommuDomain, IommuDriver, PagingDomain, UserDomainData } from '../domain.js';
+import type { ResvRegion } from '../resv-regions.js';
+import { ArmSmmuDomain } from './domain.js';
+import {
+  abortSte,
+  bypassSte,
+  cdUsedBits,
+  contextDescriptor,
+  ENTRY_BYTES,
+  stage1Ste,
+  stage2Ste,
+  steUsedBits,
+  writeEntry,
+} from './entries.js';
+import { EVENT_BYTES, EventQueue } from './event-queue.js';
+import { probeFeatures, type SmmuFeatures } from './features.js';
+import { COMMAND_BYTES, CommandQueue } from './queue.js';
+import { SmmuRegisters, type MmioPort } from './registers.js';
+import { StreamTable, type StePlace } from './stream-table.js';
+
+const INNER_SHAREABLE = 3;
+const WRITE_BACK = 1;
+/** CMD_CFGI_STE_RANGE with this range is CMD_CFGI_ALL. */
+const CFGI_ALL_RANGE = 31;
+const VALID_BIT = { ste: 1, cd: 2 ** 31 } as const;
+
+/** Tags (ASIDs or VMIDs), lowest free first, from 1. */
+class TagSpace {
+  readonly #taken: boolean[] = [true];
+  readonly #count: number;
+
+  constructor(bits: number) {
+    this.#count = 2 ** bits;
+  }
+
+  alloc(): number {
+    const free = this.#taken.indexOf(false);
+    const tag = free < 0 ? this.#taken.length : free;
+    if (tag >= this.#count) return -ENOSPC;
+    this.#taken[tag] = true;
+    return tag;
+  }
+
+  free(tag: number): void {
+    this.#taken[tag] = false;
+  }
+}
+
+/** What the driver keeps for a device (`struct arm_smmu_master`). */
+interface Master {
+  readonly device: Device;
+  readonly ste: StePlace;
+  /** Its context descriptor table, from the first stage 1 attachment on. */
+  cdTable: DmaMemory | undefined;
+}
+
+/** What an instance needs of its host. */
+export interface SmmuHost {
+  readonly runtime: NodeRuntime;
+  readonly arena: Arena;
+  readonly bus: MmioPort;
+  /** Preferred page shift of domains: the kernel's PAGE_SHIFT. */
+  readonly pageShift: number;
+}
+
+/** One SMMUv3 and its driver. */
+export class ArmSmmuV3 implements IommuDriver {
+  readonly name: string;
+  readonly identityDomain: IommuDomain = { type: 'identity', driver: this };
+  readonly blockedDomain: IommuDomain = { type: 'blocked', driver: this };
+  readonly commandQueue: CommandQueue;
+  readonly features: SmmuFeatures;
+  readonly #host: SmmuHost;
+  readonly #description: SmmuDescription;
+  readonly #registers: SmmuRegisters;
+  readonly #streamTable: StreamTable;
+  readonly #eventQueue: EventQueue;
+  readonly #mutex = new Mutex('smmu:streams_mutex');
+  readonly #masters = new Map<Device, Master>();
+  readonly #asids: TagSpace;
+  readonly #vmids: TagSpace;
+
+  /** Reads what the SMMU can do and makes its queues and tables; `start` switches it on. */
+  constructor(host: SmmuHost, description: SmmuDescription) {
+    this.name = description.name;
+    this.#host = host;
+    this.#description = description;
+    this.#registers = new SmmuRegisters(host.bus, Number(description.base));
+    this.features = probeFeatures(this.#registers);
+    const { asidBits, vmidBits, cmdqLog2, eventqLog2 } = this.features;
+    this.#asids = new TagSpace(asidBits);
+    this.#vmids = new TagSpace(vmidBits);
+    const commands = DmaMemory.alloc(host.arena, 2 ** cmdqLog2 * COMMAND_BYTES);
+    const events = DmaMemory.alloc(host.arena, 2 ** eventqLog2 * EVENT_BYTES);
+    const streams = StreamTable.create(host.arena, this.features);
+    invariant(
+      commands !== undefined && events !== undefined && typeof streams !== 'number',
+      `arm-smmu-v3 ${this.name}: no memory at boot`,
+    );
+    this.#streamTable = streams;
+    this.commandQueue = new CommandQueue(host.runtime, this.name, this.#registers, commands, cmdqLog2);
+    const client = (streamId: number): string => this.#clientName(streamId);
+    this.#eventQueue = new EventQueue(host.runtime, this.name, this.#registers, events, eventqLog2, client);
+  }
+
+  // --- bring-up ---
+
+  /** Resets the SMMU and switches it on (arm_smmu_device_reset). */
+  *start(): Task<void> {
+    const registers = this.#registers;
+    const enable = function* (fields: Parameters<typeof CR0.make>[0]): Task<void> {
+      yield* registers.setAndWait(CR0, CR0ACK, CR0.make(fields)[0] ?? 0);
+    };
+    yield* enable({});
+    registers.set(CR1, {
+      TABLE_SH: INNER_SHAREABLE,
+      TABLE_OC: WRITE_BACK,
+      TABLE_IC: WRITE_BACK,
+      QUEUE_SH: INNER_SHAREABLE,
+      QUEUE_OC: WRITE_BACK,
+      QUEUE_IC: WRITE_BACK,
+    });
+    registers.set(CR2, { PTM: 1, RECINVSID: 1 });
+    this.#streamTable.install(registers);
+    this.commandQueue.install();
+    yield* enable({ CMDQEN: 1 });
+    yield* this.commandQueue.issueAndSync([CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE_RANGE, Range: CFGI_ALL_RANGE })]);
+    yield* this.commandQueue.issueAndSync([CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NSNH_ALL })]);
+    this.#eventQueue.install();
+    yield* enable({ CMDQEN: 1, EVENTQEN: 1 });
+    yield* registers.setAndWait(IRQ_CTRL, IRQ_CTRLACK, 0);
+    const interrupts = IRQ_CTRL.make({ EVENTQ_IRQEN: 1, GERROR_IRQEN: 1 })[0] ?? 0;
+    yield* registers.setAndWait(IRQ_CTRL, IRQ_CTRLACK, interrupts);
+    yield* enable({ CMDQEN: 1, EVENTQEN: 1, SMMUEN: 1 });
+    this.#host.runtime.spawn(`evtq/${this.name}`, this.#eventQueue.thread(), { daemon: true });
+  }
+
+  /** A wired interrupt of the SMMU. */
+  interrupt(line: string): void {
+    if (line === 'eventq') this.#eventQueue.interrupt();
+    if (line === 'gerror') {
+      this.commandQueue.skipError();
+      this.#registers.write(GERRORN, this.#registers.read(GERROR));
+    }
+  }
+
+  #clientName(streamId: number): string {
+    for (const { device } of this.#masters.values()) if (device.streamId === streamId) return device.name;
+    return '(unassigned sid)';
+  }
+
+  // --- devices ---
+
+  *probe_device(device: Device): Task<number> {
+    const ste = this.#streamTable.entry(device.streamId);
+    if (typeof ste === 'number') return ste;
+    this.#masters.set(device, { device, ste, cdTable: undefined });
+    return 0;
+  }
+
+  *release_device(device: Device): Task<void> {
+    const master = this.#masters.get(device);
+    if (master === undefined) return;
+    yield* this.#mutex.lock();
+    yield* this.#writeSte(master, abortSte());
+    master.cdTable?.free();
+    this.#masters.delete(device);
+    this.#mutex.unlock();
+  }
+
+  *attach_dev(domain: IommuDomain, device: Device): Task<number> {
+    const master = this.#masters.get(device);
+    if (domain.driver !== this || master === undefined) return -EINVAL;
+    yield* this.#mutex.lock();
+    const rc = yield* this.#attach(domain, master);
+    this.#mutex.unlock();
+    return rc;
+  }
+
+  *#attach(domain: IommuDomain, master: Master): Task<number> {
+    if (domain instanceof ArmSmmuDomain && domain.stage === 1) {
+      master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
+      if (master.cdTable === undefined) return -ENOMEM;
+      yield* this.#writeCd(master, master.cdTable, contextDescriptor(domain.table, domain.tag, domain.recordsDirty));
+      yield* this.#writeSte(master, stage1Ste(master.cdTable.address, this.features.canStall));
+      return 0;
+    }
+    let ste = abortSte();
+    if (domain instanceof ArmSmmuDomain) ste = stage2Ste(domain.table, domain.tag);
+    else if (domain.type === 'identity') ste = bypassSte();
+    yield* this.#writeSte(master, ste);
+    if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
+    return 0;
+  }
+
+  *#writeSte(master: Master, target: Uint32Array): Task<void> {
+    const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: master.device.streamId, Leaf: 1 });
+    yield* writeEntry(
+      {
+        ...master.ste,
+        usedBits: steUsedBits,
+        validBit: VALID_BIT.ste,
+        sync: () => this.commandQueue.issueAndSync([invalidate]),
+      },
+      target,
+    );
+  }
+
+  *#writeCd(master: Master, memory: DmaMemory, target: Uint32Array): Task<void> {
+    const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_CD, StreamID: master.device.streamId, Leaf: 1 });
+    yield* writeEntry(
+      {
+        memory,
+        offset: 0,
+        usedBits: cdUsedBits,
+        validBit: VALID_BIT.cd,
+        sync: () => this.commandQueue.issueAndSync([invalidate]),
+      },
+      target,
+    );
+  }
+
+  // --- domains ---
+
+  capable(_device: Device, capability: IommuCapability): boolean {
+    switch (capability) {
+      case 'CACHE_COHERENCY':
+        return this.features.isCoherent;
+      case 'DIRTY_TRACKING':
+        return this.features.hasDirtyState;
+      case 'ENFORCE_CACHE_COHERENCY':
+        return false;
+    }
+  }
+
+  *domain_alloc_default(): Task<PagingDomain | number> {
+    return this.#allocDomain('dma', this.features.hasStage1 ? 1 : 2, false);
+  }
+
+  *domain_alloc_paging_flags(
+    _device: Device,
+    flags: number,
+    data: UserDomainData | undefined,
+  ): Task<PagingDomain | number> {
+    if (data !== undefined) return -EOPNOTSUPP;
+    const { hasStage1, hasStage2, hasDirtyState } = this.features;
+    switch (flags) {
+      case 0:
+        return this.#allocDomain('unmanaged', hasStage1 ? 1 : 2, false);
+      case IOMMU_HWPT_ALLOC_NEST_PARENT:
+        return hasStage1 && hasStage2 ? this.#allocDomain('unmanaged', 2, false) : -EOPNOTSUPP;
+      case IOMMU_HWPT_ALLOC_DIRTY_TRACKING:
+        return hasStage1 && hasDirtyState ? this.#allocDomain('unmanaged', 1, true) : -EOPNOTSUPP;
+      default:
+        return -EOPNOTSUPP;
+    }
+  }
+
+  #allocDomain(type: 'unmanaged' | 'dma', stage: 1 | 2, recordsDirty: boolean): ArmSmmuDomain | number {
+    const { granuleShifts, outputBits, stage1Bits } = this.features;
+    const granuleShift = this.#granuleShift(granuleShifts);
+    const widest = granuleShift === 16 ? 52 : 48;
+    const inputBits = stage === 2 ? outputBits : Math.min(stage1Bits, this.#description.inputBits);
+    const table = PageTable.create(this.#host.arena, {
+      stage,
+      granuleShift,
+      inputBits: Math.min(widest, inputBits),
+      outputBits: Math.min(widest, outputBits),
+      pageSizes: pageSizesOf(granuleShift),
+    });
+    if (typeof table === 'number') return table;
+    const tag = (stage === 1 ? this.#asids : this.#vmids).alloc();
+    if (tag < 0) {
+      table.destroy();
+      return tag;
+    }
+    return new ArmSmmuDomain({ smmu: this, type, table, tag, recordsDirty });
+  }
+
+  /** The kernel's page size if the SMMU walks it, else the largest smaller, else the smallest larger one. */
+  #granuleShift(shifts: readonly number[]): number {
+    const wanted = this.#host.pageShift;
+    const smaller = shifts.filter((shift) => shift <= wanted).at(-1);
+    const shift = smaller ?? shifts[0];
+    invariant(shift !== undefined, `arm-smmu-v3 ${this.name}: no granule`);
+    return shift;
+  }
+
+  /** Gives an invalidated ASID or VMID back. */
+  releaseTag(stage: 1 | 2, tag: number): void {
+    (stage === 1 ? this.#asids : this.#vmids).free(tag);
+  }
+
+  // --- facts ---
+
+  get_resv_regions(): readonly ResvRegion[] {
+    const window = this.#description.softwareMsi;
+    return window === undefined ? [] : [{ ...window, type: 'software-msi', owner: this.name }];
+  }
+
+  hw_info(): HwInfo {
+    const { idr, iidr, aidr } = this.features.raw;
+    return {
+      type: IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
+      bytes: iommu_hw_info_arm_smmuv3.encode({ flags: 0, idr, iidr, aidr }),
+    };
+  }
+}

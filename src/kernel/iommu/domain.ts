@@ -1,0 +1,121 @@
+/**
+ * What the rest of the kernel knows of an IOMMU: domains, and the driver that makes them.
+ *
+ * A domain is one set of translations. iommufd fills domains without knowing what kind of IOMMU is behind them; a driver
+ * (arm-smmu-v3 here, a mock in conformance tests) implements both interfaces. All lengths and addresses of a domain are
+ * exact numbers: no aperture reaches beyond 2^53 (VMSAv8-64 input addresses have at most 52 bits).
+ *
+ * Ownership: whoever allocated a domain frees it, after detaching every device and unmapping everything.
+ * `map`, `unmap` and the dirty calls are tasks: between their steps others run. Callers never map or unmap overlapping
+ * ranges of one domain at the same time (iommufd's areas guarantee it), but disjoint ranges they may.
+ *
+ * Source: Linux include/linux/iommu.h, drivers/iommu/iommu.c.
+ */
+import type { Task } from '../../runtime/task.js';
+import type { Device } from '../device.js';
+import type { ResvRegion } from './resv-regions.js';
+
+/** `IOMMU_READ`: the device may read. */
+export const IOMMU_READ = 1;
+/** `IOMMU_WRITE`: the device may write. */
+export const IOMMU_WRITE = 2;
+/** `IOMMU_CACHE`: accesses are coherent with the CPU's caches. */
+export const IOMMU_CACHE = 4;
+/** `IOMMU_MMIO`: the target is a device frame, e.g. an MSI doorbell. */
+export const IOMMU_MMIO = 16;
+
+/** `IOMMU_DOMAIN_*`: what a domain is for. */
+export type DomainType = 'unmanaged' | 'dma' | 'identity' | 'blocked' | 'nested';
+
+/** A caller-supplied place for dirty bits: called once for each run of dirty bytes. */
+export type DirtyRecorder = (iova: number, lengthBytes: number) => void;
+
+/** `struct iommu_dirty_ops`: a domain whose tables record writes. */
+export interface DirtyOps {
+  /** Switches recording on or off; 0 or -errno. */
+  set_dirty_tracking(enable: boolean): Task<number>;
+  /**
+   * Reports every dirty part of iova..iova+lengthBytes-1 to `record`, and makes it clean unless `noClear`. The caller syncs
+   * the IOTLB afterwards with {@link PagingDomain.iotlb_sync}. 0, or -EINVAL at the first address that is not mapped.
+   */
+  read_and_clear_dirty(iova: number, lengthBytes: number, noClear: boolean, record: DirtyRecorder): Task<number>;
+}
+
+/** A domain of any type. */
+export interface IommuDomain {
+  readonly type: DomainType;
+  /** The driver that made it: only its devices can be attached. */
+  readonly driver: IommuDriver;
+}
+
+/** `struct iommu_domain` of type unmanaged or dma: one that can be mapped. */
+export interface PagingDomain extends IommuDomain {
+  readonly type: 'unmanaged' | 'dma';
+  /** `geometry`: first and last IOVA. */
+  readonly apertureStart: bigint;
+  readonly apertureLast: bigint;
+  /** `pgsize_bitmap` as the sizes of its bits in bytes, smallest first. */
+  readonly pageSizes: readonly number[];
+  readonly dirtyOps: DirtyOps | undefined;
+  /**
+   * Maps iova.. to pa..; all three aligned to the smallest page size. 0 or -errno; on failure nothing of the range stays
+   * mapped. `maxPageBytes` forbids larger leaves.
+   *
+   * Errors: EEXIST something is mapped there, ENOMEM no memory for tables, ERANGE outside the aperture.
+   */
+  map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes?: number): Task<number>;
+  /** Unmaps whole mappings inside the range and invalidates the IOTLB before it returns; returns bytes unmapped. */
+  unmap(iova: number, lengthBytes: number): Task<number>;
+  /** Removes what the IOTLB holds of the range; done when the task ends. */
+  iotlb_sync(iova: number, lengthBytes: number): Task<void>;
+  /** Physical address behind an IOVA; undefined when it is not mapped. */
+  iova_to_phys(iova: number): number | undefined;
+  /** Frees the tables. Nothing may be attached. */
+  free(): Task<void>;
+}
+
+/** Whether a domain can be mapped. */
+export function isPagingDomain(domain: IommuDomain): domain is PagingDomain {
+  return domain.type === 'unmanaged' || domain.type === 'dma';
+}
+
+/** `enum iommu_cap` */
+export type IommuCapability = 'CACHE_COHERENCY' | 'DIRTY_TRACKING' | 'ENFORCE_CACHE_COHERENCY';
+
+/** What user space says about the domain it wants (`IOMMU_HWPT_ALLOC`). */
+export interface UserDomainData {
+  readonly type: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Hardware information for `IOMMU_GET_HW_INFO`. */
+export interface HwInfo {
+  readonly type: number;
+  readonly bytes: Uint8Array;
+}
+
+/** `struct iommu_ops` of one IOMMU instance. */
+export interface IommuDriver {
+  /** As in /sys/class/iommu. */
+  readonly name: string;
+  readonly identityDomain: IommuDomain;
+  readonly blockedDomain: IommuDomain;
+  capable(device: Device, capability: IommuCapability): boolean;
+  /** A domain with the kernel's own choice of format. -errno on failure. */
+  domain_alloc_default(device: Device): Task<PagingDomain | number>;
+  /** `domain_alloc_paging_flags`: `flags` are IOMMU_HWPT_ALLOC_*. -EOPNOTSUPP for what the IOMMU cannot do. */
+  domain_alloc_paging_flags(
+    device: Device,
+    flags: number,
+    data: UserDomainData | undefined,
+  ): Task<PagingDomain | number>;
+  /** Makes the device use the domain from now on; 0 or -errno, -EINVAL for a domain of another instance. */
+  attach_dev(domain: IommuDomain, device: Device): Task<number>;
+  /** Prepares for a device that appears; 0 or -errno. It is left blocked or bypassed until attached. */
+  probe_device(device: Device): Task<number>;
+  /** Forgets a device that leaves. */
+  release_device(device: Device): Task<void>;
+  /** Regions this IOMMU adds to those of the firmware. */
+  get_resv_regions(device: Device): readonly ResvRegion[];
+  hw_info(device: Device): HwInfo | undefined;
+}

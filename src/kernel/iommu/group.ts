@@ -1,0 +1,236 @@
+/**
+ * IOMMU groups: devices that cannot be told apart, or kept apart, by the IOMMU; what they translate through and who owns
+ * their DMA.
+ *
+ * A group is in one domain at a time. Ordinary drivers use the default domain; a user-space owner (an iommufd, a VFIO
+ * group) claims the whole group, which then sits in the blocking domain until the owner attaches a domain of its own.
+ *
+ * Lock: `group.mutex` covers the domain, the owner and the members; taken inside iommufd's igroup lock and outside the
+ * driver's locks. Invariants: `ownerCount` > 0 with no `owner` means drivers use the default domain; all members are in
+ * `domain` (domain.md INV-8).
+ *
+ * Source: Linux drivers/iommu/iommu.c; domain.md A1.30, A2.20.
+ */
+import { Mutex } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
+import { EBUSY, EINVAL, EPERM } from '../../uapi/errno.js';
+import type { Device } from '../device.js';
+import type { IommuDomain, IommuDriver, PagingDomain } from './domain.js';
+import { mergeResvRegions, type ResvRegion } from './resv-regions.js';
+
+/** What the IOMMU core keeps for a device (`struct dev_iommu`). */
+export interface GroupMember {
+  readonly device: Device;
+  readonly driver: IommuDriver;
+  readonly resvRegions: readonly ResvRegion[];
+  /** Its MSI writes cannot raise other devices' interrupts (`msi_device_has_isolated_msi`). */
+  readonly hasIsolatedMsi: boolean;
+}
+
+/** Whoever attached a domain of its own (`struct iommu_attach_handle`). */
+export interface AttachHandle {
+  /** `sw_msi`: makes a doorbell reachable and answers the address the device is to write, or -errno. */
+  prepare_msi(device: Device, doorbellPa: number): Task<bigint | number>;
+}
+
+/** The type sysfs prints for a group: that of its default domain. */
+export type DefaultDomainType = 'DMA' | 'DMA-FQ' | 'identity';
+
+/** A group of devices. */
+export class IommuGroup {
+  readonly id: number;
+  readonly defaultType: DefaultDomainType;
+  readonly mutex = new Mutex('iommu:group_mutex');
+  readonly #members: GroupMember[] = [];
+  /** Where DMA of the group's devices is translated now. */
+  domain: IommuDomain | undefined;
+  defaultDomain: IommuDomain | PagingDomain | undefined;
+  attachHandle: AttachHandle | undefined;
+  owner: object | undefined;
+  ownerCount = 0;
+
+  constructor(id: number, defaultType: DefaultDomainType) {
+    this.id = id;
+    this.defaultType = defaultType;
+  }
+
+  get members(): readonly GroupMember[] {
+    return this.#members;
+  }
+
+  get devices(): readonly Device[] {
+    return this.#members.map((member) => member.device);
+  }
+
+  /** The driver of the first member; a group never spans drivers. */
+  get driver(): IommuDriver {
+    const first = this.#members[0];
+    invariant(first !== undefined, `iommu group ${this.id} is empty`);
+    return first.driver;
+  }
+
+  member(device: Device): GroupMember {
+    const found = this.#members.find((member) => member.device === device);
+    invariant(found !== undefined, `${device.name} is not in iommu group ${this.id}`);
+    return found;
+  }
+
+  add(member: GroupMember): void {
+    this.#members.push(member);
+  }
+
+  remove(device: Device): void {
+    this.#members.splice(this.#members.indexOf(this.member(device)), 1);
+  }
+}
+
+/** Regions of one device (`iommu_get_resv_regions`). */
+export function iommu_get_resv_regions(device: Device): readonly ResvRegion[] {
+  return device.group?.member(device).resvRegions ?? [];
+}
+
+/** Regions of all devices of a group, sorted and merged (`iommu_get_group_resv_regions`). */
+export function iommu_get_group_resv_regions(group: IommuGroup): ResvRegion[] {
+  return mergeResvRegions(group.members.map((member) => member.resvRegions));
+}
+
+/** Whether no device of the group can raise foreign interrupts. */
+export function iommu_group_has_isolated_msi(group: IommuGroup): boolean {
+  return group.members.every((member) => member.hasIsolatedMsi);
+}
+
+/** A device that must keep a 1:1 mapping refuses to be blocked (`require_direct`). */
+function requiresDirect(member: GroupMember): boolean {
+  return member.resvRegions.some((region) => region.type === 'direct');
+}
+
+/** Moves every member to a domain; on failure those moved go back. 0 or -errno. Hold the mutex. */
+export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<number> {
+  if (group.domain === domain) return 0;
+  if (domain.type === 'blocked' && group.members.some(requiresDirect)) return -EINVAL;
+  const before = group.domain;
+  for (const [i, member] of group.members.entries()) {
+    const rc = yield* member.driver.attach_dev(domain, member.device);
+    if (rc === 0) continue;
+    for (const undo of group.members.slice(0, i)) {
+      if (before !== undefined) yield* undo.driver.attach_dev(before, undo.device);
+    }
+    return rc;
+  }
+  group.domain = domain;
+  return 0;
+}
+
+function* setGroupDomainNoFail(group: IommuGroup, domain: IommuDomain): Task<void> {
+  const rc = yield* setGroupDomain(group, domain);
+  invariant(rc === 0, `iommu group ${group.id}: return to its core domain failed with ${rc}`);
+}
+
+/** The domain a group without a user domain sits in: blocked while it is owned, else the default one. */
+function coreDomain(group: IommuGroup): IommuDomain {
+  if (group.owner !== undefined) return group.driver.blockedDomain;
+  invariant(group.defaultDomain !== undefined, `iommu group ${group.id} has no default domain`);
+  return group.defaultDomain;
+}
+
+/** A driver that uses the DMA API binds: 0, or -EBUSY while user space owns the group. */
+export function iommu_device_use_default_domain(device: Device): number {
+  const group = device.group;
+  if (group === undefined) return 0;
+  if (group.ownerCount > 0 && (group.domain !== group.defaultDomain || group.owner !== undefined)) return -EBUSY;
+  group.ownerCount++;
+  return 0;
+}
+
+/** Undoes {@link iommu_device_use_default_domain}. */
+export function iommu_device_unuse_default_domain(device: Device): void {
+  if (device.group !== undefined && device.group.ownerCount > 0) device.group.ownerCount--;
+}
+
+function* takeOwnership(group: IommuGroup, owner: object): Task<number> {
+  if (group.domain !== group.defaultDomain) return -EBUSY;
+  const rc = yield* setGroupDomain(group, group.driver.blockedDomain);
+  if (rc < 0) return rc;
+  group.owner = owner;
+  group.ownerCount++;
+  return 0;
+}
+
+/** Claims a group for one exclusive owner, e.g. a VFIO group: 0, -EPERM when anybody uses it, -EBUSY. */
+export function* iommu_group_claim_dma_owner(group: IommuGroup, owner: object): Task<number> {
+  yield* group.mutex.lock();
+  const rc = group.ownerCount > 0 ? -EPERM : yield* takeOwnership(group, owner);
+  group.mutex.unlock();
+  return rc;
+}
+
+/** Undoes {@link iommu_group_claim_dma_owner}. */
+export function* iommu_group_release_dma_owner(group: IommuGroup): Task<void> {
+  yield* group.mutex.lock();
+  yield* releaseOwnership(group);
+  group.mutex.unlock();
+}
+
+function* releaseOwnership(group: IommuGroup): Task<void> {
+  invariant(group.ownerCount > 0 && group.owner !== undefined, `iommu group ${group.id} released without an owner`);
+  group.ownerCount = 0;
+  group.owner = undefined;
+  yield* setGroupDomainNoFail(group, coreDomain(group));
+}
+
+/**
+ * Claims the DMA of a device, and with it of its group; the same owner may claim further devices of the group. 0, -EPERM for
+ * a second owner or while ordinary drivers use the group, -EBUSY, -EINVAL when firmware wants a 1:1 mapping kept.
+ */
+export function* iommu_device_claim_dma_owner(device: Device, owner: object): Task<number> {
+  const group = device.group;
+  if (group === undefined) return -EINVAL;
+  yield* group.mutex.lock();
+  let rc = 0;
+  if (group.ownerCount === 0) rc = yield* takeOwnership(group, owner);
+  else if (group.owner !== owner) rc = -EPERM;
+  else group.ownerCount++;
+  group.mutex.unlock();
+  return rc;
+}
+
+/** Undoes {@link iommu_device_claim_dma_owner}; the last one returns the group to its default domain. */
+export function* iommu_device_release_dma_owner(device: Device): Task<void> {
+  const group = device.group;
+  if (group === undefined) return;
+  yield* group.mutex.lock();
+  if (group.ownerCount > 1) group.ownerCount--;
+  else yield* releaseOwnership(group);
+  group.mutex.unlock();
+}
+
+/** Puts a group that is in its core domain into another: 0, -EBUSY, -EINVAL for a domain of another IOMMU. */
+export function* iommu_attach_group_handle(domain: IommuDomain, group: IommuGroup, handle: AttachHandle): Task<number> {
+  yield* group.mutex.lock();
+  let rc = group.domain === coreDomain(group) || group.domain === group.defaultDomain ? 0 : -EBUSY;
+  if (rc === 0) rc = yield* setGroupDomain(group, domain);
+  if (rc === 0) group.attachHandle = handle;
+  group.mutex.unlock();
+  return rc;
+}
+
+/** Moves a group from one domain to another without a moment in between: 0 or -errno with nothing changed. */
+export function* iommu_replace_group_handle(
+  group: IommuGroup,
+  domain: IommuDomain,
+  handle: AttachHandle,
+): Task<number> {
+  yield* group.mutex.lock();
+  const rc = yield* setGroupDomain(group, domain);
+  if (rc === 0) group.attachHandle = handle;
+  group.mutex.unlock();
+  return rc;
+}
+
+/** Returns a group to its core domain. */
+export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
+  yield* group.mutex.lock();
+  group.attachHandle = undefined;
+  yield* setGroupDomainNoFail(group, coreDomain(group));
+  group.mutex.unlock();
+}

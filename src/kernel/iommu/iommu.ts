@@ -1,0 +1,203 @@
+/**
+ * The IOMMU core of a host's kernel: its IOMMUs, groups, and what devices are told.
+ *
+ * `probe` starts a driver for every IOMMU of the description before any device is added. Devices join groups (those the
+ * description lists, else one each; numbers are handed out lowest free first), get the default domain and, where firmware
+ * asks for it, identity mappings. Interrupt lines of the IOMMUs end here.
+ *
+ * Ownership: groups and default domains belong to the core; domains of user space to iommufd. Lock: `group.mutex`.
+ *
+ * Source: Linux drivers/iommu/iommu.c, dma-iommu.c; domain.md A1.30, A1.37, B1, A4.50-A4.54.
+ */
+import type { Arena } from '../../core/arena.js';
+import type { HostDescription, MsiControllerDescription } from '../../hardware/description.js';
+import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import { invariant, type Task } from '../../runtime/task.js';
+import { ENODEV } from '../../uapi/errno.js';
+import type { Device } from '../device.js';
+import { ArmSmmuV3 } from './arm-smmu-v3/driver.js';
+import type { MmioPort } from './arm-smmu-v3/registers.js';
+import { DmaCookie } from './dma-iommu.js';
+import type { IommuDriver } from './domain.js';
+import {
+  iommu_get_group_resv_regions,
+  IommuGroup,
+  setGroupDomain,
+  type DefaultDomainType,
+} from './group.js';
+import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
+
+/** What the core needs of the board: memory the hardware sees, CPU access to registers, interrupt wires of IOMMUs. */
+export interface IommuBoard {
+  readonly arena: Arena;
+  readonly bus: MmioPort;
+  onSmmuIrq(handler: (smmu: string, line: string) => void): void;
+}
+
+/** The IOMMU subsystem of one host. */
+export class IommuCore {
+  readonly #runtime: NodeRuntime;
+  readonly #board: IommuBoard;
+  readonly #description: HostDescription;
+  readonly #drivers = new Map<string, ArmSmmuV3>();
+  /** By number; holes are free numbers. */
+  readonly #groups: (IommuGroup | undefined)[] = [];
+  readonly #groupOfBdf = new Map<string, IommuGroup>();
+  readonly #cookies = new Map<IommuGroup, DmaCookie>();
+
+  constructor(runtime: NodeRuntime, board: IommuBoard, description: HostDescription) {
+    this.#runtime = runtime;
+    this.#board = board;
+    this.#description = description;
+  }
+
+  /** Groups by number. */
+  get groups(): readonly IommuGroup[] {
+    return this.#groups.filter((group) => group !== undefined);
+  }
+
+  /** Drivers by the name of their IOMMU. */
+  get drivers(): readonly IommuDriver[] {
+    return [...this.#drivers.values()];
+  }
+
+  /** Starts the driver of every IOMMU. */
+  *probe(): Task<void> {
+    const { pageShift, iommus } = this.#description;
+    const host = { runtime: this.#runtime, arena: this.#board.arena, bus: this.#board.bus, pageShift };
+    this.#board.onSmmuIrq((smmu, line) => this.#drivers.get(smmu)?.interrupt(line));
+    for (const description of iommus) {
+      const driver = new ArmSmmuV3(host, description);
+      this.#drivers.set(description.name, driver);
+      yield* driver.start();
+    }
+  }
+
+  // --- devices and groups ---
+
+  /** A device appears: it joins a group and gets its default domain. 0 (also without an IOMMU) or -errno. */
+  *addDevice(device: Device): Task<number> {
+    if (device.iommu === undefined) return 0;
+    const driver = this.#drivers.get(device.iommu);
+    if (driver === undefined) return -ENODEV;
+    const rc = yield* driver.probe_device(device);
+    if (rc < 0) return rc;
+    const group = this.#groupFor(device);
+    yield* group.mutex.lock();
+    const resvRegions = [...driver.get_resv_regions(), ...this.#firmwareRegions(device)];
+    group.add({ device, driver, resvRegions, hasIsolatedMsi: this.#hasIsolatedMsi(device) });
+    device.group = group;
+    const attached = yield* this.#joinDomain(group, device);
+    group.mutex.unlock();
+    if (attached < 0) {
+      yield* this.removeDevice(device);
+      return attached;
+    }
+    this.#runtime.emit('iommu.add-device', { device: device.name, group: group.id, iommu: driver.name });
+    return 0;
+  }
+
+  /** A device leaves; the last one takes its group along. */
+  *removeDevice(device: Device): Task<void> {
+    const { group } = device;
+    if (group === undefined) return;
+    yield* group.mutex.lock();
+    const { driver } = group.member(device);
+    group.remove(device);
+    device.group = undefined;
+    yield* driver.release_device(device);
+    if (group.members.length === 0) yield* this.#freeGroup(group);
+    group.mutex.unlock();
+    this.#runtime.emit('iommu.remove-device', { device: device.name, group: group.id });
+  }
+
+  /** The first member makes the default domain; later ones get whatever the group translates through. */
+  *#joinDomain(group: IommuGroup, device: Device): Task<number> {
+    const { driver, resvRegions } = group.member(device);
+    if (group.defaultDomain === undefined) {
+      if (group.defaultType === 'identity') {
+        group.defaultDomain = driver.identityDomain;
+      } else {
+        const domain = yield* driver.domain_alloc_default(device);
+        if (typeof domain === 'number') return domain;
+        group.defaultDomain = domain;
+        this.#cookies.set(group, new DmaCookie(domain));
+      }
+    }
+    const direct = yield* this.#cookies.get(group)?.mapDirect(resvRegions) ?? succeed();
+    if (direct < 0) return direct;
+    if (group.domain === undefined) return yield* setGroupDomain(group, group.defaultDomain);
+    return yield* driver.attach_dev(group.domain, device);
+  }
+
+  *#freeGroup(group: IommuGroup): Task<void> {
+    yield* this.#cookies.get(group)?.domain.free() ?? succeed();
+    this.#cookies.delete(group);
+    this.#groups[group.id] = undefined;
+    for (const [bdf, owner] of this.#groupOfBdf) if (owner === group) this.#groupOfBdf.delete(bdf);
+  }
+
+  #groupFor(device: Device): IommuGroup {
+    const known = this.#groupOfBdf.get(device.name);
+    if (known !== undefined) return known;
+    const free = this.#groups.findIndex((group) => group === undefined);
+    const id = free < 0 ? this.#groups.length : free;
+    const type: DefaultDomainType = this.#description.defaultDomain ?? 'DMA';
+    const group = new IommuGroup(id, type);
+    this.#groups[id] = group;
+    const mates = this.#description.groups?.find((bdfs) => bdfs.includes(device.name)) ?? [device.name];
+    for (const bdf of mates) this.#groupOfBdf.set(bdf, group);
+    return group;
+  }
+
+  #firmwareRegions(device: Device): ResvRegion[] {
+    return this.#description.reservedRegions.filter(
+      (region) => region.devices === undefined || region.devices.includes(device.name),
+    );
+  }
+
+  #msiController(device: Device): MsiControllerDescription | undefined {
+    return this.#description.msiControllers.find((controller) => controller.name === device.msiController);
+  }
+
+  #hasIsolatedMsi(device: Device): boolean {
+    return this.#msiController(device)?.isolated ?? false;
+  }
+
+  // --- what sysfs shows ---
+
+  /** The text of a group's `reserved_regions`. */
+  reservedRegionsText(group: IommuGroup): string {
+    return reservedRegionsText(iommu_get_group_resv_regions(group));
+  }
+
+  /** The text of a group's `type`, without the newline. */
+  groupTypeText(group: IommuGroup): string {
+    return group.defaultType;
+  }
+
+  // --- interrupts ---
+
+  /**
+   * The address a device writes to reach an MSI doorbell: the doorbell's own where the device's writes are not translated
+   * or the doorbell is decoded before the IOMMU, else an IOVA that is mapped to it now. -errno when that cannot be had.
+   */
+  *iommu_dma_prepare_msi(device: Device, doorbellPa: number): Task<bigint | number> {
+    const { group } = device;
+    if (group === undefined || this.#msiController(device)?.bypassesIommu === true) return BigInt(doorbellPa);
+    yield* group.mutex.lock();
+    try {
+      if (group.attachHandle !== undefined) return yield* group.attachHandle.prepare_msi(device, doorbellPa);
+      const cookie = this.#cookies.get(group);
+      if (cookie === undefined || group.domain !== cookie.domain) return BigInt(doorbellPa);
+      invariant(group.domain === group.defaultDomain, 'iommu: a DMA domain that is not the default one');
+      return yield* cookie.prepareMsi(doorbellPa, iommu_get_group_resv_regions(group));
+    } finally {
+      group.mutex.unlock();
+    }
+  }
+}
+
+function* succeed(): Task<number> {
+  return 0;
+}

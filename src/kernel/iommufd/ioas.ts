@@ -1,0 +1,301 @@
+/**
+ * I/O address spaces and the ioctls that work on them: IOAS_ALLOC, ALLOW_IOVAS, IOVA_RANGES, MAP, MAP_FILE, COPY, UNMAP,
+ * OPTION.
+ *
+ * Checks come in the kernel's order, because a call with two mistakes must report the same one. User addresses are compared
+ * with ULONG_MAX as a 64-bit kernel does.
+ *
+ * Source: Linux drivers/iommu/iommufd/ioas.c; domain.md A1.2 to A1.9.
+ */
+import { Mutex } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
+import { EBADF, EBUSY, EFAULT, EINVAL, EMSGSIZE, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM } from '../../uapi/errno.js';
+import {
+  IOMMU_IOAS_MAP_FIXED_IOVA,
+  IOMMU_IOAS_MAP_READABLE,
+  IOMMU_IOAS_MAP_WRITEABLE,
+  IOMMU_OPTION_HUGE_PAGES,
+  IOMMU_OPTION_OP_GET,
+  IOMMU_OPTION_OP_SET,
+  IOMMU_OPTION_RLIMIT_MODE,
+  iommu_iova_range,
+  type iommu_ioas_alloc,
+  type iommu_ioas_allow_iovas,
+  type iommu_ioas_copy,
+  type iommu_ioas_iova_ranges,
+  type iommu_ioas_map,
+  type iommu_ioas_map_file,
+  type iommu_ioas_unmap,
+  type iommu_option,
+} from '../../uapi/iommufd.js';
+import type { Struct } from '../../layout/struct.js';
+import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
+import type { UserCommand } from './command.js';
+import type { HwptPaging } from './hw-pagetable.js';
+import { IOVA_MAX, IoPageTable, type PagesSlice } from './io-pagetable.js';
+import { IntervalList, type Range } from './interval-list.js';
+import type { IommufdContext } from './main.js';
+import { IommufdObject } from './object.js';
+import { filePages, pinAccount, userPages } from './page-source.js';
+import { IoptPages, PAGE_SIZE, type PageSource } from './pages.js';
+
+/** The fields of a declared struct. */
+export type Fields<S> = S extends Struct<infer F> ? F : never;
+/** A command whose argument is the struct `S`. */
+export type CommandOf<S> = UserCommand<Fields<S>>;
+
+/** `struct iommufd_ioas` */
+export class Ioas extends IommufdObject {
+  override readonly type = 'ioas';
+  readonly iopt: IoPageTable;
+  /** Covers {@link hwpts}; taken before the table's semaphores. */
+  readonly mutex = new Mutex('iommufd:ioas_mutex');
+  readonly hwpts: HwptPaging[] = [];
+
+  constructor(iopt: IoPageTable) {
+    super();
+    this.iopt = iopt;
+  }
+
+  override *destroy(): Task<void> {
+    const unmapped = yield* this.iopt.unmap_iova_range(0n, IOVA_MAX);
+    invariant(typeof unmapped === 'bigint', 'iommufd: a destroyed IOAS could not be unmapped');
+    this.iopt.destroy();
+  }
+}
+
+function isIoas(object: IommufdObject): object is Ioas {
+  return object instanceof Ioas;
+}
+
+/** The address space with this number, to be given back with `objects.put`. */
+export function getIoas(ictx: IommufdContext, id: number): Ioas | undefined {
+  return ictx.objects.get(id, isIoas);
+}
+
+/** Runs `body` with an address space, -ENOENT when there is none. */
+function* withIoas(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<number>): Task<number> {
+  const ioas = getIoas(ictx, id);
+  if (ioas === undefined) return -ENOENT;
+  try {
+    return yield* body(ioas);
+  } finally {
+    ictx.objects.put(ioas);
+  }
+}
+
+/** IOMMU_IOAS_ALLOC */
+export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (cmd.flags !== 0) return -EOPNOTSUPP;
+  const iopt = IoPageTable.create(ictx.arena);
+  if (typeof iopt === 'number') return iopt;
+  const ioas = new Ioas(iopt);
+  ictx.objects.alloc(ioas);
+  cmd.out_ioas_id = ioas.id;
+  const rc = ucmd.respond();
+  if (rc < 0) {
+    ictx.objects.abort(ioas);
+    yield* ioas.destroy();
+    return rc;
+  }
+  ictx.objects.finalize(ioas);
+  return 0;
+}
+
+/** IOMMU_IOAS_IOVA_RANGES */
+export function* ioasIovaRanges(ucmd: CommandOf<typeof iommu_ioas_iova_ranges>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  if (cmd.__reserved !== 0) return -EOPNOTSUPP;
+  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
+    yield* iopt.iovaRwsem.down_read();
+    try {
+      const room = cmd.num_iovas;
+      let count = 0;
+      for (const range of iopt.iovaRanges()) {
+        const address = cmd.allowed_iovas + BigInt(count * iommu_iova_range.sizeBytes);
+        if (count < room && !ctx.copy_to_user(address, iommu_iova_range.encode(range))) return -EFAULT;
+        count++;
+      }
+      cmd.num_iovas = count;
+      cmd.out_iova_alignment = iopt.iovaAlignment;
+      const rc = ucmd.respond();
+      return rc === 0 && count > room ? -EMSGSIZE : rc;
+    } finally {
+      iopt.iovaRwsem.up_read();
+    }
+  });
+}
+
+/** Reads a user's list of ranges: -EFAULT, -EINVAL for an empty or single-byte range or two that overlap. */
+function loadRanges(
+  ucmd: CommandOf<typeof iommu_ioas_allow_iovas>,
+  address: bigint,
+  count: number,
+): IntervalList<Range> | number {
+  const ranges = new IntervalList<Range>();
+  for (let i = 0; i < count; i++) {
+    const at = address + BigInt(i * iommu_iova_range.sizeBytes);
+    const bytes = ucmd.ctx.copy_from_user(at, iommu_iova_range.sizeBytes);
+    if (bytes === undefined) return -EFAULT;
+    const { start, last } = iommu_iova_range.decode(bytes);
+    if (start >= last || ranges.firstOverlap(start, last) !== undefined) return -EINVAL;
+    ranges.insert({ start, last });
+  }
+  return ranges;
+}
+
+/** IOMMU_IOAS_ALLOW_IOVAS */
+export function* ioasAllowIovas(ucmd: CommandOf<typeof iommu_ioas_allow_iovas>): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (cmd.__reserved !== 0) return -EOPNOTSUPP;
+  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
+    const ranges = loadRanges(ucmd, cmd.allowed_iovas, cmd.num_iovas);
+    return typeof ranges === 'number' ? ranges : yield* iopt.set_allow_iova(ranges, ucmd.ctx);
+  });
+}
+
+const MAP_FLAGS = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE;
+
+/** Checks that MAP, MAP_FILE and COPY share, in the kernel's order: 0 or -errno. */
+function checkMapping(flags: number, reserved: number, addresses: readonly bigint[]): number {
+  if ((flags & ~MAP_FLAGS) !== 0 || reserved !== 0) return -EOPNOTSUPP;
+  if (addresses.some((address) => address >= IOVA_MAX)) return -EOVERFLOW;
+  if ((flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE)) === 0) return -EINVAL;
+  return 0;
+}
+
+function mapProt(flags: number): number {
+  let prot = IOMMU_CACHE;
+  if ((flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0) prot |= IOMMU_WRITE;
+  if ((flags & IOMMU_IOAS_MAP_READABLE) !== 0) prot |= IOMMU_READ;
+  return prot;
+}
+
+function fixedIova(flags: number, iova: bigint): bigint | undefined {
+  return (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0 ? iova : undefined;
+}
+
+/** Maps `length` bytes that begin `start % PAGE_SIZE` into a source's first page. */
+function* mapSource(
+  ucmd: CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas_map_file>,
+  ioas: Ioas,
+  start: bigint,
+  source: PageSource,
+): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  if (cmd.length === 0n || cmd.length > IOVA_MAX - PAGE_SIZE) return -EINVAL;
+  const prot = mapProt(cmd.flags);
+  const startByte = start % PAGE_SIZE;
+  const account = pinAccount(ctx.process, ictx.accountMode);
+  const pages = IoptPages.create(source, startByte + cmd.length, (prot & IOMMU_WRITE) !== 0, account);
+  if (typeof pages === 'number') return pages;
+  const slice: PagesSlice = { pages, startByte, lengthBytes: cmd.length };
+  const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
+  if (typeof iova === 'number') return iova;
+  cmd.iova = iova;
+  return ucmd.respond();
+}
+
+/** IOMMU_IOAS_MAP */
+export function* ioasMap(ucmd: CommandOf<typeof iommu_ioas_map>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  const rc = checkMapping(cmd.flags, cmd.__reserved, [cmd.iova, cmd.length]);
+  if (rc < 0) return rc;
+  return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
+    if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
+    return yield* mapSource(ucmd, ioas, cmd.user_va, userPages(ctx.process, cmd.user_va));
+  });
+}
+
+/** IOMMU_IOAS_MAP_FILE */
+export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  const rc = checkMapping(cmd.flags, 0, [cmd.iova, cmd.length]);
+  if (rc < 0) return rc;
+  return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
+    if (cmd.start + cmd.length > IOVA_MAX) return -EOVERFLOW;
+    const file = ctx.process.files.get(cmd.fd);
+    if (file === undefined) return -EBADF;
+    return yield* mapSource(ucmd, ioas, cmd.start, filePages(file, cmd.start));
+  });
+}
+
+/** IOMMU_IOAS_COPY */
+export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  const rc = checkMapping(cmd.flags, 0, [cmd.length, cmd.src_iova, cmd.dst_iova]);
+  if (rc < 0) return rc;
+  let slices: readonly PagesSlice[] = [];
+  const found = yield* withIoas(ictx, cmd.src_ioas_id, function* ({ iopt }) {
+    const pages = yield* iopt.get_pages(cmd.src_iova, cmd.length);
+    if (typeof pages === 'number') return pages;
+    slices = pages;
+    return 0;
+  });
+  if (found < 0) return found;
+  return yield* withIoas(ictx, cmd.dst_ioas_id, function* ({ iopt }) {
+    const wanted = fixedIova(cmd.flags, cmd.dst_iova);
+    const iova = yield* iopt.map_pages(slices, wanted, mapProt(cmd.flags), ctx);
+    if (typeof iova === 'number') return iova;
+    cmd.dst_iova = iova;
+    return ucmd.respond();
+  });
+}
+
+/** IOMMU_IOAS_UNMAP */
+export function* ioasUnmap(ucmd: CommandOf<typeof iommu_ioas_unmap>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
+    const isAll = cmd.iova === 0n && cmd.length === IOVA_MAX;
+    if (!isAll && (cmd.iova >= IOVA_MAX || cmd.length >= IOVA_MAX)) return -EOVERFLOW;
+    if (cmd.length === 0n) return -EINVAL;
+    const last = isAll ? IOVA_MAX : cmd.iova + cmd.length - 1n;
+    if (last > IOVA_MAX) return -EOVERFLOW;
+    const unmapped = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
+    if (typeof unmapped === 'number') return unmapped;
+    if (unmapped === 0n && !isAll) return -ENOENT;
+    cmd.length = unmapped;
+    return ucmd.respond();
+  });
+}
+
+type OptionCommand = CommandOf<typeof iommu_option>;
+
+function optionRlimitMode({ cmd, ctx, ictx }: OptionCommand): number {
+  if (cmd.object_id !== 0) return -EOPNOTSUPP;
+  if (cmd.op === IOMMU_OPTION_OP_GET) {
+    cmd.val64 = ictx.accountMode === 'mm' ? 1n : 0n;
+    return 0;
+  }
+  if (cmd.op !== IOMMU_OPTION_OP_SET) return -EOPNOTSUPP;
+  if (!ctx.process.capable('CAP_SYS_RESOURCE')) return -EPERM;
+  if (!ictx.objects.isEmpty) return -EBUSY;
+  if (cmd.val64 > 1n) return -EINVAL;
+  ictx.accountMode = cmd.val64 === 1n ? 'mm' : 'user';
+  return 0;
+}
+
+function* optionHugePages({ cmd, ctx }: OptionCommand, { iopt }: Ioas): Task<number> {
+  if (cmd.op === IOMMU_OPTION_OP_GET) {
+    cmd.val64 = iopt.disableLargePages ? 0n : 1n;
+    return 0;
+  }
+  if (cmd.op !== IOMMU_OPTION_OP_SET) return -EOPNOTSUPP;
+  if (cmd.val64 === 0n) return yield* iopt.disable_large_pages(ctx);
+  if (cmd.val64 !== 1n) return -EINVAL;
+  yield* iopt.enable_large_pages();
+  return 0;
+}
+
+/** IOMMU_OPTION */
+export function* option(ucmd: OptionCommand): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (cmd.__reserved !== 0) return -EOPNOTSUPP;
+  let rc: number = -EOPNOTSUPP;
+  if (cmd.option_id === IOMMU_OPTION_RLIMIT_MODE) rc = optionRlimitMode(ucmd);
+  else if (cmd.option_id === IOMMU_OPTION_HUGE_PAGES) {
+    rc = yield* withIoas(ictx, cmd.object_id, (ioas) => optionHugePages(ucmd, ioas));
+  }
+  return rc < 0 ? rc : ucmd.respond();
+}

@@ -1,0 +1,135 @@
+/**
+ * /dev/iommu: the descriptor, its context and the dispatch of its ioctls.
+ *
+ * The rules all ioctls share are here: an unknown number is ENOTTY; the struct begins with its size, which must cover the
+ * mandatory fields (EINVAL) and may be longer than this kernel knows as long as the rest is zero (E2BIG); fields the
+ * caller's struct does not have are zero. The context outlives its file while devices are bound to it.
+ *
+ * Source: Linux drivers/iommu/iommufd/main.c; domain.md A1 (common rules), A5.
+ */
+import type { Arena } from '../../core/arena.js';
+import type { Task } from '../../runtime/task.js';
+import { E2BIG, EFAULT, EINVAL, ENOTTY } from '../../uapi/errno.js';
+import {
+  IOMMU_DESTROY,
+  IOMMU_GET_HW_INFO,
+  IOMMU_HWPT_ALLOC,
+  IOMMU_HWPT_GET_DIRTY_BITMAP,
+  IOMMU_HWPT_SET_DIRTY_TRACKING,
+  IOMMU_IOAS_ALLOC,
+  IOMMU_IOAS_ALLOW_IOVAS,
+  IOMMU_IOAS_COPY,
+  IOMMU_IOAS_IOVA_RANGES,
+  IOMMU_IOAS_MAP,
+  IOMMU_IOAS_MAP_FILE,
+  IOMMU_IOAS_UNMAP,
+  IOMMU_OPTION,
+  type iommu_destroy,
+} from '../../uapi/iommufd.js';
+import { OpenFile, type SyscallContext } from '../files.js';
+import { row, type CommandRow } from './command.js';
+import { getHwInfo, IommufdGroups } from './device.js';
+import { hwptAlloc, hwptGetDirtyBitmap, hwptSetDirtyTracking } from './hw-pagetable.js';
+import {
+  ioasAlloc,
+  ioasAllowIovas,
+  ioasCopy,
+  ioasIovaRanges,
+  ioasMap,
+  ioasMapFile,
+  ioasUnmap,
+  option,
+  type CommandOf,
+} from './ioas.js';
+import { ObjectTable } from './object.js';
+import { SwMsiPages } from './sw-msi.js';
+
+/** How pinned pages are charged (IOMMU_OPTION_RLIMIT_MODE). */
+export type AccountMode = 'user' | 'mm';
+
+/** `struct iommufd_ctx`: everything behind one opened /dev/iommu. */
+export class IommufdContext {
+  readonly arena: Arena;
+  /** The module parameter: bind devices whose interrupts are not isolated. */
+  readonly allowUnsafeInterrupts: boolean;
+  readonly objects = new ObjectTable();
+  readonly groups = new IommufdGroups();
+  readonly swMsi = new SwMsiPages();
+  accountMode: AccountMode = 'user';
+  #users = 1;
+
+  constructor(arena: Arena, allowUnsafeInterrupts: boolean) {
+    this.arena = arena;
+    this.allowUnsafeInterrupts = allowUnsafeInterrupts;
+  }
+
+  /** A bound device keeps the context. */
+  get(): void {
+    this.#users++;
+  }
+
+  /** The last user destroys every object. */
+  *put(): Task<void> {
+    if (--this.#users === 0) yield* this.objects.destroyAll();
+  }
+}
+
+/** IOMMU_DESTROY */
+function* destroy({ cmd, ictx }: CommandOf<typeof iommu_destroy>): Task<number> {
+  return yield* ictx.objects.remove(cmd.id);
+}
+
+const rows: readonly CommandRow[] = [
+  row(IOMMU_DESTROY, destroy),
+  row(IOMMU_GET_HW_INFO, getHwInfo),
+  row(IOMMU_HWPT_ALLOC, hwptAlloc),
+  row(IOMMU_HWPT_GET_DIRTY_BITMAP, hwptGetDirtyBitmap),
+  row(IOMMU_HWPT_SET_DIRTY_TRACKING, hwptSetDirtyTracking),
+  row(IOMMU_IOAS_ALLOC, ioasAlloc),
+  row(IOMMU_IOAS_ALLOW_IOVAS, ioasAllowIovas),
+  row(IOMMU_IOAS_COPY, ioasCopy),
+  row(IOMMU_IOAS_IOVA_RANGES, ioasIovaRanges),
+  row(IOMMU_IOAS_MAP, ioasMap),
+  row(IOMMU_IOAS_MAP_FILE, ioasMapFile),
+  row(IOMMU_IOAS_UNMAP, ioasUnmap),
+  row(IOMMU_OPTION, option),
+];
+const rowByNumber = new Map(rows.map((entry) => [entry.number, entry]));
+
+const SIZE_BYTES = 4;
+
+/** Copies the argument struct in as `copy_struct_from_user` does: its bytes, or -errno. */
+function copyStruct(ctx: SyscallContext, command: CommandRow, address: bigint): Uint8Array | number {
+  const head = ctx.copy_from_user(address, SIZE_BYTES);
+  if (head === undefined) return -EFAULT;
+  const userSize = new DataView(head.buffer, head.byteOffset).getUint32(0, true);
+  if (userSize < command.minimumBytes) return -EINVAL;
+  if (userSize > command.sizeBytes) {
+    const tail = ctx.copy_from_user(address + BigInt(command.sizeBytes), userSize - command.sizeBytes);
+    if (tail === undefined) return -EFAULT;
+    if (tail.some((byte) => byte !== 0)) return -E2BIG;
+  }
+  return ctx.copy_from_user(address, Math.min(userSize, command.sizeBytes)) ?? -EFAULT;
+}
+
+/** An opened /dev/iommu. */
+export class IommufdFile extends OpenFile {
+  readonly ictx: IommufdContext;
+
+  constructor(ictx: IommufdContext) {
+    super();
+    this.ictx = ictx;
+  }
+
+  override *ioctl(ctx: SyscallContext, cmd: number, arg: bigint): Task<number> {
+    const command = rowByNumber.get(cmd);
+    if (command === undefined) return -ENOTTY;
+    const bytes = copyStruct(ctx, command, arg);
+    if (typeof bytes === 'number') return bytes;
+    return yield* command.run(this.ictx, ctx, bytes, arg);
+  }
+
+  override *release(): Task<void> {
+    yield* this.ictx.put();
+  }
+}

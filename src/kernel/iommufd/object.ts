@@ -1,0 +1,134 @@
+/**
+ * Objects of an iommufd and their numbers.
+ *
+ * One number space per descriptor: the lowest free number, from 1. An object gets its number when it is allocated but can
+ * be found only after `finalize`; `abort` gives the number back as if nothing had been. `users` counts the object's own
+ * existence (1), every long-term reference, and every call that is working with it; DESTROY needs it to be exactly 1.
+ * A destroy on behalf of a driver waits for the calls (`shortTerm`) instead of failing.
+ *
+ * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
+ */
+import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
+import { EBUSY, ENOENT } from '../../uapi/errno.js';
+
+/** `enum iommufd_object_type`, as far as there are such objects. */
+export type ObjectType = 'ioas' | 'hwpt-paging' | 'device' | 'access';
+
+/** Something with a number. */
+export abstract class IommufdObject {
+  abstract readonly type: ObjectType;
+  /** Set by {@link ObjectTable.alloc}. */
+  id = 0;
+  users = 1;
+  /** Calls that are using the object now. */
+  shortTerm = 0;
+  readonly idle = new WaitQueue('iommufd:object idle');
+
+  /** Undoes what creating it did. Nobody can find it any more. */
+  abstract destroy(): Task<void>;
+}
+
+/** All objects of one iommufd. */
+export class ObjectTable {
+  /** Undefined: the number is taken, the object cannot be found (yet). */
+  readonly #slots: (IommufdObject | undefined)[] = [undefined];
+  readonly #isTaken: boolean[] = [true];
+  #taken = 0;
+
+  get isEmpty(): boolean {
+    return this.#taken === 0;
+  }
+
+  get size(): number {
+    return this.#taken;
+  }
+
+  /** Gives an object its number. */
+  alloc(object: IommufdObject): void {
+    const free = this.#isTaken.indexOf(false);
+    object.id = free < 0 ? this.#isTaken.length : free;
+    this.#isTaken[object.id] = true;
+    this.#slots[object.id] = undefined;
+    this.#taken++;
+  }
+
+  /** Lets an allocated object be found. */
+  finalize(object: IommufdObject): void {
+    invariant(this.#isTaken[object.id] === true, 'iommufd: finalize of an object without a number');
+    this.#slots[object.id] = object;
+  }
+
+  /** Gives back the number of an object that was never finalized. */
+  abort(object: IommufdObject): void {
+    invariant(this.#slots[object.id] === undefined, 'iommufd: abort of a finalized object');
+    this.#free(object.id);
+  }
+
+  /** Finds an object and keeps it from going away until {@link put}; undefined when there is none of that type. */
+  get<T extends IommufdObject>(id: number, isKind: (object: IommufdObject) => object is T): T | undefined {
+    const object = this.#slots[id];
+    if (object === undefined || !isKind(object)) return undefined;
+    this.hold(object);
+    return object;
+  }
+
+  /** A short-term reference to an object that is known to live. */
+  hold(object: IommufdObject): void {
+    object.users++;
+    object.shortTerm++;
+  }
+
+  put(object: IommufdObject): void {
+    object.users--;
+    object.shortTerm--;
+    if (object.shortTerm === 0) object.idle.wakeAll();
+  }
+
+  /** Destroys by number as IOMMU_DESTROY does: 0, -ENOENT, -EBUSY. */
+  *remove(id: number): Task<number> {
+    const object = this.#slots[id];
+    if (object === undefined) return -ENOENT;
+    if (object.users !== 1) return -EBUSY;
+    yield* this.#destroy(object);
+    return 0;
+  }
+
+  /** Destroys an object whose only long-term user is the caller; waits for calls that work with it. */
+  *destroyUser(object: IommufdObject): Task<void> {
+    object.users--;
+    while (object.shortTerm > 0) yield object.idle;
+    invariant(object.users === 1, `iommufd: object ${object.id} (${object.type}) destroyed by its driver while in use`);
+    yield* this.#destroy(object);
+  }
+
+  /** Takes a reference away and destroys the object if that was the last. */
+  *putAndTryDestroy(object: IommufdObject): Task<void> {
+    object.users--;
+    if (object.users === 1 && this.#slots[object.id] === object) yield* this.#destroy(object);
+  }
+
+  /** Destroys everything, dependent objects first. */
+  *destroyAll(): Task<void> {
+    while (!this.isEmpty) {
+      const before = this.#taken;
+      for (const object of this.objects()) if (object.users === 1) yield* this.#destroy(object);
+      invariant(this.#taken < before, 'iommufd: objects refer to each other in a circle');
+    }
+  }
+
+  /** Objects that can be found, by number. */
+  objects(): IommufdObject[] {
+    return this.#slots.filter((object) => object !== undefined);
+  }
+
+  *#destroy(object: IommufdObject): Task<void> {
+    this.#free(object.id);
+    yield* object.destroy();
+  }
+
+  #free(id: number): void {
+    this.#slots[id] = undefined;
+    this.#isTaken[id] = false;
+    this.#taken--;
+  }
+}

@@ -1,0 +1,67 @@
+/**
+ * Where mapped pages come from, and who pays for pinning them.
+ *
+ * The process that maps is remembered, not the one that later attaches: a page pinned by an attach is charged to the
+ * mapper and comes from the mapper's address space.
+ *
+ * Source: Linux drivers/iommu/iommufd/pages.c (iopt_alloc_pages, do_update_pinned); domain.md A1.7, A1.9.
+ */
+import type { Task } from '../../runtime/task.js';
+import { EINVAL, ENOMEM } from '../../uapi/errno.js';
+import type { OpenFile } from '../files.js';
+import { MemfdFile } from '../mm/memfd.js';
+import type { PinnedRun } from '../mm/mm.js';
+import type { Process } from '../mm/process.js';
+import type { AccountMode } from './main.js';
+import { PAGE_BYTES, PAGE_SIZE, type PageSource, type PinAccount } from './pages.js';
+
+/** Pages of a process from the page of `address` on. */
+export function userPages(process: Process, address: bigint): PageSource {
+  const { mm } = process;
+  const startByte = address - (address % PAGE_SIZE);
+  return {
+    startByte,
+    *pin(firstPage, pages, write): Task<PinnedRun[] | number> {
+      return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
+    },
+    unpin: (runs) => mm.unpin_user_pages(runs),
+  };
+}
+
+/** Pages of a file from the page of `offset` on. Pinning finds out whether it is a memfd: -EINVAL for other files. */
+export function filePages(file: OpenFile, offset: bigint): PageSource {
+  const startByte = offset - (offset % PAGE_SIZE);
+  const first = Number(startByte / PAGE_SIZE);
+  const memfd = file instanceof MemfdFile ? file : undefined;
+  return {
+    startByte,
+    *pin(firstPage, pages): Task<PinnedRun[] | number> {
+      return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
+    },
+    unpin: (runs) => memfd?.unpin_folios(runs),
+  };
+}
+
+/** The account of a process that maps now. */
+export function pinAccount(process: Process, mode: AccountMode): PinAccount {
+  const { mm } = process;
+  const counter = process.capable('CAP_IPC_LOCK') ? undefined : mode === 'mm' ? mm : process.user;
+  const limitPages = (): number => {
+    const limit = process.rlimits.memlockBytes;
+    return limit === undefined ? Infinity : Number(limit / BigInt(PAGE_BYTES));
+  };
+  return {
+    charge(pages): number {
+      if (counter !== undefined) {
+        if (counter.lockedVm + pages > limitPages()) return -ENOMEM;
+        counter.lockedVm += pages;
+      }
+      mm.pinnedVm += pages;
+      return 0;
+    },
+    uncharge(pages): void {
+      if (counter !== undefined) counter.lockedVm -= pages;
+      mm.pinnedVm -= pages;
+    },
+  };
+}

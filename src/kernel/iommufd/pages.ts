@@ -1,0 +1,214 @@
+/**
+ * Pinned memory behind mappings: `struct iopt_pages`.
+ *
+ * A pages object stands for a run of pages of a process's address space or of a memfd. Areas (of one or several address
+ * spaces: IOAS_COPY shares the object) take slices of it. A page is pinned while at least one domain or access uses it,
+ * once, however many do; nothing is pinned while nobody does. Pins are kept as extents {first, last, users, runs}, so a
+ * terabyte of contiguous memory is a handful of records.
+ *
+ * Accounting: pages that are pinned are charged to the user's `locked_vm` (against RLIMIT_MEMLOCK), or to the process's,
+ * or to nobody with CAP_IPC_LOCK; the process's `pinned_vm` counts in any case. Charged after pinning, so EFAULT wins over
+ * ENOMEM, as in Linux.
+ *
+ * Lock order: `domains_rwsem` -> `iova_rwsem` -> `pages.mutex`. Whoever changes the extents holds the mutex.
+ * Invariants: extents are disjoint, sorted, users >= 1; charged pages = pages in extents (domain.md INV-3, INV-5).
+ *
+ * Source: Linux drivers/iommu/iommufd/pages.c; domain.md A1.8, A1.9, A6.5.
+ */
+import { Mutex } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
+import { EOVERFLOW } from '../../uapi/errno.js';
+import type { PinnedRun } from '../mm/mm.js';
+
+/** The kernel's PAGE_SIZE for iommufd. */
+export const PAGE_BYTES = 4096;
+/** The same for 64-bit arithmetic. */
+export const PAGE_SIZE = 4096n;
+
+/** Where pages come from: an address space or a file. */
+export interface PageSource {
+  /** Address (or file offset) of page 0, page aligned: what automatic IOVAs are aligned like. */
+  readonly startByte: bigint;
+  /** Pins pages of the object; the runs in order, or -errno with nothing pinned. */
+  pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number>;
+  unpin(runs: readonly PinnedRun[]): void;
+}
+
+/** Who pays for pinned pages. */
+export interface PinAccount {
+  /** Adds to what is counted; -ENOMEM over the limit, with nothing added. */
+  charge(pages: number): number;
+  uncharge(pages: number): void;
+}
+
+interface Extent {
+  readonly first: number;
+  readonly last: number;
+  users: number;
+  readonly runs: readonly PinnedRun[];
+}
+
+/** The part of `runs` (which begin at page `base`) that covers first..last. */
+function sliceRuns(runs: readonly PinnedRun[], base: number, first: number, last: number): PinnedRun[] {
+  const slice: PinnedRun[] = [];
+  let at = base;
+  for (const run of runs) {
+    const from = Math.max(at, first);
+    const end = Math.min(at + run.pages, last + 1);
+    if (end > from) slice.push({ pfn: run.pfn + (from - at), pages: end - from });
+    at += run.pages;
+    if (at > last) break;
+  }
+  return slice;
+}
+
+function appendRuns(into: PinnedRun[], runs: readonly PinnedRun[]): void {
+  for (const run of runs) {
+    const before = into.at(-1);
+    if (before !== undefined && before.pfn + before.pages === run.pfn) {
+      into[into.length - 1] = { pfn: before.pfn, pages: before.pages + run.pages };
+    } else {
+      into.push(run);
+    }
+  }
+}
+
+/** Memory that areas map: pins, users, accounting. */
+export class IoptPages {
+  readonly mutex = new Mutex('iopt:pages_mutex');
+  readonly source: PageSource;
+  readonly npages: number;
+  readonly writable: boolean;
+  #account: PinAccount;
+  #extents: Extent[] = [];
+  #npinned = 0;
+
+  /** A pages object of the first `lengthBytes` bytes of a source, rounded up. -EOVERFLOW beyond 2^52 pages. */
+  static create(source: PageSource, lengthBytes: bigint, writable: boolean, account: PinAccount): IoptPages | number {
+    const npages = (lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE;
+    if (npages > 1n << 52n) return -EOVERFLOW;
+    return new IoptPages(source, Number(npages), writable, account);
+  }
+
+  private constructor(source: PageSource, npages: number, writable: boolean, account: PinAccount) {
+    this.source = source;
+    this.npages = npages;
+    this.writable = writable;
+    this.#account = account;
+  }
+
+  /** Pages pinned now. */
+  get npinned(): number {
+    return this.#npinned;
+  }
+
+  /** Adds a user to every page of first..last and pins those that had none; 0 or -errno with nothing changed. */
+  *use(first: number, last: number): Task<number> {
+    invariant(this.mutex.isHeld, 'iopt_pages: use without the mutex');
+    invariant(first <= last && last < this.npages, 'iopt_pages: use beyond the object');
+    const added: Extent[] = [];
+    let rc = 0;
+    for (const [from, to] of this.#gaps(first, last)) {
+      const runs = yield* this.source.pin(from, to - from + 1, this.writable);
+      if (typeof runs === 'number') {
+        rc = runs;
+        break;
+      }
+      added.push({ first: from, last: to, users: 0, runs });
+    }
+    const newPages = added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
+    if (rc === 0 && newPages > 0) rc = this.#account.charge(newPages);
+    if (rc < 0) {
+      for (const extent of added) this.source.unpin(extent.runs);
+      return rc;
+    }
+    this.#npinned += newPages;
+    this.#extents = [...this.#extents, ...added].sort((a, b) => a.first - b.first);
+    this.#cut(first, last);
+    for (const extent of this.#within(first, last)) extent.users++;
+    return 0;
+  }
+
+  /** Takes a user from every page of first..last and unpins those that have none left. */
+  release(first: number, last: number): void {
+    invariant(this.mutex.isHeld, 'iopt_pages: release without the mutex');
+    this.#cut(first, last);
+    let freed = 0;
+    for (const extent of this.#within(first, last)) {
+      if (--extent.users > 0) continue;
+      this.source.unpin(extent.runs);
+      freed += extent.last - extent.first + 1;
+    }
+    this.#extents = this.#extents.filter((extent) => extent.users > 0);
+    this.#npinned -= freed;
+    if (freed > 0) this.#account.uncharge(freed);
+    this.#join();
+  }
+
+  /** The physical runs behind pages first..last, all of which must be in use. */
+  runs(first: number, last: number): PinnedRun[] {
+    const runs: PinnedRun[] = [];
+    for (const extent of this.#extents) {
+      if (extent.last < first || extent.first > last) continue;
+      appendRuns(runs, sliceRuns(extent.runs, extent.first, first, last));
+    }
+    invariant(
+      runs.reduce((sum, run) => sum + run.pages, 0) === last - first + 1,
+      'iopt_pages: runs of pages that are not pinned',
+    );
+    return runs;
+  }
+
+  #within(first: number, last: number): Extent[] {
+    return this.#extents.filter((extent) => extent.first >= first && extent.last <= last);
+  }
+
+  /** Ranges of first..last that no extent covers. */
+  #gaps(first: number, last: number): [number, number][] {
+    const gaps: [number, number][] = [];
+    let at = first;
+    for (const extent of this.#extents) {
+      if (extent.last < at) continue;
+      if (extent.first > last) break;
+      if (extent.first > at) gaps.push([at, extent.first - 1]);
+      at = extent.last + 1;
+    }
+    if (at <= last) gaps.push([at, last]);
+    return gaps;
+  }
+
+  /** Splits extents so that none crosses a border of first..last. */
+  #cut(first: number, last: number): void {
+    const cut: Extent[] = [];
+    for (const extent of this.#extents) {
+      let from = extent.first;
+      for (const border of [first, last + 1]) {
+        if (border <= from || border > extent.last) continue;
+        cut.push(this.#part(extent, from, border - 1));
+        from = border;
+      }
+      cut.push(from === extent.first ? extent : this.#part(extent, from, extent.last));
+    }
+    this.#extents = cut;
+  }
+
+  #part(extent: Extent, first: number, last: number): Extent {
+    return { first, last, users: extent.users, runs: sliceRuns(extent.runs, extent.first, first, last) };
+  }
+
+  /** Joins neighbours with the same number of users. */
+  #join(): void {
+    const joined: Extent[] = [];
+    for (const extent of this.#extents) {
+      const before = joined.at(-1);
+      if (before === undefined || before.last + 1 !== extent.first || before.users !== extent.users) {
+        joined.push(extent);
+        continue;
+      }
+      const runs = [...before.runs];
+      appendRuns(runs, extent.runs);
+      joined[joined.length - 1] = { first: before.first, last: extent.last, users: before.users, runs };
+    }
+    this.#extents = joined;
+  }
+}

@@ -1,0 +1,79 @@
+/**
+ * Software MSI: doorbells that sit behind the IOMMU get a page in a window the IOMMU's driver reserves.
+ *
+ * The list of doorbell pages belongs to the descriptor: the n-th doorbell of a window is at window start + n pages for
+ * every device of that descriptor, so an address programmed into a device stays right when it moves to another page table.
+ * A page is mapped in a page table when the first device there needs it, and again wherever its group goes.
+ *
+ * Lock: `mutex`, innermost. Source: Linux drivers/iommu/iommufd/driver.c, device.c; domain.md A1.37.
+ */
+import { Mutex } from '../../runtime/locks.js';
+import type { Task } from '../../runtime/task.js';
+import { EOVERFLOW } from '../../uapi/errno.js';
+import { IOMMU_MMIO, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
+import type { HwptPaging } from './hw-pagetable.js';
+import { PAGE_BYTES } from './pages.js';
+
+/** Doorbell pages a descriptor can have: the kernel keeps them in one 64-bit word. */
+const MAX_PAGES = 64;
+
+interface SwMsiPage {
+  readonly id: number;
+  readonly windowStart: number;
+  readonly doorbellPage: number;
+  readonly pageOffset: number;
+}
+
+/** The doorbell pages of one iommufd. */
+export class SwMsiPages {
+  readonly #mutex = new Mutex('iommufd:sw_msi_lock');
+  readonly #pages: SwMsiPage[] = [];
+
+  /** Maps a doorbell for a group's page table; its IOVA, or -errno. Notes the page in `required`. */
+  *prepare(hwpt: HwptPaging, windowStart: bigint, doorbellPa: number, required: Set<number>): Task<bigint | number> {
+    yield* this.#mutex.lock();
+    try {
+      const offset = doorbellPa % PAGE_BYTES;
+      const page = this.#find(Number(windowStart), doorbellPa - offset);
+      if (page === undefined) return -EOVERFLOW;
+      const rc = yield* this.#install(hwpt, page);
+      if (rc < 0) return rc;
+      required.add(page.id);
+      return BigInt(page.windowStart + page.pageOffset * PAGE_BYTES + offset);
+    } finally {
+      this.#mutex.unlock();
+    }
+  }
+
+  /** Maps every page a group has been using into the page table it moves to: 0 or -errno. */
+  *installAll(hwpt: HwptPaging, windowStart: bigint, required: ReadonlySet<number>): Task<number> {
+    yield* this.#mutex.lock();
+    try {
+      for (const page of this.#pages) {
+        if (BigInt(page.windowStart) !== windowStart || !required.has(page.id)) continue;
+        const rc = yield* this.#install(hwpt, page);
+        if (rc < 0) return rc;
+      }
+      return 0;
+    } finally {
+      this.#mutex.unlock();
+    }
+  }
+
+  #find(windowStart: number, doorbellPage: number): SwMsiPage | undefined {
+    const ofWindow = this.#pages.filter((page) => page.windowStart === windowStart);
+    const known = ofWindow.find((page) => page.doorbellPage === doorbellPage);
+    if (known !== undefined || this.#pages.length >= MAX_PAGES) return known;
+    const page = { id: this.#pages.length, windowStart, doorbellPage, pageOffset: ofWindow.length };
+    this.#pages.push(page);
+    return page;
+  }
+
+  *#install(hwpt: HwptPaging, page: SwMsiPage): Task<number> {
+    if (hwpt.presentSwMsi.has(page.id)) return 0;
+    const iova = page.windowStart + page.pageOffset * PAGE_BYTES;
+    const rc = yield* hwpt.domain.map(iova, page.doorbellPage, PAGE_BYTES, IOMMU_READ | IOMMU_WRITE | IOMMU_MMIO);
+    if (rc === 0) hwpt.presentSwMsi.add(page.id);
+    return rc;
+  }
+}

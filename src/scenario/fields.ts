@@ -1,0 +1,97 @@
+/**
+ * Field types that scenario files and host profiles share: addresses, ranges, sizes, names.
+ *
+ * Each is a zod schema whose output is what the rest of the program wants (bigint addresses, numbers of nanoseconds) and
+ * whose input is what JSON Schema shows to editors.
+ */
+import { z } from 'zod';
+import type { AddressRange } from '../hardware/description.js';
+import { hexText, parseBandwidth, parseDurationNs, parseSize } from './units.js';
+
+const U64_LAST = (1n << 64n) - 1n;
+
+/** Issue text for a name that is not one. */
+const NAME_RULE = 'a name starts with a letter and has letters, digits, "-" and "_" (64 at most)';
+
+/** Name of a host, guest, process, IOAS or result. */
+export const name = z
+  .string({ error: NAME_RULE })
+  .regex(/^[A-Za-z][A-Za-z0-9_-]{0,63}$/, NAME_RULE)
+  .refine((text) => !(text in Object.prototype), NAME_RULE);
+
+/** An address: an integer, best written in hexadecimal, below 2^64. */
+export const address = z
+  .bigint({ error: 'expected an address, e.g. 0xc6010000' })
+  .min(0n, 'an address is not negative')
+  .max(U64_LAST, 'an address is below 2^64');
+
+/** A count as an ordinary number. */
+export function count(least: number, most: number): z.ZodType<number, bigint> {
+  return z
+    .bigint({ error: 'expected a whole number' })
+    .min(BigInt(least), `expected at least ${least}`)
+    .max(BigInt(most), `expected at most ${most}`)
+    .transform(Number);
+}
+
+function parsed<T>(what: string, example: string, parse: (text: string) => T | undefined): z.ZodType<T, string> {
+  const message = `expected a ${what}, e.g. ${example}`;
+  return z.string({ error: message }).transform((text, context) => {
+    const value = parse(text);
+    if (value === undefined) {
+      context.addIssue({ code: 'custom', message: `${message}, not ${JSON.stringify(text.slice(0, 40))}` });
+      return z.NEVER;
+    }
+    return value;
+  });
+}
+
+/** A size in bytes: `4 GiB`. */
+export const size = parsed('size', '4 GiB', parseSize);
+
+/** A duration in nanoseconds: `50 us`. */
+export const duration = parsed('duration', '50 us', parseDurationNs);
+
+/** A bandwidth in bits per second: `10 Gbit/s`. */
+export const bandwidth = parsed('bandwidth', '10 Gbit/s', parseBandwidth);
+
+/** A PCI function: `0000:7d:00.1`. Normalised to lower case. */
+export const bdf = z
+  .string({ error: 'expected a PCI function, e.g. "0000:7d:00.1"' })
+  .regex(/^[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]$/, 'expected a PCI function, e.g. "0000:7d:00.1"')
+  .transform((text) => text.toLowerCase());
+
+/** An inclusive range: `{ start, last }` or `{ start, size }`. */
+export const range = z
+  .strictObject({ start: address, last: address.optional(), size: size.optional() })
+  .transform((given, context): AddressRange => {
+    const { start } = given;
+    if ((given.last === undefined) === (given.size === undefined)) {
+      context.addIssue({ code: 'custom', message: 'a range has start and either last or size' });
+      return z.NEVER;
+    }
+    const last = given.last ?? start + (given.size ?? 0n) - 1n;
+    if (last < start) {
+      context.addIssue({ code: 'custom', message: `range is reversed: ${hexText(start)}-${hexText(last)}` });
+      return z.NEVER;
+    }
+    if (last > U64_LAST) {
+      context.addIssue({ code: 'custom', message: 'range ends beyond 2^64' });
+      return z.NEVER;
+    }
+    return { start, last };
+  });
+
+/** First two ranges of a list that overlap, by index; undefined when all are disjoint. */
+export function findOverlap(ranges: readonly AddressRange[]): readonly [number, number] | undefined {
+  const order = ranges.map((item, index) => ({ item, index }));
+  order.sort((a, b) => (a.item.start < b.item.start ? -1 : a.item.start > b.item.start ? 1 : a.index - b.index));
+  for (let i = 1; i < order.length; i++) {
+    const before = order[i - 1];
+    const after = order[i];
+    if (before !== undefined && after !== undefined && after.item.start <= before.item.last) {
+      return [Math.min(before.index, after.index), Math.max(before.index, after.index)];
+    }
+  }
+  return undefined;
+}

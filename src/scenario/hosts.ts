@@ -1,0 +1,293 @@
+/**
+ * Host profiles: machines as YAML files, turned into {@link HostDescription}.
+ *
+ * The shipped profiles are in scenarios/hosts/*.yaml, imported snapshots in scenarios/hosts/snapshots/*.json. A profile is
+ * checked here for what would make a board that cannot be: banks that overlap, references to nothing, functions outside
+ * every bridge. What the firmware and the kernel make of a machine is not decided here.
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { basename, extname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import type {
+  AddressRange,
+  BridgeWindow,
+  HostDescription,
+  PciFunctionDescription,
+  ReservedRegionDescription,
+} from '../hardware/description.js';
+import { address, bdf, count, findOverlap, range, size } from './fields.js';
+import { snapshotToHost } from './snapshot.js';
+import { InputError, SourceText, type InputProblem, type ValuePath } from './text.js';
+import { hexText } from './units.js';
+
+const identifier = z.string().regex(/^[A-Za-z0-9][\w.:@-]{0,63}$/, 'expected an identifier');
+
+const iommu = z.strictObject({
+  name: identifier,
+  base: address,
+  stage1: z.boolean().default(true),
+  stage2: z.boolean().default(true),
+  'input-bits': count(32, 52).default(48),
+  'output-bits': z.union(
+    [32n, 36n, 40n, 42n, 44n, 48n, 52n].map((bits) => z.literal(bits)),
+    { error: 'output-bits is one of 32, 36, 40, 42, 44, 48, 52' },
+  ),
+  httu: z.enum(['none', 'access', 'dirty']).default('none'),
+  granules: z.array(z.enum(['4k', '16k', '64k'])).min(1).default(['4k']),
+  'stream-id-bits': count(8, 32).default(16),
+  'range-invalidation': z.boolean().default(false),
+  'software-msi': range.optional(),
+});
+
+const msiController = z.strictObject({
+  name: identifier,
+  kind: z.enum(['its', 'gicv2m', 'x86']),
+  base: address,
+  'bypasses-iommu': z.boolean().default(false),
+  isolated: z.boolean().default(true),
+});
+
+const bridgeWindow = z
+  .strictObject({ start: address, last: address, 'cpu-start': address.optional(), prefetchable: z.boolean().default(false) })
+  .refine((window) => window.start <= window.last, 'window is reversed');
+
+const hostBridge = z.strictObject({
+  name: identifier,
+  segment: count(0, 0xffff).default(0),
+  buses: z
+    .tuple([count(0, 255), count(0, 255)])
+    .refine(([first, last]) => first <= last, 'bus numbers are reversed')
+    .default([0, 255]),
+  ecam: range.optional(),
+  windows: z.array(bridgeWindow).default([]),
+  iommu: identifier.optional(),
+  msi: identifier.optional(),
+  'stream-id-base': count(0, 0xffff_ffff).default(0),
+});
+
+const bar = z.strictObject({ index: count(0, 5), size, is64: z.boolean().default(false), start: address.optional() });
+
+/** A PCI function as profiles and the `devices` of a scenario's host give it. */
+export const pciFunction = z.strictObject({
+  bdf,
+  model: z.enum(['dma-engine', 'nic', 'generic', 'bridge']).default('dma-engine'),
+  vendor: count(0, 0xffff),
+  device: count(0, 0xffff),
+  class: count(0, 0xff_ffff),
+  driver: identifier.optional(),
+  bars: z.array(bar).max(6).optional(),
+  msi: identifier.optional(),
+  absent: z.boolean().optional(),
+});
+
+const reservedRegion = z
+  .strictObject({
+    start: address,
+    last: address,
+    type: z.enum(['direct', 'direct-relaxable', 'reserved', 'msi', 'software-msi']),
+    owner: z.string().min(1).max(80),
+    devices: z.array(bdf).optional(),
+  })
+  .refine((region) => region.start <= region.last, 'region is reversed');
+
+/** A host profile file. */
+export const hostProfile = z.strictObject({
+  title: z.string().min(1),
+  sources: z.array(z.string()).default([]),
+  arch: z.enum(['arm64', 'x86']),
+  kernel: z.string().regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0').default('7.3.4'),
+  'page-size': z.enum(['4 KiB', '64 KiB']).default('4 KiB'),
+  memory: z.array(range).min(1),
+  iommus: z.array(iommu).default([]),
+  'msi-controllers': z.array(msiController).default([]),
+  'host-bridges': z.array(hostBridge).default([]),
+  functions: z.array(pciFunction).default([]),
+  'reserved-regions': z.array(reservedRegion).default([]),
+  groups: z.array(z.array(bdf).min(1)).optional(),
+  'allow-unsafe-interrupts': z.boolean().default(false),
+});
+
+type HostProfile = z.output<typeof hostProfile>;
+
+/** A function of a profile as the board wants it. */
+export function functionDescription(given: z.output<typeof pciFunction>): PciFunctionDescription {
+  return {
+    bdf: given.bdf,
+    model: given.model,
+    vendor: given.vendor,
+    device: given.device,
+    classCode: given.class,
+    ...(given.driver === undefined ? {} : { driver: given.driver }),
+    ...(given.msi === undefined ? {} : { msi: given.msi }),
+    ...(given.absent === undefined ? {} : { absent: given.absent }),
+    ...(given.bars === undefined
+      ? {}
+      : {
+          bars: given.bars.map((b) => ({
+            index: b.index,
+            sizeBytes: Number(b.size),
+            is64: b.is64,
+            ...(b.start === undefined ? {} : { start: b.start }),
+          })),
+        }),
+  };
+}
+
+function windowDescription(window: z.output<typeof bridgeWindow>): BridgeWindow {
+  return {
+    start: window.start,
+    last: window.last,
+    cpuStart: window['cpu-start'] ?? window.start,
+    prefetchable: window.prefetchable,
+  };
+}
+
+function regionDescription(region: z.output<typeof reservedRegion>): ReservedRegionDescription {
+  const { devices, ...rest } = region;
+  return devices === undefined ? rest : { ...rest, devices };
+}
+
+function describeHost(name: string, given: HostProfile): HostDescription {
+  return {
+    name,
+    title: given.title,
+    sources: given.sources,
+    arch: given.arch,
+    kernelRelease: given.kernel,
+    pageShift: given['page-size'] === '4 KiB' ? 12 : 16,
+    memory: given.memory,
+    iommus: given.iommus.map((smmu) => ({
+      name: smmu.name,
+      base: smmu.base,
+      stage1: smmu.stage1,
+      stage2: smmu.stage2,
+      inputBits: smmu['input-bits'],
+      outputBits: Number(smmu['output-bits']),
+      httu: smmu.httu,
+      granules: smmu.granules,
+      streamIdBits: smmu['stream-id-bits'],
+      rangeInvalidation: smmu['range-invalidation'],
+      ...(smmu['software-msi'] === undefined ? {} : { softwareMsi: smmu['software-msi'] }),
+    })),
+    msiControllers: given['msi-controllers'].map((msi) => ({
+      name: msi.name,
+      kind: msi.kind,
+      base: msi.base,
+      bypassesIommu: msi['bypasses-iommu'],
+      isolated: msi.isolated,
+    })),
+    hostBridges: given['host-bridges'].map((bridge) => ({
+      name: bridge.name,
+      segment: bridge.segment,
+      firstBus: bridge.buses[0],
+      lastBus: bridge.buses[1],
+      windows: bridge.windows.map(windowDescription),
+      streamIdBase: bridge['stream-id-base'],
+      ...(bridge.ecam === undefined ? {} : { ecam: bridge.ecam }),
+      ...(bridge.iommu === undefined ? {} : { iommu: bridge.iommu }),
+      ...(bridge.msi === undefined ? {} : { msi: bridge.msi }),
+    })),
+    functions: given.functions.map(functionDescription),
+    reservedRegions: given['reserved-regions'].map(regionDescription),
+    ...(given.groups === undefined ? {} : { groups: given.groups }),
+    allowUnsafeInterrupts: given['allow-unsafe-interrupts'],
+  };
+}
+
+interface Flaw {
+  readonly path: ValuePath;
+  readonly message: string;
+}
+
+/** What makes a description a machine that cannot be. Paths are those of a profile. */
+export function hostFlaws(host: HostDescription): Flaw[] {
+  const flaws: Flaw[] = [];
+  const overlap = (path: string, what: string, ranges: readonly AddressRange[]): void => {
+    const found = findOverlap(ranges);
+    if (found === undefined) return;
+    const other = ranges[found[0]];
+    flaws.push({
+      path: [path, found[1]],
+      message: `${what} overlaps ${hexText(other?.start ?? 0n)}-${hexText(other?.last ?? 0n)}`,
+    });
+  };
+  overlap('memory', 'memory bank', host.memory);
+  const iommus = new Set(host.iommus.map((smmu) => smmu.name));
+  const msis = new Set(host.msiControllers.map((msi) => msi.name));
+  host.hostBridges.forEach((bridge, index) => {
+    const path = ['host-bridges', index];
+    if (bridge.iommu !== undefined && !iommus.has(bridge.iommu))
+      flaws.push({ path: [...path, 'iommu'], message: `no iommu ${bridge.iommu}` });
+    if (bridge.msi !== undefined && !msis.has(bridge.msi))
+      flaws.push({ path: [...path, 'msi'], message: `no msi-controller ${bridge.msi}` });
+  });
+  const seen = new Set<string>();
+  host.functions.forEach((fn, index) => {
+    const path = ['functions', index];
+    if (seen.has(fn.bdf)) flaws.push({ path: [...path, 'bdf'], message: `${fn.bdf} is there twice` });
+    seen.add(fn.bdf);
+    const segment = parseInt(fn.bdf.slice(0, 4), 16);
+    const bus = parseInt(fn.bdf.slice(5, 7), 16);
+    const bridge = host.hostBridges.find((b) => b.segment === segment && b.firstBus <= bus && bus <= b.lastBus);
+    if (bridge === undefined) flaws.push({ path: [...path, 'bdf'], message: `no host bridge leads to ${fn.bdf}` });
+    if (fn.msi !== undefined && !msis.has(fn.msi))
+      flaws.push({ path: [...path, 'msi'], message: `no msi-controller ${fn.msi}` });
+  });
+  return flaws;
+}
+
+/** Reads a profile's text. @throws InputError */
+export function parseHostProfile(file: string, text: string, name: string): HostDescription {
+  const source = SourceText.parse(file, text);
+  const host = describeHost(name, source.as(hostProfile));
+  const problems = hostFlaws(host).map(({ path, message }): InputProblem => source.problem(path, message));
+  if (problems.length > 0) throw new InputError(problems);
+  return host;
+}
+
+/** The directory of shipped hosts. */
+function shippedDirectory(): string {
+  // From src/scenario or dist/src/scenario: the package's root is the first ancestor that has scenarios/hosts.
+  for (const up of ['../../scenarios/hosts', '../../../scenarios/hosts']) {
+    const path = fileURLToPath(new URL(up, import.meta.url));
+    try {
+      readdirSync(path);
+      return path;
+    } catch {
+      continue;
+    }
+  }
+  throw new Error('scenarios/hosts is not there');
+}
+
+function filesIn(directory: string, extension: string): string[] {
+  return readdirSync(directory)
+    .filter((file) => extname(file) === extension)
+    .map((file) => basename(file, extension))
+    .sort();
+}
+
+/** Names of shipped profiles and of shipped snapshots. */
+export function shippedHosts(): { readonly profiles: readonly string[]; readonly snapshots: readonly string[] } {
+  const directory = shippedDirectory();
+  return { profiles: filesIn(directory, '.yaml'), snapshots: filesIn(join(directory, 'snapshots'), '.json') };
+}
+
+/** A host file by path: YAML is a profile, JSON a snapshot. @throws InputError, or the file system's error */
+export function readHostFile(path: string, name: string): HostDescription {
+  const text = readFileSync(path, 'utf8');
+  return extname(path) === '.json' ? snapshotToHost(path, text, name) : parseHostProfile(path, text, name);
+}
+
+/** A shipped profile. `undefined` when there is none of that name. @throws InputError when the file is broken */
+export function shippedProfile(profile: string, name: string = profile): HostDescription | undefined {
+  if (!shippedHosts().profiles.includes(profile)) return undefined;
+  return readHostFile(join(shippedDirectory(), `${profile}.yaml`), name);
+}
+
+/** A shipped snapshot. `undefined` when there is none of that name. @throws InputError when the file is broken */
+export function shippedSnapshot(snapshot: string, name: string = snapshot): HostDescription | undefined {
+  if (!shippedHosts().snapshots.includes(snapshot)) return undefined;
+  return readHostFile(join(shippedDirectory(), 'snapshots', `${snapshot}.json`), name);
+}

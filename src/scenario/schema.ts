@@ -1,0 +1,264 @@
+/**
+ * The scenario format: what a file in scenarios/ may say. docs/scenarios.md explains it to people, docs/scenario.schema.json
+ * to editors; both follow this declaration.
+ *
+ * A step is a mapping with one key, its kind. The schemas here check shapes and units; whether names refer to something is
+ * checked by load.ts, which has the whole file in view.
+ */
+import { z } from 'zod';
+import { FAULTS, type FaultId } from '../runtime/faults.js';
+import { ERRNO, type ErrnoName } from '../uapi/errno.js';
+import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
+import { MACHINES, type MachineName } from '../vmm/machines.js';
+import { address, bandwidth, bdf, count, duration, name, range, size } from './fields.js';
+import { pciFunction } from './hosts.js';
+
+function keysOf<K extends string>(table: Readonly<Record<K, unknown>>): [K, ...K[]] {
+  return Object.keys(table) as [K, ...K[]];
+}
+
+function oneOf<K extends string>(what: string, keys: [K, ...K[]]): z.ZodType<K, K> {
+  return z.enum(keys, { error: (issue) => `unknown ${what} ${JSON.stringify(issue.input)}; one of ${keys.join(', ')}` });
+}
+
+const errno = oneOf<ErrnoName>('errno', keysOf(ERRNO));
+const machine = oneOf<MachineName>('vmm', keysOf(MACHINES));
+const fault = oneOf<FaultId>('fault', keysOf(FAULTS));
+/** What a VMM does about a device whose reserved regions lie over guest RAM (src/vmm/hotplug.ts). */
+const hotplugPolicy = oneOf('hotplug-policy', [...HOTPLUG_POLICIES]);
+const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
+
+const hostOptions = {
+  /** Replaces the memory banks. */
+  memory: z.array(range).min(1).optional(),
+  kernel: z.string().regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0').optional(),
+  'allow-unsafe-interrupts': z.boolean().optional(),
+  /** More PCI functions. */
+  devices: z.array(pciFunction).optional(),
+  /** Text of reserved_regions files, as pasted from `grep -h .` over /sys/kernel/iommu_groups; applies to all devices. */
+  'reserved-regions': z.string().optional(),
+};
+
+const host = z.union(
+  [
+    z.strictObject({ profile: z.string().min(1), ...hostOptions }),
+    z.strictObject({ snapshot: z.string().min(1), ...hostOptions }),
+  ],
+  { error: 'a host has either profile or snapshot' },
+);
+
+const link = z.strictObject({ between: z.tuple([name, name]), bandwidth, latency: duration });
+
+const guest = z.strictObject({
+  on: name,
+  vmm: machine,
+  memory: size,
+  'hotplug-policy': hotplugPolicy.default('reject'),
+  vcpus: count(1, 512).optional(),
+  'vcpu-vendor': z.enum(['intel', 'amd']).optional(),
+  /** QEMU's machine property: false for machine types 7.0 and older. */
+  'enforce-amd-1tb-hole': z.boolean().optional(),
+  /** What RAM holds after boot. */
+  content: z.enum(['zero', 'stamped']).optional(),
+  contiguity: contiguity.optional(),
+  /** vCPUs that dirty memory: bytes a second, in a working set. */
+  workload: z.strictObject({ rate: size, 'working-set': size }).optional(),
+});
+
+const process = z.strictObject({
+  on: name,
+  uid: count(0, 0xffff_ffff).default(0),
+  capabilities: z
+    .array(z.string().regex(/^CAP_[A-Z_]+$/, 'expected a capability, e.g. CAP_IPC_LOCK'))
+    .default(['CAP_IPC_LOCK', 'CAP_SYS_RESOURCE']),
+  memlock: size.optional(),
+  /** I/O address spaces by name; every process has `main` when none are listed. */
+  ioas: z.array(name).min(1).default(['main']),
+});
+
+/** Result name of a step, for `expect`. */
+const as = name.optional();
+const owner = { guest: name.optional(), process: name.optional() };
+
+const steps = {
+  boot: z.strictObject({ boot: name }),
+  map: z.strictObject({
+    map: z.strictObject({
+      process: name,
+      ioas: name.optional(),
+      /** The kernel chooses when it is absent. */
+      iova: address.optional(),
+      length: size,
+      access: z.enum(['r', 'w', 'rw']).default('rw'),
+      contiguity: contiguity.default('pages'),
+      as,
+    }),
+  }),
+  unmap: z.strictObject({
+    unmap: z.strictObject({ process: name, ioas: name.optional(), iova: address, length: size, as }),
+  }),
+  copy: z.strictObject({
+    copy: z.strictObject({
+      process: name,
+      from: z.strictObject({ ioas: name, iova: address }),
+      to: z.strictObject({ ioas: name, iova: address }),
+      length: size,
+      as,
+    }),
+  }),
+  allow: z.strictObject({
+    allow: z.strictObject({ process: name, ioas: name.optional(), ranges: z.array(range), as }),
+  }),
+  plug: z.strictObject({
+    plug: z.strictObject({
+      /** `host`: a card is put into the machine. `guest`, `process`: it takes the device. */
+      host: name.optional(),
+      ...owner,
+      device: bdf,
+      ioas: name.optional(),
+      backend: z.enum(['iommufd']).default('iommufd'),
+      /** Of a guest: which comes first in a new address space (QEMU attaches first; a map is what is refused then). */
+      order: z.enum(['map-first', 'attach-first']).optional(),
+      as,
+    }),
+  }),
+  unplug: z.strictObject({
+    unplug: z.strictObject({ host: name.optional(), ...owner, device: bdf, as }),
+  }),
+  replace: z.strictObject({ replace: z.strictObject({ process: name, device: bdf, ioas: name, as }) }),
+  grow: z.strictObject({ grow: z.strictObject({ guest: name, start: address, size, as }) }),
+  dma: z.strictObject({
+    dma: z.strictObject({
+      ...owner,
+      device: bdf,
+      /** Bytes the device writes; without it the device reads. */
+      write: z
+        .strictObject({ to: address, length: size, pattern: address.default(0x5an) })
+        .optional(),
+      copy: z.strictObject({ from: address, to: address, length: size }).optional(),
+      as,
+    }),
+  }),
+  interrupt: z.strictObject({ interrupt: z.strictObject({ ...owner, device: bdf, vector: count(0, 2047).default(0), as }) }),
+  migrate: z.strictObject({
+    migrate: z.strictObject({
+      guest: name,
+      to: name,
+      'downtime-limit': duration.optional(),
+      /** Attached devices are unplugged first, as with net_failover. */
+      'unplug-first': z.boolean().default(false),
+      as,
+    }),
+  }),
+  fault: z.strictObject({
+    fault: z.strictObject({
+      host: name.optional(),
+      link: z.tuple([name, name]).optional(),
+      fault: fault.optional(),
+      /** Calls that pass before the fault strikes, and how many it strikes. */
+      skip: count(0, 1_000_000).optional(),
+      count: count(1, 1_000_000).optional(),
+      /** The fault is taken away again. */
+      off: z.boolean().default(false),
+    }),
+  }),
+  wait: z.strictObject({ wait: duration }),
+  expect: z.strictObject({
+    expect: z.strictObject({
+      /** A result (`as:`), a guest or a process. */
+      of: name,
+      verdict: z.enum(['ok', 'refused', 'killed', 'silent']).optional(),
+      errno: errno.optional(),
+      conflict: z
+        .strictObject({
+          start: address.optional(),
+          last: address.optional(),
+          kind: z.enum(['hardware-msi', 'software-msi', 'reserved', 'direct', 'direct-relaxable', 'aperture']).optional(),
+          owner: z.string().optional(),
+        })
+        .optional(),
+      landed: z
+        .strictObject({
+          kind: z.enum(['memory', 'peer', 'doorbell', 'aborted', 'nowhere']),
+          where: z.string().optional(),
+        })
+        .optional(),
+      /** Guest memory that was taken from the devices so that they could be attached. */
+      lost: z.array(range).optional(),
+      memory: z.enum(['intact']).optional(),
+      'runs-on': name.optional(),
+      state: z.enum(['running', 'killed']).optional(),
+      'downtime-below': duration.optional(),
+      /** Of a process: what its IOAS says is usable. */
+      usable: z.strictObject({ ioas: name.optional(), range }).optional(),
+      unusable: z.strictObject({ ioas: name.optional(), range }).optional(),
+    }),
+  }),
+};
+
+const plainSteps = [
+  steps.boot,
+  steps.map,
+  steps.unmap,
+  steps.copy,
+  steps.allow,
+  steps.plug,
+  steps.unplug,
+  steps.replace,
+  steps.grow,
+  steps.dma,
+  steps.interrupt,
+  steps.migrate,
+  steps.fault,
+  steps.wait,
+  steps.expect,
+] as const;
+
+/** Every kind of step. */
+export const STEP_KINDS = [...keysOf(steps), 'parallel'] as const;
+
+const stepError = `a step has one of these keys, and no other: ${STEP_KINDS.join(', ')}`;
+const plainStep = z.union(plainSteps, { error: stepError });
+const parallel = z.strictObject({ parallel: z.array(z.array(plainStep).min(1)).min(2) });
+const step = z.union([...plainSteps, parallel], { error: stepError });
+
+function named<S extends z.ZodType>(schema: S): z.ZodRecord<typeof name, S> {
+  return z.record(name, schema);
+}
+
+/** A scenario file. */
+export const scenarioFile = z.strictObject({
+  title: z.string({ error: 'a scenario has a title' }).min(1),
+  /** Rows of the requirement documents this scenario covers. */
+  covers: z.array(z.string()).default([]),
+  schedule: z.enum(['in-order', 'random']).default('in-order'),
+  /** Virtual time after which the run is given up. */
+  limit: duration.optional(),
+  hosts: named(host),
+  links: z.array(link).default([]),
+  guests: named(guest).default({}),
+  processes: named(process).default({}),
+  steps: z.array(step, { error: 'a scenario has steps' }).min(1, 'a scenario has steps'),
+});
+
+export type ScenarioFile = z.output<typeof scenarioFile>;
+export type HostEntry = z.output<typeof host>;
+export type GuestEntry = z.output<typeof guest>;
+export type ProcessEntry = z.output<typeof process>;
+export type Step = z.output<typeof step>;
+export type PlainStep = z.output<typeof plainStep>;
+export type Expectation = z.output<typeof steps.expect>['expect'];
+
+/** The JSON Schema of a scenario file, for editors. */
+export function scenarioJsonSchema(): object {
+  return z.toJSONSchema(scenarioFile, {
+    io: 'input',
+    unrepresentable: 'any',
+    override: ({ zodSchema, jsonSchema }) => {
+      const { type } = zodSchema._zod.def;
+      if (type === 'bigint') jsonSchema.type = 'integer';
+      // A default is what the program fills in, as its own type; the file would say it differently.
+      delete jsonSchema.default;
+    },
+  });
+}

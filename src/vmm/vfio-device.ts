@@ -1,0 +1,174 @@
+/**
+ * A physical function in a VMM's hands: the VFIO character device and what hangs on it.
+ *
+ * A client of src/uapi only: finds the cdev through sysfs, binds it to an iommufd, attaches page tables, reaches regions
+ * by pread/pwrite at the offsets the kernel names, and gets interrupts as eventfds (domain.md A2.20-A2.24).
+ * Every method that fails throws KernelError.
+ */
+import { s32, u16, type FieldType } from '../layout/struct.js';
+import type { Task } from '../runtime/task.js';
+import type { Process } from '../testbed/process.js';
+import { ENODEV, ENOENT, KernelError } from '../uapi/errno.js';
+import { O_RDWR } from '../uapi/syscall.js';
+import {
+  VFIO_DEVICE_ATTACH_IOMMUFD_PT,
+  VFIO_DEVICE_BIND_IOMMUFD,
+  VFIO_DEVICE_DETACH_IOMMUFD_PT,
+  VFIO_DEVICE_GET_REGION_INFO,
+  VFIO_DEVICE_RESET,
+  VFIO_DEVICE_SET_IRQS,
+  VFIO_IRQ_SET_ACTION_TRIGGER,
+  VFIO_IRQ_SET_DATA_EVENTFD,
+  VFIO_IRQ_SET_DATA_NONE,
+  VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_MSIX_IRQ_INDEX,
+} from '../uapi/vfio.js';
+
+// PCI configuration space: command register (PCIe 5.0 7.5.1.1.3).
+const PCI_COMMAND = 0x04n;
+const PCI_COMMAND_MEMORY = 0x2;
+const PCI_COMMAND_MASTER = 0x4;
+
+function encodeAll<T>(type: FieldType<T>, values: readonly T[]): Uint8Array {
+  const bytes = new Uint8Array(type.sizeBytes * values.length);
+  const view = new DataView(bytes.buffer);
+  values.forEach((value, i) => type.write(view, i * type.sizeBytes, value));
+  return bytes;
+}
+
+/** The driver of a function, and its cdev's name if that driver is a VFIO one. */
+function* vfioName(process: Process, bdf: string): Task<string | undefined> {
+  try {
+    return (yield* process.list(`/sys/bus/pci/devices/${bdf}/vfio-dev`))[0];
+  } catch (error) {
+    if (error instanceof KernelError && error.errno === ENOENT) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * Gives a function to vfio-pci, as libvirt's managed='yes' or driverctl do: driver_override, unbind, drivers_probe. Does
+ * nothing when it already has it. Needs the rights to write to sysfs.
+ */
+export function* bindToVfioPci(process: Process, bdf: string): Task<void> {
+  if ((yield* vfioName(process, bdf)) !== undefined) return;
+  const device = `/sys/bus/pci/devices/${bdf}`;
+  yield* process.writeFile(`${device}/driver_override`, 'vfio-pci');
+  const unbind = yield* process.syscall({ call: 'open', path: `${device}/driver/unbind`, flags: O_RDWR });
+  if (unbind.result >= 0) {
+    const fd = Number(unbind.result);
+    yield* process.write(fd, new TextEncoder().encode(bdf));
+    yield* process.close(fd);
+  }
+  yield* process.writeFile('/sys/bus/pci/drivers_probe', bdf);
+}
+
+/** An open VFIO cdev. */
+export class VfioDevice {
+  readonly bdf: string;
+  readonly process: Process;
+  readonly fd: number;
+  #devId = 0;
+  #msixEventfds: readonly number[] = [];
+  readonly #regionOffsets = new Map<number, bigint>();
+
+  private constructor(process: Process, bdf: string, fd: number) {
+    this.process = process;
+    this.bdf = bdf;
+    this.fd = fd;
+  }
+
+  /** Opens the cdev of a function that is bound to vfio-pci; ENODEV when it is not. */
+  static *open(process: Process, bdf: string): Task<VfioDevice> {
+    const name = yield* vfioName(process, bdf);
+    if (name === undefined) throw new KernelError(ENODEV, `open the VFIO device of ${bdf}`);
+    return new VfioDevice(process, bdf, yield* process.open(`/dev/vfio/devices/${name}`, O_RDWR));
+  }
+
+  /** Id of the device in its iommufd; 0 before {@link bind}. */
+  get devId(): number {
+    return this.#devId;
+  }
+
+  /** Eventfds of the enabled MSI-X vectors, by vector. */
+  get msixEventfds(): readonly number[] {
+    return this.#msixEventfds;
+  }
+
+  *bind(iommufd: number): Task<void> {
+    const { value } = yield* this.process.ioctl(this.fd, VFIO_DEVICE_BIND_IOMMUFD, { iommufd });
+    this.#devId = value.out_devid;
+  }
+
+  /** Attaches an IOAS or HWPT (replaces the one that is attached); returns the id really attached. */
+  *attach(ptId: number): Task<number> {
+    const { value } = yield* this.process.ioctl(this.fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, { pt_id: ptId });
+    return value.pt_id;
+  }
+
+  *detach(): Task<void> {
+    yield* this.process.ioctl(this.fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, {});
+  }
+
+  *reset(): Task<void> {
+    yield* this.process.ioctlValue(this.fd, 'VFIO_DEVICE_RESET', VFIO_DEVICE_RESET, 0n);
+  }
+
+  *readRegion(index: number, offset: bigint, lengthBytes: number): Task<Uint8Array> {
+    return yield* this.process.pread(this.fd, lengthBytes, (yield* this.#regionOffset(index)) + offset);
+  }
+
+  *writeRegion(index: number, offset: bigint, bytes: Uint8Array): Task<void> {
+    yield* this.process.pwrite(this.fd, bytes, (yield* this.#regionOffset(index)) + offset);
+  }
+
+  /** Memory decode and bus mastering on or off: without the latter the function may neither DMA nor raise MSIs. */
+  *setBusMaster(isOn: boolean): Task<void> {
+    const bits = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+    const before = yield* this.readRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, u16.sizeBytes);
+    const command = u16.read(new DataView(before.buffer, before.byteOffset), 0);
+    const after = isOn ? command | bits : command & ~PCI_COMMAND_MASTER;
+    yield* this.writeRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, encodeAll(u16, [after]));
+  }
+
+  /** Enables MSI-X vectors 0..count-1, each signalling an eventfd of its own. */
+  *enableMsix(count: number): Task<void> {
+    const eventfds: number[] = [];
+    for (let vector = 0; vector < count; vector++) eventfds.push(yield* this.process.eventfd());
+    const flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
+    const request = { flags, index: VFIO_PCI_MSIX_IRQ_INDEX, start: 0, count };
+    yield* this.process.ioctl(this.fd, VFIO_DEVICE_SET_IRQS, request, { tail: encodeAll(s32, eventfds) });
+    this.#msixEventfds = eventfds;
+  }
+
+  /** Disables MSI-X and closes the eventfds. */
+  *disableMsix(): Task<void> {
+    if (this.#msixEventfds.length === 0) return;
+    const flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
+    yield* this.process.ioctl(this.fd, VFIO_DEVICE_SET_IRQS, { flags, index: VFIO_PCI_MSIX_IRQ_INDEX });
+    for (const fd of this.#msixEventfds) yield* this.process.close(fd);
+    this.#msixEventfds = [];
+  }
+
+  /** Waits for an interrupt of a vector; returns how many came since the last wait. */
+  *waitMsix(vector: number): Task<bigint> {
+    const fd = this.#msixEventfds[vector];
+    if (fd === undefined) throw new RangeError(`MSI-X vector ${vector} of ${this.bdf} is not enabled`);
+    const bytes = yield* this.process.read(fd, 8);
+    return new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+  }
+
+  *close(): Task<void> {
+    for (const fd of this.#msixEventfds) yield* this.process.close(fd);
+    this.#msixEventfds = [];
+    yield* this.process.close(this.fd);
+  }
+
+  *#regionOffset(index: number): Task<bigint> {
+    const known = this.#regionOffsets.get(index);
+    if (known !== undefined) return known;
+    const { value } = yield* this.process.ioctl(this.fd, VFIO_DEVICE_GET_REGION_INFO, { index });
+    this.#regionOffsets.set(index, value.offset);
+    return value.offset;
+  }
+}

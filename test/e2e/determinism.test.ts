@@ -1,0 +1,52 @@
+/** One seed, one history: whatever the placement and the number of jobs, and twice in a row. */
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pack, unpack } from 'msgpackr';
+import { afterAll, describe, expect, test } from 'vitest';
+import { iovaduct, runJson } from './cli.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'iovaduct-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const SUITE = ['scenarios/flagship', 'scenarios/concurrency'];
+
+describe('digest', () => {
+  const reference = runJson(...SUITE, '--seed', '7', '--placement', 'inline', '--jobs', '1').json;
+  test.each([
+    ['inline', '1'],
+    ['inline', '2'],
+    ['workers', '1'],
+    ['workers', '2'],
+  ])('placement %s, %s jobs: the same digests', (placement, jobs) => {
+    const { json } = runJson(...SUITE, '--seed', '7', '--placement', placement, '--jobs', jobs);
+    expect(json.scenarios.map((s) => [s.name, s.digest])).toEqual(reference.scenarios.map((s) => [s.name, s.digest]));
+    expect(json.digest).toBe(reference.digest);
+  });
+  test('another seed gives another digest', () => {
+    expect(runJson(...SUITE, '--seed', '8', '--placement', 'inline').json.digest).not.toBe(reference.digest);
+  });
+});
+
+describe('replay', () => {
+  const scenario = 'scenarios/flagship/loud.yaml';
+  iovaduct('run', scenario, '--seed', '7', '--record', folder);
+  const file = join(folder, readdirSync(folder).find((name) => name.startsWith('loud')) ?? 'missing');
+
+  test('a recorded run repeats', () => {
+    const { status, stdout } = iovaduct('replay', file);
+    expect(stdout).toMatch(/identical|same/i);
+    expect(status).toBe(0);
+  });
+  test('a tampered event is named', () => {
+    const recorded = unpack(readFileSync(file)) as { lines: string[] };
+    const index = Math.floor(recorded.lines.length / 2);
+    recorded.lines[index] = `${recorded.lines[index] ?? ''} tampered=1`;
+    const tampered = join(folder, 'tampered.iovarun');
+    writeFileSync(tampered, pack(recorded));
+    const { status, stdout, stderr } = iovaduct('replay', tampered);
+    expect(status).toBe(1);
+    expect(stdout + stderr).toContain(`event ${index}`);
+    expect(stdout + stderr).toContain('tampered=1');
+  });
+});
