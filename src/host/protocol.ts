@@ -5,9 +5,12 @@
  * which stand for hands on the machine (plugging a card, arming a fault, reading the bus analyser). Every request gets
  * exactly one reply with the same `id`. Plain data only: it is packed by msgpackr between threads.
  */
+import type { TransactionRecord } from '../hardware/analyser.js';
 import type { FaultId, FaultRule } from '../runtime/faults.js';
 import type { ErrorDetail } from '../uapi/errno.js';
 import type { SyscallReply, SyscallRequest } from '../uapi/syscall.js';
+
+export type { TransactionEnd, TransactionRecord } from '../hardware/analyser.js';
 
 /** Credentials and limits a process starts with. */
 export interface ProcessSpec {
@@ -17,27 +20,6 @@ export interface ProcessSpec {
   readonly capabilities: readonly string[];
   /** RLIMIT_MEMLOCK in bytes; absent = unlimited. */
   readonly memlockBytes?: bigint;
-}
-
-/** Where one piece of a device's transaction ended. `address` is what was decoded there (PA, or bus address of a BAR). */
-export interface TransactionEnd {
-  readonly kind: 'memory' | 'peer' | 'doorbell' | 'aborted' | 'nowhere';
-  readonly iova: bigint;
-  readonly lengthBytes: number;
-  readonly address?: bigint;
-  /** `0000:03:00.0 BAR 2`, `its@c6000000`, the name of the SMMU event, ... */
-  readonly where: string;
-}
-
-/** One transaction as the bus analyser saw it. */
-export interface TransactionRecord {
-  readonly number: number;
-  readonly timeNs: number;
-  readonly device: string;
-  readonly direction: 'read' | 'write' | 'msi';
-  readonly iova: bigint;
-  readonly lengthBytes: number;
-  readonly ends: readonly TransactionEnd[];
 }
 
 /** Hands on the machine. */

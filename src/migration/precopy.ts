@@ -18,8 +18,10 @@ import { LinkLostError, type Link } from '../testbed/link.js';
 import { KernelError } from '../uapi/errno.js';
 import type { Guest } from '../vmm/guest.js';
 import { plugDevice, unplugDevice } from '../vmm/hotplug.js';
-import { CHUNK_PAGES, PageSet } from '../vmm/page-set.js';
+import { BATCH_CHUNKS } from '../vmm/guest-memory.js';
+import { PageSet, type PageRange } from '../vmm/page-set.js';
 import { PAGE_BYTES } from '../vmm/ranges.js';
+import type { VfioDevice } from '../vmm/vfio-device.js';
 import { Vmm, type VmmSpec } from '../vmm/vmm.js';
 import { compareMemory, type MemoryComparison } from './compare.js';
 import { decide, DEFAULT_LIMITS, type ConvergenceLimits } from './convergence.js';
@@ -100,6 +102,8 @@ class MigrationStopped extends Error {
   readonly reason: MigrationFailureReason;
   readonly code: string | undefined;
 
+  override readonly name = 'MigrationStopped';
+
   constructor(reason: MigrationFailureReason, detail: string, code?: string) {
     super(detail);
     this.reason = reason;
@@ -134,6 +138,8 @@ class Migration {
   readonly #startNs: number;
   readonly #rounds: RoundStatistics[] = [];
   readonly #unplugged: string[] = [];
+  /** Devices whose bus mastering was taken away at the stop. */
+  readonly #quiesced: VfioDevice[] = [];
   #destination: Vmm | undefined;
   #downtimeNs = 0;
 
@@ -148,14 +154,16 @@ class Migration {
   *run(): Task<MigrationResult> {
     try {
       const link = this.#checkBlockers();
+      this.#guest.isMigrating = true;
       if (this.#request.attachedDevices === 'unplug-first') yield* this.#unplugAll();
       const destination = yield* this.#startDestination(link);
       yield* this.#setLogging(true);
-      yield* this.#copyWhileRunning(link, destination);
-      const memory = yield* this.#switchOver(link, destination);
+      const leftOver = yield* this.#copyWhileRunning(link, destination);
+      const memory = yield* this.#switchOver(link, destination, leftOver);
+      this.#guest.isMigrating = false;
       return { ...this.#facts('completed', ''), ...(memory === undefined ? {} : { memory }) };
     } catch (error) {
-      const stopped = asStopped(error);
+      const stopped = this.#asStopped(error);
       yield* this.#abandon();
       const isRefusal = this.#rounds.length === 0 && stopped.reason !== 'link-lost';
       return {
@@ -170,7 +178,8 @@ class Migration {
     const { vmm, state, name } = this.#guest;
     if (state !== 'running') throw new MigrationStopped('guest-not-running', `guest ${name} is ${state}`);
     const link = this.#guest.host.lab.link(this.#from, this.#request.to.name);
-    if (link === undefined) throw new MigrationStopped('no-link', `no link from ${this.#from} to ${this.#request.to.name}`);
+    if (link === undefined)
+      throw new MigrationStopped('no-link', `no link from ${this.#from} to ${this.#request.to.name}`);
     const attached = vmm.devices.map((device) => device.bdf).join(', ');
     const policy = this.#request.attachedDevices ?? 'refuse';
     if (attached !== '' && policy === 'refuse') {
@@ -194,7 +203,8 @@ class Migration {
     return destination;
   }
 
-  *#copyWhileRunning(link: Link, destination: Vmm): Task<void> {
+  /** Returns the pages that were taken from the logs and not sent yet when it is time to stop the guest. */
+  *#copyWhileRunning(link: Link, destination: Vmm): Task<PageSet> {
     let pending = this.#everyPage();
     for (;;) {
       const round = yield* this.#copyRound(link, destination, pending);
@@ -209,25 +219,20 @@ class Migration {
       const decision = decide(progress, this.#limits);
       if (decision === 'cancel')
         throw new MigrationStopped('not-converging', `${remainingBytes} bytes dirty after ${progress.rounds} rounds`);
-      if (decision === 'stop') break;
+      if (decision === 'stop') return pending;
     }
-    this.#leftOver = pending;
   }
 
-  /** Pages that were taken from the logs and not sent yet when the guest is stopped. */
-  #leftOver = new PageSet();
-
-  *#switchOver(link: Link, destination: Vmm): Task<MemoryComparison | undefined> {
+  *#switchOver(link: Link, destination: Vmm, leftOver: PageSet): Task<MemoryComparison | undefined> {
     const guest = this.#guest;
     const stoppedNs = guest.runtime.now;
     yield* guest.pause();
     for (const device of guest.vmm.devices) {
       yield* device.setBusMaster(false);
-      yield* device.reset();
+      this.#quiesced.push(device);
     }
-    const pending = this.#leftOver;
-    pending.addAll(yield* this.#takeDirty());
-    yield* this.#copyRound(link, destination, pending);
+    leftOver.addAll(yield* this.#takeDirty());
+    yield* this.#copyRound(link, destination, leftOver);
     const lengthBytes = (guest.spec.vcpus ?? DEFAULT_VCPUS) * STATE_BYTES_PER_VCPU;
     yield* this.#send(link, { kind: 'state', lengthBytes });
     yield* this.#send(link, { kind: 'end', pages: this.#pages });
@@ -248,18 +253,16 @@ class Migration {
     return memory;
   }
 
-  /** Sends the pages of a set, chunk by chunk. */
+  /** Sends the pages of a set, batch by batch. */
   *#copyRound(link: Link, destination: Vmm, pending: PageSet): Task<RoundStatistics> {
     const startNs = this.#guest.runtime.now;
     const round = this.#rounds.length;
     let pages = 0;
     let zeroPages = 0;
     let bytes = 0;
-    for (const chunk of pending.chunks()) {
-      const ranges = pending.rangesOfChunk(chunk);
-      const first = ranges[0]?.firstPage ?? chunk * CHUNK_PAGES;
-      const last = ranges.at(-1);
-      const end = last === undefined ? first : last.firstPage + last.pages;
+    for (const ranges of batchesOf(pending)) {
+      const first = ranges[0]?.firstPage ?? 0;
+      const end = ranges.reduce((_, range) => range.firstPage + range.pages, first);
       const loaded = yield* this.#guest.vmm.memory.loadPages(first, end - first);
       const frame: Frame = { kind: 'pages', round, runs: withZeroPages(restrictRuns(loaded, ranges)) };
       const received = yield* this.#send(link, frame);
@@ -283,14 +286,15 @@ class Migration {
 
   *#setLogging(isOn: boolean): Task<void> {
     this.#guest.setDirtyLogging(isOn);
-    yield* this.#guest.vmm.backend?.setDirtyTracking(isOn) ?? nothing();
+    const { backend } = this.#guest.vmm;
+    if (backend !== undefined) yield* backend.setDirtyTracking(isOn);
   }
 
   /** Reads and clears both logs. */
   *#takeDirty(): Task<PageSet> {
     const dirty = this.#guest.takeDirty();
-    const pageOf = (iova: bigint): number => this.#guest.pageOf(iova);
-    yield* this.#guest.vmm.backend?.collectDirty(dirty, pageOf) ?? nothing();
+    const { backend } = this.#guest.vmm;
+    if (backend !== undefined) yield* backend.collectDirty(dirty, (iova) => this.#guest.pageOf(iova));
     return dirty;
   }
 
@@ -312,12 +316,24 @@ class Migration {
   *#abandon(): Task<void> {
     if (this.#destination !== undefined) yield* this.#destination.exit();
     if (this.#guest.isLogging) yield* this.#setLogging(false);
-    for (const device of this.#guest.vmm.devices) yield* device.setBusMaster(true);
+    for (const device of this.#quiesced) yield* device.setBusMaster(true);
+    this.#guest.isMigrating = false;
     this.#guest.resume();
     for (const bdf of this.#unplugged.splice(0)) {
       const plugged = yield* plugDevice(this.#guest, { bdf });
       if (plugged.device === undefined) this.#unplugged.push(bdf);
     }
+  }
+
+  /** What an error means for the migration; one that is no answer to anything it did goes on. */
+  #asStopped(error: unknown): MigrationStopped {
+    if (error instanceof MigrationStopped) return error;
+    if (error instanceof LinkLostError) return new MigrationStopped('link-lost', error.message);
+    if (error instanceof StreamError) return new MigrationStopped('stream-damaged', error.message);
+    const { state, name } = this.#guest;
+    if (error instanceof KernelError && (state === 'killed' || state === 'off'))
+      return new MigrationStopped('guest-not-running', `guest ${name} is ${state}`);
+    throw error;
   }
 
   get #pages(): number {
@@ -343,6 +359,18 @@ class Migration {
   }
 }
 
+/** The pages of a set, cut into what is loaded and sent together; no batch crosses segments of the backing. */
+function batchesOf(pages: PageSet): PageRange[][] {
+  const batches = new Map<number, PageRange[]>();
+  for (const chunk of pages.chunks()) {
+    const number = Math.floor(chunk / BATCH_CHUNKS);
+    const batch = batches.get(number) ?? [];
+    batch.push(...pages.rangesOfChunk(chunk));
+    batches.set(number, batch);
+  }
+  return [...batches.values()];
+}
+
 /** Runs a step on the destination: its kernel's errors end the migration. */
 function* onDestination<T>(step: Task<T>): Task<T> {
   try {
@@ -351,15 +379,4 @@ function* onDestination<T>(step: Task<T>): Task<T> {
     if (error instanceof KernelError) throw new MigrationStopped('destination-refused', error.message, error.code);
     throw error;
   }
-}
-
-function asStopped(error: unknown): MigrationStopped {
-  if (error instanceof MigrationStopped) return error;
-  if (error instanceof LinkLostError) return new MigrationStopped('link-lost', error.message);
-  if (error instanceof StreamError) return new MigrationStopped('stream-damaged', error.message);
-  throw error;
-}
-
-function* nothing(): Task<void> {
-  // Nothing to wait for.
 }

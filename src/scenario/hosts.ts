@@ -105,6 +105,8 @@ export const hostProfile = z.strictObject({
   functions: z.array(pciFunction).default([]),
   'reserved-regions': z.array(reservedRegion).default([]),
   groups: z.array(z.array(bdf).min(1)).optional(),
+  /** Type of the groups' default domains. */
+  'default-domain': z.enum(['DMA', 'DMA-FQ', 'identity']).optional(),
   'allow-unsafe-interrupts': z.boolean().default(false),
 });
 
@@ -191,6 +193,7 @@ function describeHost(name: string, given: HostProfile): HostDescription {
     functions: given.functions.map(functionDescription),
     reservedRegions: given['reserved-regions'].map(regionDescription),
     ...(given.groups === undefined ? {} : { groups: given.groups }),
+    ...(given['default-domain'] === undefined ? {} : { defaultDomain: given['default-domain'] }),
     allowUnsafeInterrupts: given['allow-unsafe-interrupts'],
   };
 }

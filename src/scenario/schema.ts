@@ -8,6 +8,7 @@
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO, type ErrnoName } from '../uapi/errno.js';
+import { ATTACHED_DEVICE_POLICIES, type MigrationFailureReason } from '../migration/precopy.js';
 import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
 import { MACHINES, type MachineName } from '../vmm/machines.js';
 import { address, bandwidth, bdf, count, duration, name, range, size } from './fields.js';
@@ -139,14 +140,17 @@ const steps = {
       as,
     }),
   }),
-  interrupt: z.strictObject({ interrupt: z.strictObject({ ...owner, device: bdf, vector: count(0, 2047).default(0), as }) }),
+  interrupt: z.strictObject({ interrupt: z.strictObject({ ...owner, device: bdf, vector: count(0, 3).default(0), as }) }),
   migrate: z.strictObject({
     migrate: z.strictObject({
       guest: name,
       to: name,
       'downtime-limit': duration.optional(),
-      /** Attached devices are unplugged first, as with net_failover. */
-      'unplug-first': z.boolean().default(false),
+      'max-rounds': count(1, 1000).optional(),
+      /** What happens to a guest that dirties memory faster than the link carries it. */
+      'on-no-convergence': z.enum(['cancel', 'stop']).optional(),
+      /** What happens to passthrough devices the guest has: QEMU refuses to migrate. */
+      'attached-devices': z.enum(ATTACHED_DEVICE_POLICIES).default('refuse'),
       as,
     }),
   }),
@@ -169,6 +173,19 @@ const steps = {
       of: name,
       verdict: z.enum(['ok', 'refused', 'killed', 'silent']).optional(),
       errno: errno.optional(),
+      /** Why a migration did not happen. */
+      reason: z
+        .enum([
+          'guest-not-running',
+          'no-link',
+          'device-attached',
+          'no-dirty-tracking',
+          'destination-refused',
+          'link-lost',
+          'not-converging',
+          'stream-damaged',
+        ] satisfies MigrationFailureReason[])
+        .optional(),
       conflict: z
         .strictObject({
           start: address.optional(),
@@ -261,4 +278,9 @@ export function scenarioJsonSchema(): object {
       delete jsonSchema.default;
     },
   });
+}
+
+/** The same as text, as it lies in docs/scenario.schema.json. */
+export function scenarioSchemaText(): string {
+  return `${JSON.stringify(scenarioJsonSchema(), undefined, 2)}\n`;
 }

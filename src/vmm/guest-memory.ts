@@ -11,7 +11,10 @@ import type { Contiguity, PageRun } from '../uapi/syscall.js';
 import { CHUNK_PAGES } from './page-set.js';
 import { alignUp, PAGE_BYTES } from './ranges.js';
 
-/** A piece of the backing. `offset` is a multiple of a chunk, so no chunk of pages crosses segments. */
+/** Chunks of a PageSet that are read or written together: 1 GiB of guest memory. */
+export const BATCH_CHUNKS = 8;
+
+/** A piece of the backing. `offset` is a multiple of a batch, so no batch of chunks crosses segments. */
 export interface BackingSegment {
   readonly offset: bigint;
   readonly lengthBytes: bigint;
@@ -21,12 +24,12 @@ interface MappedSegment extends BackingSegment {
   readonly va: bigint;
 }
 
-const CHUNK_BYTES = BigInt(CHUNK_PAGES) * PAGE_BYTES;
+const BATCH_BYTES = BigInt(BATCH_CHUNKS * CHUNK_PAGES) * PAGE_BYTES;
 
 /** Where the next segment of a backing begins. */
 export function nextSegmentOffset(segments: readonly BackingSegment[]): bigint {
   const last = segments.at(-1);
-  return last === undefined ? 0n : alignUp(last.offset + last.lengthBytes, CHUNK_BYTES);
+  return last === undefined ? 0n : alignUp(last.offset + last.lengthBytes, BATCH_BYTES);
 }
 
 /** The backing mapped into a process. */

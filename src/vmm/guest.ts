@@ -60,6 +60,8 @@ const BOOT_STAMP_UNIT = 2 ** 30;
 export class Guest {
   readonly spec: GuestSpec;
   readonly runtime: NodeRuntime;
+  /** Set by the orchestrator: a guest that is being migrated takes no new devices and no new memory, as in QEMU. */
+  isMigrating = false;
   #map: GuestMemoryMap;
   #vmm: Vmm;
   #state: GuestState = 'running';
@@ -89,10 +91,17 @@ export class Guest {
    */
   static *boot(host: HostClient, spec: GuestSpec): Task<Guest> {
     const map = guestMemoryMap(spec.machine, spec);
-    const vmm = yield* Vmm.start(host, { name: spec.name, ...spec.vmm }, [{ offset: 0n, lengthBytes: spec.memoryBytes }]);
+    const vmm = yield* Vmm.start(host, { name: spec.name, ...spec.vmm }, [
+      { offset: 0n, lengthBytes: spec.memoryBytes },
+    ]);
     const guest = new Guest(spec, map, vmm);
     if (spec.content !== 'zero') yield* guest.#fill({ offset: 0n, lengthBytes: spec.memoryBytes });
-    guest.runtime.emit('vmm.boot', { guest: spec.name, host: host.name, machine: spec.machine, memory: spec.memoryBytes });
+    guest.runtime.emit('vmm.boot', {
+      guest: spec.name,
+      host: host.name,
+      machine: spec.machine,
+      memory: spec.memoryBytes,
+    });
     if (spec.workload !== undefined) {
       guest.runtime.spawn(`${spec.name}/vcpu`, guest.#runWorkload(spec.workload), { daemon: true });
     }
@@ -285,7 +294,7 @@ export class Guest {
   /** `pages` pages in short runs at random places of the working set; a place hit twice counts twice. */
   #workloadRuns(base: number, workingPages: number, pages: number): PageRun[] {
     const runs: PageRun[] = [];
-    for (let left = Math.min(pages, CHUNK_PAGES); left > 0; ) {
+    for (let left = Math.min(pages, CHUNK_PAGES); left > 0;) {
       const length = Math.min(WORKLOAD_RUN_PAGES, left, workingPages);
       const firstPage = base + this.#random.below(workingPages - length + 1);
       runs.push({ firstPage, pages: length, stamp: this.#workloadStamp, step: 1 });

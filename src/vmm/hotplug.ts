@@ -19,7 +19,7 @@ import type { Container, IommufdBackend } from './backends/iommufd.js';
 import { blockingRegions, findConflicts, parseReservedRegions, type Conflict, type SysfsRegion } from './conflicts.js';
 import type { Guest } from './guest.js';
 import { dmaMappings, mapFailurePolicy, ramSections, type DmaMapping } from './listener.js';
-import { machineOf, ramBlockAt, type RamBlock } from './machines.js';
+import { machineOf, MemoryMapError, ramBlockAt, type RamBlock } from './machines.js';
 import { complement, intersection, overlaps, PAGE_BYTES, subtract, widenTo, type Range } from './ranges.js';
 import { bindToVfioPci, VfioDevice } from './vfio-device.js';
 
@@ -102,6 +102,8 @@ export function* plugDevice(guest: Guest, request: PlugRequest): Task<PlugResult
 
 function* plugWith(guest: Guest, request: PlugRequest, policy: HotplugPolicy): Task<PlugResult> {
   const base = { bdf: request.bdf, policy, conflicts: [], lost: [], attempts: [] };
+  const busy = notNow(guest);
+  if (busy !== undefined) return { ...base, verdict: 'refused', ...busy };
   let plug: Plug;
   try {
     plug = yield* openDevice(guest, request.bdf);
@@ -126,6 +128,13 @@ function* plugWith(guest: Guest, request: PlugRequest, policy: HotplugPolicy): T
     yield* plug.device.close();
     return { ...base, verdict: 'refused', ...facts, conflicts };
   }
+}
+
+/** A guest that is moving, or gone, takes no hardware. The VMM's own refusal, in the kernel's words: EBUSY. */
+function notNow(guest: Guest): { code: string; call: string; detail: ErrorDetail } | undefined {
+  const isAlive = guest.state === 'running' || guest.state === 'paused';
+  if (isAlive && !guest.isMigrating) return undefined;
+  return { code: 'EBUSY', call: 'device_add', detail: { guest: isAlive ? 'migrating' : guest.state } };
 }
 
 /** What a kernel error says, as fields of the result; rethrows anything else. */
@@ -327,7 +336,11 @@ function* restore(
 }
 
 function cut(mapping: DmaMapping, holes: readonly Range[]): DmaMapping[] {
-  return subtract(mapping, holes).map((piece) => ({ ...mapping, ...piece, va: mapping.va + (piece.start - mapping.start) }));
+  return subtract(mapping, holes).map((piece) => ({
+    ...mapping,
+    ...piece,
+    va: mapping.va + (piece.start - mapping.start),
+  }));
 }
 
 function commonParts(range: Range, holes: readonly Range[]): Range[] {
@@ -372,10 +385,13 @@ export interface GrowResult {
  * that fails after the devices are there ends the VM (domain.md A3.2, B5).
  */
 export function* addMemory(guest: Guest, name: string, start: bigint, lengthBytes: bigint): Task<GrowResult> {
+  const busy = notNow(guest);
+  if (busy !== undefined) return { verdict: 'refused', ...busy };
   let block: RamBlock;
   try {
     block = yield* guest.addRam(name, start, lengthBytes);
   } catch (error) {
+    if (error instanceof MemoryMapError) return { verdict: 'refused', detail: { message: error.message } };
     return { verdict: 'refused', ...kernelFacts(error) };
   }
   const mappings = wantedMappings(guest).filter((mapping) => overlaps(mapping, block));

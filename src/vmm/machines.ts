@@ -83,7 +83,13 @@ function fixed(name: string, start: bigint, bytes: bigint): FixedRange {
 }
 
 /** Low RAM up to `lowBytes` at `base`, the rest at `highBase`. */
-function split(base: bigint, lowBytes: bigint, highBase: bigint, total: bigint, names: readonly [string, string]): Piece[] {
+function split(
+  base: bigint,
+  lowBytes: bigint,
+  highBase: bigint,
+  total: bigint,
+  names: readonly [string, string],
+): Piece[] {
   if (total <= lowBytes) return [{ name: names[0], start: base, bytes: total }];
   return [
     { name: names[0], start: base, bytes: lowBytes },
@@ -109,13 +115,17 @@ function qemuVirt({ memoryBytes }: MachineOptions): Layout {
   // The high regions follow RAM, but never below 256 GiB; each is aligned to its own size.
   let base = alignUp(GIB + memoryBytes, GIB);
   if (base < 256n * GIB) base = 256n * GIB;
-  const high = ([['high GICR', 64n * MIB], ['high ECAM', 256n * MIB], ['high PCIe MMIO', 512n * GIB]] as const).map(
-    ([name, bytes]) => {
-      const region = fixed(name, alignUp(base, bytes), bytes);
-      base = region.last + 1n;
-      return region;
-    },
-  );
+  const high = (
+    [
+      ['high GICR', 64n * MIB],
+      ['high ECAM', 256n * MIB],
+      ['high PCIe MMIO', 512n * GIB],
+    ] as const
+  ).map(([name, bytes]) => {
+    const region = fixed(name, alignUp(base, bytes), bytes);
+    base = region.last + 1n;
+    return region;
+  });
   return { ram: [ram], fixed: [...VIRT_FIXED, ...high] };
 }
 
@@ -341,7 +351,8 @@ export function guestMemoryMap(machine: MachineName, options: MachineOptions): G
   }
   const top = ram.at(-1)?.last ?? 0n;
   const bits = options.physicalAddressBits ?? 48;
-  if (top >= 1n << BigInt(bits)) throw new MemoryMapError(`RAM up to 0x${top.toString(16)}: phys-bits too low (${bits})`);
+  if (top >= 1n << BigInt(bits))
+    throw new MemoryMapError(`RAM up to 0x${top.toString(16)}: phys-bits too low (${bits})`);
   return { machine, memoryBytes, ram, fixed: [...layout.fixed].sort(byStart), hiddenBytes };
 }
 

@@ -8,8 +8,8 @@
 import { s32, u16, type FieldType } from '../layout/struct.js';
 import type { Task } from '../runtime/task.js';
 import type { Process } from '../testbed/process.js';
-import { ENODEV, ENOENT, KernelError } from '../uapi/errno.js';
-import { O_RDWR } from '../uapi/syscall.js';
+import { EAGAIN, ENODEV, ENOENT, KernelError } from '../uapi/errno.js';
+import { EFD_NONBLOCK, O_RDWR } from '../uapi/syscall.js';
 import {
   VFIO_DEVICE_ATTACH_IOMMUFD_PT,
   VFIO_DEVICE_BIND_IOMMUFD,
@@ -28,6 +28,10 @@ import {
 const PCI_COMMAND = 0x04n;
 const PCI_COMMAND_MEMORY = 0x2;
 const PCI_COMMAND_MASTER = 0x4;
+
+/** Pauses between looks at an eventfd. */
+const FIRST_LOOK_NS = 1_000;
+const LAST_LOOK_NS = 256_000;
 
 function encodeAll<T>(type: FieldType<T>, values: readonly T[]): Uint8Array {
   const bytes = new Uint8Array(type.sizeBytes * values.length);
@@ -134,7 +138,7 @@ export class VfioDevice {
   /** Enables MSI-X vectors 0..count-1, each signalling an eventfd of its own. */
   *enableMsix(count: number): Task<void> {
     const eventfds: number[] = [];
-    for (let vector = 0; vector < count; vector++) eventfds.push(yield* this.process.eventfd());
+    for (let vector = 0; vector < count; vector++) eventfds.push(yield* this.process.eventfd(0, EFD_NONBLOCK));
     const flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
     const request = { flags, index: VFIO_PCI_MSIX_IRQ_INDEX, start: 0, count };
     yield* this.process.ioctl(this.fd, VFIO_DEVICE_SET_IRQS, request, { tail: encodeAll(s32, eventfds) });
@@ -150,12 +154,23 @@ export class VfioDevice {
     this.#msixEventfds = [];
   }
 
-  /** Waits for an interrupt of a vector; returns how many came since the last wait. */
-  *waitMsix(vector: number): Task<bigint> {
+  /**
+   * Waits for an interrupt of a vector; returns how many came since the last wait, 0 when none came in time. Looks often
+   * at first, then less and less: a lost interrupt must not cost a look every microsecond.
+   */
+  *waitMsix(vector: number, timeoutNs: number): Task<bigint> {
     const fd = this.#msixEventfds[vector];
     if (fd === undefined) throw new RangeError(`MSI-X vector ${vector} of ${this.bdf} is not enabled`);
-    const bytes = yield* this.process.read(fd, 8);
-    return new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+    const { runtime } = this.process.host.lab;
+    const deadlineNs = runtime.now + timeoutNs;
+    for (let pauseNs = FIRST_LOOK_NS; ; pauseNs = Math.min(pauseNs * 2, LAST_LOOK_NS)) {
+      const reply = yield* this.process.syscall({ call: 'read', fd, lengthBytes: 8 });
+      if (reply.bytes !== undefined && reply.result === 8)
+        return new DataView(reply.bytes.buffer, reply.bytes.byteOffset).getBigUint64(0, true);
+      if (reply.result !== -EAGAIN) throw new KernelError(Number(reply.result), 'read eventfd', reply.detail);
+      if (runtime.now >= deadlineNs) return 0n;
+      yield pauseNs;
+    }
   }
 
   *close(): Task<void> {

@@ -93,6 +93,7 @@ function memory(pins: Map<number, number>): PageSource {
         else pins.set(pfn, count);
       }
     },
+    close: () => undefined,
   };
 }
 
@@ -171,10 +172,11 @@ describe('io_pagetable against a naive model', () => {
         const reservedOwner = {};
         const map = (start: number | undefined, count: number, offset: number): bigint | number => {
           const startByte = BigInt(offset * SUB);
-          const pages = IoptPages.create(memory(pins), startByte + BigInt(count * SUB), true, account);
-          if (typeof pages === 'number') throw new Error('no pages');
+          const pages = new IoptPages(memory(pins), startByte + BigInt(count * SUB), true, account);
           const slice = { pages, startByte, lengthBytes: BigInt(count * SUB) };
-          return run(iopt.map_pages([slice], start === undefined ? undefined : BigInt(start * SUB), 7));
+          const iova = run(iopt.map_pages([slice], start === undefined ? undefined : BigInt(start * SUB), 7));
+          pages.put();
+          return iova;
         };
         for (const o of operations) {
           if (o.op === 'map') {

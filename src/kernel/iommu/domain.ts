@@ -117,5 +117,6 @@ export interface IommuDriver {
   release_device(device: Device): Task<void>;
   /** Regions this IOMMU adds to those of the firmware. */
   get_resv_regions(device: Device): readonly ResvRegion[];
-  hw_info(device: Device): HwInfo | undefined;
+  /** `type` is IOMMU_HW_INFO_TYPE_DEFAULT or what the caller wants; -EOPNOTSUPP for a type it cannot give. */
+  hw_info(device: Device, type: number): HwInfo | number;
 }

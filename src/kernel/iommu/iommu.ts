@@ -19,12 +19,7 @@ import { ArmSmmuV3 } from './arm-smmu-v3/driver.js';
 import type { MmioPort } from './arm-smmu-v3/registers.js';
 import { DmaCookie } from './dma-iommu.js';
 import type { IommuDriver } from './domain.js';
-import {
-  iommu_get_group_resv_regions,
-  IommuGroup,
-  setGroupDomain,
-  type DefaultDomainType,
-} from './group.js';
+import { iommu_get_group_resv_regions, IommuGroup, setGroupDomain, type DefaultDomainType } from './group.js';
 import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
 
 /** What the core needs of the board: memory the hardware sees, CPU access to registers, interrupt wires of IOMMUs. */

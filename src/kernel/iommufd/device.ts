@@ -18,7 +18,6 @@ import {
   IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
   IOMMU_HW_INFO_FLAG_INPUT_TYPE,
   IOMMU_HW_INFO_TYPE_DEFAULT,
-  IOMMU_HW_INFO_TYPE_NONE,
   type iommu_hw_info,
 } from '../../uapi/iommufd.js';
 import type { Device } from '../device.js';
@@ -40,7 +39,7 @@ import type { IommufdContext, IommufdFile } from './main.js';
 import { IommufdObject } from './object.js';
 
 /** What an iommufd keeps for an IOMMU group of which it has devices. */
-class IommufdGroup implements AttachHandle {
+class IommufdGroup {
   readonly ictx: IommufdContext;
   readonly group: IommuGroup;
   readonly lock = new Mutex('iommufd:igroup_lock');
@@ -58,10 +57,12 @@ class IommufdGroup implements AttachHandle {
     this.group = group;
   }
 
-  *prepare_msi(_device: Device, doorbellPa: number): Task<bigint | number> {
-    const { hwpt, swMsiStart } = this;
-    if (hwpt === undefined || swMsiStart === undefined) return BigInt(doorbellPa);
-    return yield* this.ictx.swMsi.prepare(hwpt, swMsiStart, doorbellPa, this.requiredSwMsi);
+  /** How the group's devices get their doorbells while they use a page table. */
+  handle(hwpt: HwptPaging): AttachHandle {
+    const { ictx, requiredSwMsi } = this;
+    return {
+      prepare_msi: (_device, doorbellPa) => ictx.swMsi.prepare(hwpt, this.swMsiStart, doorbellPa, requiredSwMsi),
+    };
   }
 }
 
@@ -192,7 +193,7 @@ function* hwptAttach(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): 
     if (rc < 0) return rc;
     if (igroup.attached.length === 0) {
       yield 'iommufd:attach-reserved';
-      rc = yield* iommu_attach_group_handle(hwpt.domain, igroup.group, igroup);
+      rc = yield* iommu_attach_group_handle(hwpt.domain, igroup.group, igroup.handle(hwpt));
       if (rc < 0) {
         yield* hwpt.ioas.iopt.remove_reserved_iova(idev.device);
         return rc;
@@ -262,7 +263,7 @@ function* doReplace(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): T
     if (old === hwpt) return undefined;
     let rc = yield* replaceReservedIova(igroup, hwpt, old, sink);
     if (rc < 0) return rc;
-    rc = yield* iommu_replace_group_handle(igroup.group, hwpt.domain, igroup);
+    rc = yield* iommu_replace_group_handle(igroup.group, hwpt.domain, igroup.handle(hwpt));
     if (rc < 0) {
       if (hwpt.ioas !== old.ioas) yield* removeReservedIova(igroup, hwpt);
       return rc;
@@ -390,19 +391,19 @@ export function* getHwInfo(ucmd: CommandOf<typeof iommu_hw_info>): Task<number> 
   if ((cmd.flags & ~IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0 || cmd.__reserved.some((byte) => byte !== 0)) {
     return -EOPNOTSUPP;
   }
-  const hasInputType = (cmd.flags & IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0;
-  if (hasInputType && cmd.in_data_type !== IOMMU_HW_INFO_TYPE_DEFAULT) return -EOPNOTSUPP;
   const idev = getDevice(ictx, cmd.dev_id);
   if (idev === undefined) return -ENOENT;
   try {
+    const hasInputType = (cmd.flags & IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0;
     const { driver } = idev.igroup.group;
-    const info = driver.hw_info(idev.device);
-    const bytes = info?.bytes ?? new Uint8Array();
+    const info = driver.hw_info(idev.device, hasInputType ? cmd.in_data_type : IOMMU_HW_INFO_TYPE_DEFAULT);
+    if (typeof info === 'number') return info;
+    const { bytes } = info;
     const answer = new Uint8Array(cmd.data_len);
     answer.set(bytes.subarray(0, cmd.data_len));
     if (cmd.data_len > 0 && !ctx.copy_to_user(cmd.data_uptr, answer)) return -EFAULT;
     cmd.data_len = bytes.length;
-    cmd.in_data_type = cmd.out_data_type = info?.type ?? IOMMU_HW_INFO_TYPE_NONE;
+    cmd.in_data_type = cmd.out_data_type = info.type;
     cmd.out_max_pasid_log2 = 0;
     cmd.out_capabilities = BigInt(
       IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED |

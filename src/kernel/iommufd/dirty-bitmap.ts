@@ -3,8 +3,8 @@
  *
  * Bits are only ever set. Where the bitmap cannot be written the bits are lost and the call succeeds all the same (oracle:
  * "surprise" 9). The page size counts by its lowest set bit. A dirty entry is reported whole, also where it reaches beyond
- * the range that was asked for; only the last page of memory the bitmap was expected to need ends it. Every mark is one
- * atomic change of user memory.
+ * the range that was asked for; only the last page of memory the bitmap was expected to need ends it. A report that begins
+ * before the bitmap is lost (its bit number wraps around in Linux). Every mark is one atomic change of user memory.
  *
  * Source: Linux drivers/iommu/iommufd/iova_bitmap.c; domain.md A1.14.
  */
@@ -35,11 +35,12 @@ export class DirtyBitmap {
     this.#bits = (pages * PAGE_BYTES - offset) * 8;
   }
 
-  /** Sets the bits of all pages that overlap iova..iova+lengthBytes-1. */
+  /** Sets the bits of all pages that overlap iova..iova+lengthBytes-1; none at all if that begins before the bitmap. */
   mark(iova: number, lengthBytes: number): void {
-    const first = Math.max(0, Math.floor((iova - this.#iova) / this.#pageSize));
+    if (iova < this.#iova) return;
+    const first = Math.floor((iova - this.#iova) / this.#pageSize);
     const last = Math.min(this.#bits - 1, Math.floor((iova + lengthBytes - 1 - this.#iova) / this.#pageSize));
-    for (let bit = first; bit <= last; ) {
+    for (let bit = first; bit <= last;) {
       const address = this.#address + BigInt(Math.floor(bit / 8));
       const bytesLeft = PAGE_BYTES - Number(address % PAGE_SIZE);
       const end = Math.min(last + 1, (Math.floor(bit / 8) + bytesLeft) * 8);
@@ -53,7 +54,7 @@ export class DirtyBitmap {
     const bytes = this.#ctx.copy_from_user(address, Math.ceil((first + count) / 8));
     if (bytes === undefined) return;
     const changed = Uint8Array.from(bytes);
-    for (let bit = first; bit < first + count; ) {
+    for (let bit = first; bit < first + count;) {
       const byte = bit >>> 3;
       const end = Math.min(first + count, (byte + 1) * 8);
       const mask = ((1 << (end - byte * 8)) - 1) & ~((1 << (bit - byte * 8)) - 1);

@@ -219,8 +219,8 @@ export class IoPageTable {
   // --- map ---
 
   /**
-   * Maps slices one behind the other: at `iova`, or where there is room when it is undefined. Answers the IOVA, or -errno
-   * with nothing mapped and nothing pinned: EINVAL misaligned or reserved, EEXIST, ENOSPC, EOVERFLOW, EPERM writing to
+   * Maps slices one behind the other: at `iova`, or where there is room when it is undefined. The areas take references of
+   * their own to the pages. Answers the IOVA, or -errno with nothing mapped and nothing pinned: EINVAL misaligned or reserved, EEXIST, ENOSPC, EOVERFLOW, EPERM writing to
    * read-only memory, and what pinning and the domains answer.
    */
   *map_pages(
@@ -244,7 +244,10 @@ export class IoPageTable {
     if (rc === 0) {
       yield 'iommufd:map-filled';
       yield* this.iovaRwsem.down_write();
-      areas.forEach((area, i) => (area.pages = slices[i]?.pages));
+      for (const [i, area] of areas.entries()) {
+        area.pages = slices[i]?.pages;
+        area.pages?.get();
+      }
       this.iovaRwsem.up_write();
     }
     this.domainsRwsem.up_read();
@@ -466,7 +469,10 @@ export class IoPageTable {
 
   // --- copy ---
 
-  /** The memory behind a range that is mapped without holes; -ENOENT otherwise, -EINVAL, -EOVERFLOW. */
+  /**
+   * The memory behind a range that is mapped without holes, with a reference to each pages object for the caller to put;
+   * -ENOENT otherwise, -EINVAL, -EOVERFLOW.
+   */
   *get_pages(iova: bigint, length: bigint): Task<PagesSlice[] | number> {
     if (length === 0n) return -EINVAL;
     const last = iova + length - 1n;
@@ -481,7 +487,9 @@ export class IoPageTable {
         slices.push({ pages: area.pages, startByte: area.byteAt(at), lengthBytes: end - at + 1n });
         at = end + 1n;
       }
-      return at > last ? slices : -ENOENT;
+      if (at <= last) return -ENOENT;
+      for (const { pages } of slices) pages.get();
+      return slices;
     } finally {
       this.iovaRwsem.up_read();
     }
@@ -544,6 +552,7 @@ export class IoPageTable {
     yield* this.#unfillArea(area, pages);
     yield 'iommufd:unmap-unfilled';
     yield* this.#abortAreas([area]);
+    pages.put();
     yield 'iommufd:unmap-freed';
   }
 

@@ -176,6 +176,11 @@ function fixedIova(flags: number, iova: bigint): bigint | undefined {
   return (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0 ? iova : undefined;
 }
 
+/** Whether a pages object can have this many bytes. */
+function isPagesLength(length: bigint): boolean {
+  return length > 0n && length <= IOVA_MAX - PAGE_SIZE;
+}
+
 /** Maps `length` bytes that begin `start % PAGE_SIZE` into a source's first page. */
 function* mapSource(
   ucmd: CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas_map_file>,
@@ -184,14 +189,13 @@ function* mapSource(
   source: PageSource,
 ): Task<number> {
   const { cmd, ctx, ictx } = ucmd;
-  if (cmd.length === 0n || cmd.length > IOVA_MAX - PAGE_SIZE) return -EINVAL;
   const prot = mapProt(cmd.flags);
   const startByte = start % PAGE_SIZE;
   const account = pinAccount(ctx.process, ictx.accountMode);
-  const pages = IoptPages.create(source, startByte + cmd.length, (prot & IOMMU_WRITE) !== 0, account);
-  if (typeof pages === 'number') return pages;
+  const pages = new IoptPages(source, startByte + cmd.length, (prot & IOMMU_WRITE) !== 0, account);
   const slice: PagesSlice = { pages, startByte, lengthBytes: cmd.length };
   const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
+  pages.put();
   if (typeof iova === 'number') return iova;
   cmd.iova = iova;
   return ucmd.respond();
@@ -204,6 +208,7 @@ export function* ioasMap(ucmd: CommandOf<typeof iommu_ioas_map>): Task<number> {
   if (rc < 0) return rc;
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
+    if (!isPagesLength(cmd.length)) return -EINVAL;
     return yield* mapSource(ucmd, ioas, cmd.user_va, userPages(ctx.process, cmd.user_va));
   });
 }
@@ -217,6 +222,7 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
     if (cmd.start + cmd.length > IOVA_MAX) return -EOVERFLOW;
     const file = ctx.process.files.get(cmd.fd);
     if (file === undefined) return -EBADF;
+    if (!isPagesLength(cmd.length)) return -EINVAL;
     return yield* mapSource(ucmd, ioas, cmd.start, filePages(file, cmd.start));
   });
 }
@@ -234,13 +240,15 @@ export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number>
     return 0;
   });
   if (found < 0) return found;
-  return yield* withIoas(ictx, cmd.dst_ioas_id, function* ({ iopt }) {
+  const copied = yield* withIoas(ictx, cmd.dst_ioas_id, function* ({ iopt }) {
     const wanted = fixedIova(cmd.flags, cmd.dst_iova);
     const iova = yield* iopt.map_pages(slices, wanted, mapProt(cmd.flags), ctx);
     if (typeof iova === 'number') return iova;
     cmd.dst_iova = iova;
     return ucmd.respond();
   });
+  for (const { pages } of slices) pages.put();
+  return copied;
 }
 
 /** IOMMU_IOAS_UNMAP */

@@ -25,20 +25,28 @@ export function userPages(process: Process, address: bigint): PageSource {
       return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
     },
     unpin: (runs) => mm.unpin_user_pages(runs),
+    close: () => undefined,
   };
 }
 
-/** Pages of a file from the page of `offset` on. Pinning finds out whether it is a memfd: -EINVAL for other files. */
+/**
+ * Pages of a file from the page of `offset` on. Pinning finds out whether it is a memfd: -EINVAL for other files. The source
+ * keeps the file alive as a mapping of it would, whatever becomes of the descriptor.
+ */
 export function filePages(file: OpenFile, offset: bigint): PageSource {
   const startByte = offset - (offset % PAGE_SIZE);
   const first = Number(startByte / PAGE_SIZE);
   const memfd = file instanceof MemfdFile ? file : undefined;
+  const reference = memfd?.mmap(0n, memfd.sizeBytes);
   return {
     startByte,
     *pin(firstPage, pages): Task<PinnedRun[] | number> {
       return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
     },
     unpin: (runs) => memfd?.unpin_folios(runs),
+    close: () => {
+      if (typeof reference === 'object') reference.unmapped?.();
+    },
   };
 }
 

@@ -17,7 +17,6 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EOVERFLOW } from '../../uapi/errno.js';
 import type { PinnedRun } from '../mm/mm.js';
 
 /** The kernel's PAGE_SIZE for iommufd. */
@@ -32,6 +31,8 @@ export interface PageSource {
   /** Pins pages of the object; the runs in order, or -errno with nothing pinned. */
   pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number>;
   unpin(runs: readonly PinnedRun[]): void;
+  /** Nobody maps the pages any more: lets go of the file or address space. */
+  close(): void;
 }
 
 /** Who pays for pinned pages. */
@@ -79,22 +80,29 @@ export class IoptPages {
   readonly source: PageSource;
   readonly npages: number;
   readonly writable: boolean;
-  #account: PinAccount;
+  readonly #account: PinAccount;
   #extents: Extent[] = [];
   #npinned = 0;
+  #references = 1;
 
-  /** A pages object of the first `lengthBytes` bytes of a source, rounded up. -EOVERFLOW beyond 2^52 pages. */
-  static create(source: PageSource, lengthBytes: bigint, writable: boolean, account: PinAccount): IoptPages | number {
-    const npages = (lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE;
-    if (npages > 1n << 52n) return -EOVERFLOW;
-    return new IoptPages(source, Number(npages), writable, account);
-  }
-
-  private constructor(source: PageSource, npages: number, writable: boolean, account: PinAccount) {
+  /** The first `lengthBytes` bytes of a source, rounded up to pages; the creator holds a reference. */
+  constructor(source: PageSource, lengthBytes: bigint, writable: boolean, account: PinAccount) {
     this.source = source;
-    this.npages = npages;
+    this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
     this.writable = writable;
     this.#account = account;
+  }
+
+  /** One more area (or call that makes one) refers to the pages. */
+  get(): void {
+    this.#references++;
+  }
+
+  /** One fewer; the last one lets go of the source. */
+  put(): void {
+    if (--this.#references > 0) return;
+    invariant(this.#npinned === 0, 'iopt_pages: nobody maps pages that are still pinned');
+    this.source.close();
   }
 
   /** Pages pinned now. */

@@ -29,8 +29,17 @@ export class SwMsiPages {
   readonly #mutex = new Mutex('iommufd:sw_msi_lock');
   readonly #pages: SwMsiPage[] = [];
 
-  /** Maps a doorbell for a group's page table; its IOVA, or -errno. Notes the page in `required`. */
-  *prepare(hwpt: HwptPaging, windowStart: bigint, doorbellPa: number, required: Set<number>): Task<bigint | number> {
+  /**
+   * Maps a doorbell for a group's page table; its IOVA, or -errno. Notes the page in `required`. Without a window the
+   * doorbell is reached at its own address.
+   */
+  *prepare(
+    hwpt: HwptPaging,
+    windowStart: bigint | undefined,
+    doorbellPa: number,
+    required: Set<number>,
+  ): Task<bigint | number> {
+    if (windowStart === undefined) return BigInt(doorbellPa);
     yield* this.#mutex.lock();
     try {
       const offset = doorbellPa % PAGE_BYTES;

@@ -11,10 +11,11 @@
  * Source: Linux arm-smmu-v3.c, io-pgtable-arm.c; domain.md A1.44, A1.45, A4.4-A4.8.
  */
 import { FRAME_BYTES } from '../../../core/arena.js';
-import { pageSizesOf, PageTable, type Gather } from '../../../core/page-table.js';
+import { pageSizesOf, type Gather, type PageTable } from '../../../core/page-table.js';
 import { CMD_OP, CMD_TLBI, TLBI_TG_SHIFTS, VMSA_DESCRIPTOR } from '../../../hardware/smmu/records.js';
 import { invariant, type Task } from '../../../runtime/task.js';
 import { EINVAL } from '../../../uapi/errno.js';
+import { TABLE_STEP_NS } from '../../costs.js';
 import {
   IOMMU_CACHE,
   IOMMU_MMIO,
@@ -38,8 +39,6 @@ const INNER_SHAREABLE = 3;
 const MAX_TLBI_COMMANDS = 512;
 /** NUM of a range command is 5 bits. */
 const MAX_RANGE_NUM = 32;
-/** Virtual time a table step takes: tens of stores to memory that is likely in no cache. */
-const TABLE_STEP_NS = 300;
 /** Window in which dirty bits are collected: aligned spans of this many pages never cut the largest leaf. */
 const DIRTY_WINDOW_ORDER = 4;
 const DIRTY_WINDOW_BYTES = FRAME_BYTES * 2 ** DIRTY_WINDOW_ORDER;

@@ -25,6 +25,7 @@ import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
   IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
+  IOMMU_HW_INFO_TYPE_DEFAULT,
   iommu_hw_info_arm_smmuv3,
 } from '../../../uapi/iommufd.js';
 import type { Device } from '../../device.js';
@@ -329,7 +330,8 @@ export class ArmSmmuV3 implements IommuDriver {
     return window === undefined ? [] : [{ ...window, type: 'software-msi', owner: this.name }];
   }
 
-  hw_info(): HwInfo {
+  hw_info(_device: Device, type: number): HwInfo | number {
+    if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return -EOPNOTSUPP;
     const { idr, iidr, aidr } = this.features.raw;
     return {
       type: IOMMU_HW_INFO_TYPE_ARM_SMMUV3,

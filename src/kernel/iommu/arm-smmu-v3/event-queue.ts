@@ -8,6 +8,7 @@ import { EVENT, EVENT_CLASS, EVT, type EventName } from '../../../hardware/smmu/
 import { EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from '../../../hardware/smmu/registers.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../../runtime/task.js';
+import { SMMU_EVENT_NS } from '../../costs.js';
 import type { DmaMemory } from '../dma-memory.js';
 import { QueueIndex } from './queue.js';
 import type { SmmuRegisters } from './registers.js';
@@ -17,8 +18,6 @@ export const EVENT_BYTES = 32;
 /** DEFINE_RATELIMIT_STATE defaults: so many messages in so much time. */
 const LOG_BURST = 10;
 const LOG_INTERVAL_NS = 5_000_000_000;
-/** Virtual time the thread takes for a record. */
-const HANDLE_NS = 1000;
 
 const translationFaults: readonly number[] = [
   EVENT.F_TRANSLATION,
@@ -132,7 +131,7 @@ export class EventQueue {
         const record = this.#memory.read(this.#index.slot(this.#cons) * EVENT_BYTES, EVENT_BYTES / 4);
         this.#cons = this.#index.next(this.#cons);
         this.#handle(record);
-        yield HANDLE_NS;
+        yield SMMU_EVENT_NS;
       }
       if (overflow !== this.#registers.field(EVENTQ_CONS, 'OVACKFLG')) {
         this.#runtime.emit('smmu.evtq-overflow', { smmu: this.#name });

@@ -1,6 +1,7 @@
 /** The driver's view of one SMMUv3's register frame: 32-bit accesses over the bus, fields by name, polling. */
 import type { BitFields, Register } from '../../../layout/bits.js';
 import { invariant, type Task } from '../../../runtime/task.js';
+import { SMMU_POLL_NS } from '../../costs.js';
 
 /** CPU accesses to device frames. */
 export interface MmioPort {
@@ -10,10 +11,8 @@ export interface MmioPort {
   mmioWrite32(pa: number, value: number): boolean;
 }
 
-/** Virtual time between two looks at a register or index that is being waited for. */
-export const POLL_INTERVAL_NS = 200;
 /** ARM_SMMU_POLL_TIMEOUT_US: the driver gives up after this. */
-export const POLL_TIMEOUT_NS = 1_000_000_000;
+const POLL_TIMEOUT_NS = 1_000_000_000;
 
 /** Registers of one SMMU by their declarations. */
 export class SmmuRegisters {
@@ -64,8 +63,8 @@ export class SmmuRegisters {
 
 /** Waits until a condition holds. Hardware that never answers is a broken model: it ends the run. */
 export function* pollUntil(what: string, condition: () => boolean): Task<void> {
-  for (let waited = 0; !condition(); waited += POLL_INTERVAL_NS) {
+  for (let waited = 0; !condition(); waited += SMMU_POLL_NS) {
     invariant(waited < POLL_TIMEOUT_NS, `arm-smmu-v3: timed out waiting for ${what}`);
-    yield POLL_INTERVAL_NS;
+    yield SMMU_POLL_NS;
   }
 }

@@ -1,0 +1,42 @@
+#!/usr/bin/env node
+/**
+ * The command line: one file a command, exit statuses in exit-codes.ts.
+ *
+ * Errors end here: a bad input file or wrong usage is 64, anything unforeseen 70 with its stack.
+ */
+import { Command, CommanderError } from 'commander';
+import { InputError } from '../scenario/text.js';
+import { EXIT, UsageError } from './exit-codes.js';
+import { addHostCommand } from './host.js';
+import { addReplayCommand } from './replay.js';
+import { addRunCommand } from './run.js';
+import { addSchemaCommand } from './schema.js';
+
+function createProgram(): Command {
+  const program = new Command('iovaduct')
+    .description('Will this VM still be able to take that passthrough device after it has migrated?')
+    .showHelpAfterError('(try iovaduct --help)')
+    .exitOverride();
+  addRunCommand(program);
+  addReplayCommand(program);
+  addHostCommand(program);
+  addSchemaCommand(program);
+  return program;
+}
+
+async function main(): Promise<void> {
+  try {
+    await createProgram().parseAsync();
+  } catch (error) {
+    if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    else if (error instanceof InputError || error instanceof UsageError) {
+      process.stderr.write(`${error.message}\n`);
+      process.exitCode = EXIT.usage;
+    } else {
+      process.stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+      process.exitCode = EXIT.broken;
+    }
+  }
+}
+
+await main();

@@ -1,0 +1,54 @@
+/**
+ * Progress on standard error: one line that is rewritten on a terminal, one line for each finished scenario in a pipe.
+ *
+ * Only the wall clock decides when the line is redrawn; nothing here reaches a run.
+ */
+import { durationText } from '../scenario/units.js';
+import type { ScenarioOutcome } from '../scenario/execute.js';
+
+/** Longest time between two redraws of the live line. */
+const REDRAW_MS = 100;
+
+/** Where progress is written. */
+export interface ProgressStream {
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+  write(text: string): unknown;
+}
+
+/** Reports how far a run is. */
+export class Progress {
+  readonly #stream: ProgressStream;
+  readonly #total: number;
+  readonly #running = new Map<string, number>();
+  #done = 0;
+  #drawnMs = 0;
+
+  constructor(stream: ProgressStream, total: number) {
+    this.#stream = stream;
+    this.#total = total;
+  }
+
+  /** A scenario is under way and has reached this virtual time. */
+  advance(name: string, virtualNs: number): void {
+    this.#running.set(name, virtualNs);
+    if (this.#stream.isTTY !== true || performance.now() - this.#drawnMs < REDRAW_MS) return;
+    this.#drawnMs = performance.now();
+    const running = [...this.#running].map(([what, ns]) => `${what} ${durationText(ns)}`).join(', ');
+    const line = `[${this.#done}/${this.#total}] ${running}`;
+    this.#stream.write(`\r\u001b[K${line.slice(0, (this.#stream.columns ?? 80) - 1)}`);
+  }
+
+  /** A scenario has ended. */
+  finish(outcome: ScenarioOutcome): void {
+    this.#done++;
+    this.#running.delete(outcome.name);
+    if (this.#stream.isTTY === true) return;
+    this.#stream.write(`[${this.#done}/${this.#total}] ${outcome.verdict} ${outcome.name}\n`);
+  }
+
+  /** Removes the live line. */
+  end(): void {
+    if (this.#stream.isTTY === true) this.#stream.write('\r\u001b[K');
+  }
+}

@@ -1,0 +1,37 @@
+/**
+ * Interrupt controllers that are reached by a memory write.
+ *
+ * A doorbell behind the IOMMU is a register frame on the system bus; one that is decoded before the IOMMU (HiSilicon hip06/07,
+ * x86) is asked by the host bridge first. Either way the write ends in `write` with its origin, and an accepted message
+ * becomes an interrupt at a CPU.
+ */
+import type { Origin } from '../bus.js';
+
+/** An interrupt that arrived at a CPU: an LPI, an SPI or an x86 vector of this controller. */
+export interface Interrupt {
+  readonly controller: string;
+  readonly intid: number;
+}
+
+/** A controller as the host bridge and the kernel see it. */
+export interface MsiController {
+  readonly name: string;
+  readonly isolated: boolean;
+  /** Physical address of the doorbell register. */
+  readonly doorbell: number;
+  /** True when the write never reaches the IOMMU. */
+  decodesBeforeIommu(address: bigint, lengthBytes: number): boolean;
+  /** A write to the doorbell decoded before the IOMMU. */
+  write(address: bigint, bytes: Uint8Array, origin: Origin): void;
+}
+
+/** DeviceID of a writer: CPUs have none. */
+export function deviceIdOf(origin: Origin): number | undefined {
+  return origin.kind === 'device' ? origin.deviceId : undefined;
+}
+
+/** The 32-bit little-endian word a doorbell takes; undefined for writes of another size. */
+export function messageWord(bytes: Uint8Array): number | undefined {
+  if (bytes.length !== 4) return undefined;
+  return new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
+}

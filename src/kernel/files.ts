@@ -1,0 +1,122 @@
+/**
+ * Open files, descriptors and the context of a system call.
+ *
+ * A descriptor is the lowest free number of its process. An `OpenFile` is shared by the descriptors that refer to it (here:
+ * one each, nothing is duplicated) and released when the last is closed. What a file cannot do answers as Linux does:
+ * ENOTTY for ioctl, EINVAL for read and write.
+ */
+import type { NodeRuntime } from '../runtime/node-runtime.js';
+import type { Task } from '../runtime/task.js';
+import { EBADF, EINVAL, EMFILE, ENODEV, ENOTTY, type ErrorDetail } from '../uapi/errno.js';
+import type { Process } from './mm/process.js';
+import type { FileMapping } from './mm/mm.js';
+
+/** Who calls, and the way to and from its memory. */
+export class SyscallContext {
+  readonly runtime: NodeRuntime;
+  readonly process: Process;
+  #detail: ErrorDetail | undefined;
+
+  constructor(runtime: NodeRuntime, process: Process) {
+    this.runtime = runtime;
+    this.process = process;
+  }
+
+  /** Facts recorded by {@link fail}. */
+  get detail(): ErrorDetail | undefined {
+    return this.#detail;
+  }
+
+  /** Records facts about an error for the reply and returns the error as the kernel does. */
+  fail(errno: number, detail: ErrorDetail = {}): number {
+    this.#detail = detail;
+    return -errno;
+  }
+
+  /** Bytes from the caller's memory; undefined (EFAULT) where nothing is mapped for reading. */
+  copy_from_user(address: bigint, lengthBytes: number): Uint8Array | undefined {
+    return this.process.mm.copy_from_user(address, lengthBytes);
+  }
+
+  /** Bytes to the caller's memory; false (EFAULT) where nothing is mapped for writing. */
+  copy_to_user(address: bigint, bytes: Uint8Array): boolean {
+    return this.process.mm.copy_to_user(address, bytes);
+  }
+}
+
+/** An open file (`struct file` with its operations). */
+export abstract class OpenFile {
+  *ioctl(_ctx: SyscallContext, _cmd: number, _arg: bigint): Task<number> {
+    return -ENOTTY;
+  }
+
+  /** Bytes read, empty at the end, or -errno. */
+  *read(_ctx: SyscallContext, _lengthBytes: number): Task<Uint8Array | number> {
+    return -EINVAL;
+  }
+
+  *write(_ctx: SyscallContext, _bytes: Uint8Array): Task<number> {
+    return -EINVAL;
+  }
+
+  *pread(_ctx: SyscallContext, _lengthBytes: number, _offset: bigint): Task<Uint8Array | number> {
+    return -EINVAL;
+  }
+
+  *pwrite(_ctx: SyscallContext, _bytes: Uint8Array, _offset: bigint): Task<number> {
+    return -EINVAL;
+  }
+
+  /** What a mapping of the file shows, or -errno. */
+  mmap(_offset: bigint, _length: bigint): FileMapping | number {
+    return -ENODEV;
+  }
+
+  ftruncate(_length: bigint): number {
+    return -EINVAL;
+  }
+
+  /** The last descriptor is gone. */
+  *release(): Task<void> {
+    // Most files hold nothing.
+  }
+}
+
+/** RLIMIT_NOFILE */
+const MAX_DESCRIPTORS = 1024;
+
+/** The descriptors of a process. */
+export class FdTable {
+  readonly #files: (OpenFile | undefined)[] = [];
+
+  /** The file behind a descriptor; undefined = EBADF. */
+  get(fd: number): OpenFile | undefined {
+    return this.#files[fd];
+  }
+
+  get openCount(): number {
+    return this.#files.filter((file) => file !== undefined).length;
+  }
+
+  /** Lowest free descriptor, or -EMFILE. */
+  install(file: OpenFile): number {
+    const free = this.#files.findIndex((entry) => entry === undefined);
+    const fd = free < 0 ? this.#files.length : free;
+    if (fd >= MAX_DESCRIPTORS) return -EMFILE;
+    this.#files[fd] = file;
+    return fd;
+  }
+
+  *close(fd: number): Task<number> {
+    const file = this.#files[fd];
+    if (file === undefined) return -EBADF;
+    this.#files[fd] = undefined;
+    yield* file.release();
+    return 0;
+  }
+
+  /** Closes everything, lowest descriptor first, as exit does. */
+  *closeAll(): Task<void> {
+    for (let fd = 0; fd < this.#files.length; fd++) yield* this.close(fd);
+  }
+}

@@ -1,0 +1,242 @@
+/**
+ * Accesses: use of an address space by somebody who is no device (`struct iommufd_access`), e.g. an emulated or mediated one.
+ *
+ * An access pins pages by IOVA and works on them itself. It has no domain, so nothing is reserved for it. When a mapping it
+ * has pinned is unmapped, its `unmap` operation is called and must unpin before it returns.
+ *
+ * Lock order: `access.ioasLock` -> `iova_rwsem` -> `pages.mutex`; the `unmap` operation runs without any of them.
+ * Invariant: every pin_pages is undone by one unpin_pages with the same range.
+ *
+ * Source: Linux drivers/iommu/iommufd/device.c (iommufd_access_*), pages.c (iopt_area_add_access); domain.md A1.38, A6.4.
+ */
+import { Mutex } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
+import { EINVAL, ENOENT, EOVERFLOW, EPERM } from '../../uapi/errno.js';
+import { IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
+import type { PinnedRun } from '../mm/mm.js';
+import type { IoptArea } from './area.js';
+import { silentSink, type FailureSink } from './failure.js';
+import { IOVA_MAX, type IoptAccess } from './io-pagetable.js';
+import { getIoas, type Ioas } from './ioas.js';
+import type { IommufdContext, IommufdFile } from './main.js';
+import { IommufdObject } from './object.js';
+import { PAGE_SIZE } from './pages.js';
+
+/** What the owner of an access does (`struct iommufd_access_ops`). */
+export interface AccessOps {
+  /** Whether it will pin pages: mappings must then be page aligned. */
+  readonly needsPinPages: boolean;
+  /** Lets go of every pin that overlaps the range. */
+  unmap(iova: bigint, lengthBytes: bigint): Task<void>;
+}
+
+/** One access. Made by {@link iommufd_access_create}. */
+export class IommufdAccess extends IommufdObject implements IoptAccess {
+  override readonly type = 'access';
+  readonly ictx: IommufdContext;
+  readonly iova_alignment: bigint;
+  readonly ops: AccessOps;
+  readonly ioasLock = new Mutex('iommufd:access_ioas_lock');
+  /** Where new pins go; undefined while detached or moving. */
+  ioas: Ioas | undefined;
+  /** Where pins are given back. */
+  ioasUnpin: Ioas | undefined;
+
+  constructor(ictx: IommufdContext, ops: AccessOps) {
+    super();
+    this.ictx = ictx;
+    this.ops = ops;
+    this.iova_alignment = ops.needsPinPages ? PAGE_SIZE : 1n;
+  }
+
+  *notify_unmap(iova: bigint, lengthBytes: bigint): Task<void> {
+    this.ictx.objects.hold(this);
+    yield* this.ops.unmap(iova, lengthBytes);
+    this.ictx.objects.put(this);
+  }
+
+  override *destroy(): Task<void> {
+    yield* this.ioasLock.lock();
+    if (this.ioas !== undefined) yield* changeIoas(this, undefined, silentSink);
+    this.ioasLock.unlock();
+    yield* this.ictx.put();
+  }
+}
+
+/** An access of its own number that uses no address space yet. */
+export function iommufd_access_create(file: IommufdFile, ops: AccessOps): IommufdAccess {
+  const { ictx } = file;
+  const access = new IommufdAccess(ictx, ops);
+  ictx.objects.alloc(access);
+  access.users++;
+  ictx.get();
+  ictx.objects.finalize(access);
+  return access;
+}
+
+/** Ends an access; its owner must have stopped using it. */
+export function* iommufd_access_destroy(access: IommufdAccess): Task<void> {
+  yield* access.ictx.objects.destroyUser(access);
+}
+
+/** Moves an access from its address space (if any) to another (if any). Hold `ioasLock`, which is dropped meanwhile. */
+function* changeIoas(access: IommufdAccess, next: Ioas | undefined, sink: FailureSink): Task<number> {
+  const current = access.ioas;
+  if (current === next) return 0;
+  access.ioas = undefined;
+  if (next !== undefined) {
+    const rc = yield* next.iopt.add_access(access, sink);
+    if (rc < 0) {
+      access.ioas = current;
+      return rc;
+    }
+    next.users++;
+  }
+  if (current !== undefined) {
+    access.ioasLock.unlock();
+    yield* access.ops.unmap(0n, IOVA_MAX);
+    yield* access.ioasLock.lock();
+    yield* current.iopt.remove_access(access);
+    current.users--;
+  }
+  access.ioas = next;
+  access.ioasUnpin = next;
+  return 0;
+}
+
+function* changeIoasId(access: IommufdAccess, ioasId: number, sink: FailureSink): Task<number> {
+  const ioas = getIoas(access.ictx, ioasId);
+  if (ioas === undefined) return -ENOENT;
+  const rc = yield* changeIoas(access, ioas, sink);
+  access.ictx.objects.put(ioas);
+  return rc;
+}
+
+/** First address space of an access: 0, -ENOENT, -EINVAL when it has one, -EADDRINUSE when mappings are not aligned. */
+export function* iommufd_access_attach(
+  access: IommufdAccess,
+  ioasId: number,
+  sink: FailureSink = silentSink,
+): Task<number> {
+  yield* access.ioasLock.lock();
+  const rc = access.ioas === undefined ? yield* changeIoasId(access, ioasId, sink) : -EINVAL;
+  access.ioasLock.unlock();
+  return rc;
+}
+
+/** Another address space for an access that has one; on failure it keeps the old. 0, -ENOENT, -EADDRINUSE. */
+export function* iommufd_access_replace(
+  access: IommufdAccess,
+  ioasId: number,
+  sink: FailureSink = silentSink,
+): Task<number> {
+  yield* access.ioasLock.lock();
+  const rc = access.ioas === undefined ? -ENOENT : yield* changeIoasId(access, ioasId, sink);
+  access.ioasLock.unlock();
+  return rc;
+}
+
+/** Whether the part of an area that an access wants begins and ends at pages of memory. */
+function isPageAligned(area: IoptArea, from: bigint, isLastPart: boolean): boolean {
+  if (area.byteAt(from) % PAGE_SIZE !== 0n) return false;
+  return isLastPart || area.byteAt(area.last) % PAGE_SIZE === PAGE_SIZE - 1n;
+}
+
+interface PinnedPart {
+  readonly area: IoptArea;
+  readonly first: number;
+  readonly last: number;
+}
+
+function* unpinParts(parts: readonly PinnedPart[]): Task<void> {
+  for (const { area, first, last } of parts) {
+    const { pages } = area;
+    invariant(pages !== undefined, 'iommufd: access to an area without pages');
+    yield* pages.mutex.lock();
+    area.numAccesses--;
+    pages.release(first, last);
+    pages.mutex.unlock();
+  }
+}
+
+/** Pins one part: 0, -EINVAL, -EPERM, -EFAULT, -ENOMEM. */
+function* pinPart(area: IoptArea, part: PinnedPart, write: boolean, runs: PinnedRun[]): Task<number> {
+  const { pages } = area;
+  if (pages === undefined) return -ENOENT;
+  if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0 || (write && !pages.writable)) return -EPERM;
+  yield* pages.mutex.lock();
+  const rc = yield* pages.use(part.first, part.last);
+  if (rc === 0) {
+    runs.push(...pages.runs(part.first, part.last));
+    area.numAccesses++;
+  }
+  pages.mutex.unlock();
+  return rc;
+}
+
+/** The parts of a range that is mapped without holes; undefined for a hole. */
+function partsOf(
+  ioas: Ioas,
+  iova: bigint,
+  last: bigint,
+): { part: PinnedPart; from: bigint; isLast: boolean }[] | undefined {
+  const parts: { part: PinnedPart; from: bigint; isLast: boolean }[] = [];
+  let at = iova;
+  for (const area of ioas.iopt.areas.overlapping(iova, last)) {
+    if (area.iova > at || area.pages === undefined) break;
+    const end = area.last < last ? area.last : last;
+    const part = { area, first: Number(area.byteAt(at) / PAGE_SIZE), last: Number(area.byteAt(end) / PAGE_SIZE) };
+    parts.push({ part, from: at, isLast: end === last });
+    at = end + 1n;
+  }
+  return at > last ? parts : undefined;
+}
+
+/**
+ * Pins the pages behind a range for the access: physical runs in order, or -errno with nothing pinned. ENOENT no address
+ * space or a hole, EINVAL not page aligned or being unmapped, EPERM not mapped for that, EOVERFLOW.
+ */
+export function* iommufd_access_pin_pages(
+  access: IommufdAccess,
+  iova: bigint,
+  length: bigint,
+  write: boolean,
+): Task<PinnedRun[] | number> {
+  if (length === 0n || !access.ops.needsPinPages) return -EINVAL;
+  const last = iova + length - 1n;
+  if (last > IOVA_MAX) return -EOVERFLOW;
+  yield* access.ioasLock.lock();
+  const { ioas } = access;
+  if (ioas === undefined) {
+    access.ioasLock.unlock();
+    return -ENOENT;
+  }
+  yield* ioas.iopt.iovaRwsem.down_read();
+  const runs: PinnedRun[] = [];
+  const pinned: PinnedPart[] = [];
+  const parts = partsOf(ioas, iova, last);
+  let rc = parts === undefined ? -ENOENT : 0;
+  for (const { part, from, isLast } of parts ?? []) {
+    if (part.area.preventAccess || !isPageAligned(part.area, from, isLast)) rc = -EINVAL;
+    else rc = yield* pinPart(part.area, part, write, runs);
+    if (rc < 0) break;
+    pinned.push(part);
+  }
+  if (rc < 0) yield* unpinParts(pinned);
+  ioas.iopt.iovaRwsem.up_read();
+  access.ioasLock.unlock();
+  return rc < 0 ? rc : runs;
+}
+
+/** Undoes {@link iommufd_access_pin_pages} with the same range. */
+export function* iommufd_access_unpin_pages(access: IommufdAccess, iova: bigint, length: bigint): Task<void> {
+  yield* access.ioasLock.lock();
+  const ioas = access.ioasUnpin;
+  invariant(ioas !== undefined, 'iommufd: unpin by an access without an address space');
+  yield* ioas.iopt.iovaRwsem.down_read();
+  const parts = partsOf(ioas, iova, iova + length - 1n);
+  invariant(parts !== undefined, 'iommufd: unpin of a range that is not mapped');
+  yield* unpinParts(parts.map(({ part }) => part));
+  ioas.iopt.iovaRwsem.up_read();
+  access.ioasLock.unlock();
+}

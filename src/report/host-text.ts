@@ -1,0 +1,37 @@
+/** A host as text for people: what is where, what is reserved for whom. */
+import type { HostDescription } from '../hardware/description.js';
+import { rangeText } from '../scenario/results.js';
+import { hexText, sizeText } from '../scenario/units.js';
+
+/** Describes a host. */
+export function hostText(host: HostDescription): string {
+  const memory = host.memory.reduce((sum, bank) => sum + (bank.last - bank.start + 1n), 0n);
+  const lines = [
+    `${host.name}: ${host.title}`,
+    `  ${host.arch}, Linux ${host.kernelRelease}, pages of ${sizeText(1n << BigInt(host.pageShift))}`,
+    `  memory ${sizeText(memory)}`,
+    ...host.memory.map((bank) => `    ${rangeText(bank)}`),
+  ];
+  for (const smmu of host.iommus) {
+    const sizes = `${smmu.inputBits}-bit input, ${smmu.outputBits}-bit output`;
+    lines.push(`  IOMMU ${smmu.name} at ${hexText(smmu.base)}: ${sizes}, dirty tracking ${smmu.httu}`);
+    if (smmu.softwareMsi !== undefined) lines.push(`    ${rangeText(smmu.softwareMsi)} software MSI window`);
+  }
+  for (const msi of host.msiControllers) {
+    const way = msi.bypassesIommu ? 'reached without the IOMMU' : 'behind the IOMMU';
+    lines.push(`  ${msi.kind} ${msi.name} at ${hexText(msi.base)}, ${way}${msi.isolated ? '' : ', not isolated'}`);
+  }
+  for (const bridge of host.hostBridges) {
+    lines.push(`  host bridge ${bridge.name}, buses ${bridge.firstBus}-${bridge.lastBus}`);
+    for (const window of bridge.windows) lines.push(`    ${rangeText(window)} window`);
+  }
+  for (const region of host.reservedRegions) {
+    const devices = region.devices === undefined ? 'all devices' : region.devices.join(', ');
+    lines.push(`  ${rangeText(region)} ${region.type} (${region.owner}) for ${devices}`);
+  }
+  for (const fn of host.functions) {
+    const id = `${fn.vendor.toString(16).padStart(4, '0')}:${fn.device.toString(16).padStart(4, '0')}`;
+    lines.push(`  ${fn.bdf} ${id} ${fn.model}${fn.driver === undefined ? '' : `, ${fn.driver}`}${fn.absent === true ? ', absent' : ''}`);
+  }
+  return `${lines.join('\n')}\n`;
+}

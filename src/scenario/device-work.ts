@@ -1,0 +1,120 @@
+/**
+ * Device work of a scenario: a DMA, an interrupt, caused as a driver would and judged by where the bus analyser saw it end.
+ *
+ * The verdict does not trust the device alone. A DMA is `ok` when every piece ended in memory and, for a write, the memory
+ * that the holder knows behind the address has the bytes; `refused` when it was aborted on its way; `silent` when it ended
+ * in something else, or in memory that is not the holder's. An interrupt that does not arrive is `silent`.
+ */
+import { splitWords } from '../layout/bits.js';
+import type { TransactionEnd } from '../host/protocol.js';
+import type { Task } from '../runtime/task.js';
+import type { HostClient } from '../testbed/lab.js';
+import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
+import type { VfioDevice } from '../vmm/vfio-device.js';
+import { endText, type StepResult } from './results.js';
+import type { PlainStep } from './schema.js';
+import { hexText, sizeText } from './units.js';
+
+/** Who works with a device: a guest or a process. */
+export interface DeviceHolder {
+  readonly name: string;
+  readonly host: HostClient;
+  readonly device: VfioDevice;
+  /** Memory behind an address as the device sees it; undefined where the holder has none. */
+  readonly load: (address: bigint, lengthBytes: number) => Task<Uint8Array | undefined>;
+}
+
+type DmaStep = Extract<PlainStep, { readonly dma: unknown }>['dma'];
+type InterruptStep = Extract<PlainStep, { readonly interrupt: unknown }>['interrupt'];
+
+/** The driver of each device: started at its first work, gone with the device. */
+const drivers = new WeakMap<VfioDevice, DmaEngineDriver>();
+
+function* driverOf(device: VfioDevice): Task<DmaEngineDriver> {
+  const known = drivers.get(device);
+  if (known !== undefined) return known;
+  const driver = yield* DmaEngineDriver.start(device);
+  drivers.set(device, driver);
+  return driver;
+}
+
+function transferOf(step: DmaStep): DmaTransfer {
+  if (step.write !== undefined) {
+    const { to, length, pattern } = step.write;
+    return { op: 'FILL', to, lengthBytes: Number(length), pattern: patternWord(pattern) };
+  }
+  const { from = 0n, to = 0n, length = 0n } = step.copy ?? {};
+  return { op: 'COPY', from, to, lengthBytes: Number(length) };
+}
+
+/** A one-byte pattern fills the word, a longer one is the word. */
+function patternWord(pattern: bigint): number {
+  const [word] = splitWords(Number(pattern & 0xffff_ffffn));
+  return word <= 0xff ? Math.imul(word, 0x0101_0101) >>> 0 : word;
+}
+
+/** Longest part of a write that is compared with memory. */
+const COMPARED_BYTES = 65536;
+
+/** Whether the holder's memory has what the device wrote; true where nothing can be compared. */
+function* hasArrived(holder: DeviceHolder, step: DmaStep): Task<boolean> {
+  if (step.write === undefined) return true;
+  const length = Math.min(Number(step.write.length), COMPARED_BYTES);
+  const bytes = yield* holder.load(step.write.to, length);
+  if (bytes === undefined) return false;
+  const word = patternWord(step.write.pattern);
+  return bytes.every((byte, index) => byte === ((word >>> (8 * (index % 4))) & 0xff));
+}
+
+/** Where everything a device did since transaction `from` has ended. */
+function* endsSince(holder: DeviceHolder, from: number): Task<TransactionEnd[]> {
+  const records = yield* holder.host.transactions(from);
+  return records
+    .filter((record) => record.device === holder.device.bdf && record.direction !== 'msi')
+    .flatMap((record) => record.ends);
+}
+
+function* nextTransaction(host: HostClient): Task<number> {
+  const records = yield* host.transactions(0);
+  return (records.at(-1)?.number ?? -1) + 1;
+}
+
+function dmaText(step: DmaStep): string {
+  if (step.write !== undefined) return `write of ${sizeText(step.write.length)} to ${hexText(step.write.to)}`;
+  const { from = 0n, to = 0n, length = 0n } = step.copy ?? {};
+  return `copy of ${sizeText(length)} from ${hexText(from)} to ${hexText(to)}`;
+}
+
+/** Pieces that ended alike, said once. */
+function endsText(ends: readonly TransactionEnd[]): string {
+  const kinds = new Map<string, TransactionEnd>();
+  for (const end of ends) if (!kinds.has(`${end.kind} ${end.where}`)) kinds.set(`${end.kind} ${end.where}`, end);
+  return [...kinds.values()].map(endText).join(', ');
+}
+
+/** Carries out a `dma` step. */
+export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResult> {
+  const from = yield* nextTransaction(holder.host);
+  const driver = yield* driverOf(holder.device);
+  const outcome = yield* driver.run(transferOf(step));
+  const ends = yield* endsSince(holder, from);
+  const what = `${holder.device.bdf}: ${dmaText(step)}`;
+  if (ends.some((end) => end.kind === 'aborted'))
+    return { verdict: 'refused', text: `${what} aborted: ${endsText(ends)}`, ends };
+  if (ends.length === 0 || ends.some((end) => end.kind !== 'memory'))
+    return { verdict: 'silent', text: `${what} ended in ${ends.length === 0 ? 'nothing' : endsText(ends)}`, ends };
+  if (outcome.status !== 'done') return { verdict: 'refused', text: `${what}: ${outcome.error}`, ends };
+  if (!(yield* hasArrived(holder, step)))
+    return { verdict: 'silent', text: `${what} ended in memory that is not ${holder.name}'s`, ends };
+  return { verdict: 'ok', text: `${what} ended in memory of ${holder.name}`, ends };
+}
+
+/** Carries out an `interrupt` step: the engine raises a vector, its eventfd must be signalled. */
+export function* performInterrupt(holder: DeviceHolder, step: InterruptStep): Task<StepResult> {
+  const driver = yield* driverOf(holder.device);
+  // A transfer that moves nothing still ends, and its end raises the vector.
+  const { isInterrupted } = yield* driver.run({ op: 'FILL', to: 0n, lengthBytes: 0, pattern: 0 }, step.vector);
+  const what = `${holder.device.bdf} vector ${step.vector}`;
+  if (isInterrupted) return { verdict: 'ok', text: `${what} reached ${holder.name}` };
+  return { verdict: 'silent', text: `${what} did not reach ${holder.name}` };
+}

@@ -1,0 +1,127 @@
+/**
+ * One run of one scenario: scenario, seed, placement → outcome.
+ *
+ * The outcome is plain data (it crosses threads and is what every report is made of). A run whose main task did not end by
+ * itself becomes a failed or inconclusive check, so nothing that went wrong below is lost.
+ */
+import type { RunEvent } from '../runtime/events.js';
+import { eventLine } from '../runtime/events.js';
+import type { RunFailure } from '../testbed/conductor.js';
+import { run, type Placement } from '../testbed/run.js';
+import type { Scenario } from './load.js';
+import type { Check, CheckVerdict } from './results.js';
+import { ScenarioRunner, type GuestLog, type ScenarioRecord, type StepLog } from './runner.js';
+
+/** How to run. */
+export interface ExecuteOptions {
+  readonly seed: number;
+  readonly placement: Placement;
+  /** Choices of an earlier run, by node: repeats its schedule. */
+  readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
+  readonly onProgress?: (virtualNs: number) => void;
+}
+
+/** A host as reports need it. */
+interface HostSummary {
+  readonly name: string;
+  readonly title: string;
+  readonly reservedRegions: readonly {
+    readonly start: bigint;
+    readonly last: bigint;
+    readonly type: string;
+    readonly owner: string;
+    readonly devices?: readonly string[];
+  }[];
+  /** One beyond the highest IOVA an ordinary device can use. */
+  readonly apertureBits: number;
+}
+
+/** Everything a run of a scenario came to. */
+export interface ScenarioOutcome {
+  readonly name: string;
+  readonly file: string;
+  readonly title: string;
+  readonly covers: readonly string[];
+  readonly seed: number;
+  readonly verdict: CheckVerdict;
+  readonly digest: string;
+  readonly virtualNs: number;
+  readonly checks: readonly Check[];
+  readonly steps: readonly StepLog[];
+  readonly guests: readonly GuestLog[];
+  readonly hosts: readonly HostSummary[];
+  readonly transactions: ScenarioRecord['transactions'];
+  /** Set when the testbed itself broke, not the scenario. */
+  readonly isBroken: boolean;
+}
+
+/** What replay needs besides the scenario. */
+export interface RunTrace {
+  readonly lines: readonly string[];
+  readonly choices: Readonly<Record<string, readonly number[]>>;
+}
+
+function failureCheck(failure: RunFailure): Check {
+  const where = failure.node === 'main' ? 'the run' : `host ${failure.node}`;
+  const verdict: CheckVerdict = failure.kind === 'time-limit' ? 'inconclusive' : 'fail';
+  return { name: 'the run ends by itself', verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
+}
+
+function verdictOf(checks: readonly Check[]): CheckVerdict {
+  if (checks.some((check) => check.verdict === 'fail')) return 'fail';
+  return checks.some((check) => check.verdict === 'inconclusive') ? 'inconclusive' : 'pass';
+}
+
+function summarise(scenario: Scenario): HostSummary[] {
+  return scenario.hosts.map((host) => {
+    const windows = host.iommus.flatMap(({ name, softwareMsi }) =>
+      softwareMsi === undefined ? [] : [{ ...softwareMsi, type: 'software-msi', owner: name }],
+    );
+    const regions = [...windows, ...host.reservedRegions];
+    const apertureBits = Math.min(...host.iommus.map((smmu) => smmu.inputBits), 64);
+    return { name: host.name, title: host.title, reservedRegions: regions, apertureBits };
+  });
+}
+
+/** Runs a scenario. Never rejects for what happens inside the run. */
+export async function executeScenario(
+  scenario: Scenario,
+  options: ExecuteOptions,
+): Promise<{ readonly outcome: ScenarioOutcome; readonly trace: RunTrace }> {
+  let runner: ScenarioRunner | undefined;
+  const finished = await run({
+    seed: options.seed,
+    placement: options.placement,
+    strategy: scenario.schedule,
+    hosts: scenario.hosts,
+    links: scenario.links,
+    main: (lab) => (runner = new ScenarioRunner(scenario, lab)).main(),
+    ...(options.recordedChoices === undefined ? {} : { recordedChoices: options.recordedChoices }),
+    ...(scenario.limitNs === undefined ? {} : { limitNs: scenario.limitNs }),
+    ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+  });
+  const record = runner?.record;
+  const failed = finished.failure === undefined ? [] : [failureCheck(finished.failure)];
+  const checks = [...(record?.checks ?? []), ...failed];
+  const outcome: ScenarioOutcome = {
+    name: scenario.name,
+    file: scenario.file,
+    title: scenario.title,
+    covers: scenario.covers,
+    seed: options.seed,
+    verdict: verdictOf(checks),
+    digest: finished.digest,
+    virtualNs: finished.virtualNs,
+    checks,
+    steps: record?.steps ?? [],
+    guests: record?.guests ?? [],
+    hosts: summarise(scenario),
+    transactions: record?.transactions ?? [],
+    isBroken: finished.failure?.kind === 'broken',
+  };
+  return { outcome, trace: { lines: linesOf(finished.events), choices: finished.choices } };
+}
+
+function linesOf(events: readonly RunEvent[]): string[] {
+  return events.map(eventLine);
+}

@@ -1,0 +1,466 @@
+/**
+ * Carries out a scenario in the main node: a task that performs the steps with the VMM, the migration orchestrator and
+ * plain clients, and collects what came of them.
+ *
+ * The runner never looks into a host. What it knows comes from system calls, from replies to lab commands and from the bus
+ * analyser's record; that record decides what is `silent`. Errors of the kernel are results; only a broken testbed throws.
+ * A failed check does not stop a scenario: later steps may show more.
+ */
+import type { TransactionRecord } from '../host/protocol.js';
+import { migrate, type MigrationRequest, type MigrationResult } from '../migration/precopy.js';
+import type { Task } from '../runtime/task.js';
+import type { Lab } from '../testbed/lab.js';
+import { ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { Guest, type GuestSpec } from '../vmm/guest.js';
+import { addMemory, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
+import { MemoryMapError, ramBlockAt } from '../vmm/machines.js';
+import { Client } from './client.js';
+import { performDma, performInterrupt, type DeviceHolder } from './device-work.js';
+import { machineOptions, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
+import {
+  checkExpectation,
+  rangeText,
+  unexpectedCheck,
+  type Check,
+  type ConflictFact,
+  type Facts,
+  type StepResult,
+} from './results.js';
+import type { Expectation, GuestEntry, PlainStep } from './schema.js';
+import type { Position } from './text.js';
+import { durationText, hexText, sizeText } from './units.js';
+
+/** A step as it was carried out, for reports. */
+export interface StepLog {
+  readonly kind: string;
+  readonly at: Position;
+  readonly startNs: number;
+  readonly endNs: number;
+  readonly result: StepResult;
+}
+
+/** Where a guest was and how its RAM lies, for reports. */
+export interface GuestLog {
+  readonly name: string;
+  readonly machine: string;
+  readonly hosts: readonly string[];
+  readonly ram: readonly { readonly name: string; readonly start: bigint; readonly last: bigint }[];
+}
+
+/** What is known after (or in the middle of) a scenario. Plain data but for the guests. */
+export interface ScenarioRecord {
+  readonly checks: Check[];
+  readonly steps: StepLog[];
+  readonly transactions: { readonly host: string; readonly records: readonly TransactionRecord[] }[];
+  readonly guests: GuestLog[];
+}
+
+/** Transactions of a host that are kept for reports. */
+const REPORTED_TRANSACTIONS = 1000;
+
+type PlainStepOf<K extends string> = Extract<PlainStep, Readonly<Record<K, unknown>>>;
+
+interface PendingResult {
+  readonly located: LocatedStep;
+  readonly result: StepResult;
+  isExpected: boolean;
+}
+
+function ok(text: string): StepResult {
+  return { verdict: 'ok', text };
+}
+
+/** What an error of the kernel says about ranges, as a conflict. */
+function conflictOfDetail(detail: ErrorDetail): ConflictFact[] {
+  const { start, last, type, kind, owner } = detail;
+  if (typeof start !== 'bigint' || typeof last !== 'bigint') return [];
+  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
+  const { areaStart, areaLast } = detail;
+  const area = typeof areaStart === 'bigint' && typeof areaLast === 'bigint' ? { start: areaStart, last: areaLast } : undefined;
+  const block = area === undefined ? 'the request' : `area ${rangeText(area)}`;
+  return [{ start, last, type: text(type), kind: text(kind), owner: text(owner), block }];
+}
+
+function refusedBy(error: KernelError): StepResult {
+  return {
+    verdict: 'refused',
+    text: `refused: ${error.code} from ${error.call}`,
+    errno: error.code,
+    call: error.call,
+    conflicts: conflictOfDetail(error.detail),
+  };
+}
+
+function guestSpec(name: string, entry: GuestEntry): GuestSpec {
+  return {
+    name,
+    machine: entry.vmm,
+    ...machineOptions(entry),
+    ...(entry.content === undefined ? {} : { content: entry.content }),
+    ...(entry.contiguity === undefined ? {} : { vmm: { contiguity: entry.contiguity } }),
+    ...(entry.workload === undefined
+      ? {}
+      : {
+          workload: {
+            bytesPerSecond: Number(entry.workload.rate),
+            workingSetBytes: entry.workload['working-set'],
+          },
+        }),
+  };
+}
+
+/** Reads guest memory as a vCPU would; undefined where the guest has no RAM. */
+function* loadGuest(guest: Guest, gpa: bigint, lengthBytes: number): Task<Uint8Array | undefined> {
+  const block = ramBlockAt(guest.map, gpa);
+  if (block === undefined || gpa + BigInt(lengthBytes) - 1n > block.last) return undefined;
+  return yield* guest.load(gpa, lengthBytes);
+}
+
+function plugStepResult(guest: Guest, result: PlugResult): StepResult {
+  const conflicts = result.conflicts.map((conflict): ConflictFact => {
+    const { start, last, type, kind, owner, block } = conflict;
+    const ram = guest.map.ram.find((candidate) => candidate.name === block);
+    return { start, last, type, kind, owner, block: `${guest.name} RAM ${ram === undefined ? block : rangeText(ram)}` };
+  });
+  const errno = result.code === undefined ? '' : `: ${result.code} from ${result.call ?? '?'}`;
+  const lost = result.lost.length === 0 ? '' : `, devices lost ${result.lost.map(rangeText).join(', ')}`;
+  const attached = result.device === undefined ? '' : ` attached to ${guest.name}`;
+  const refused = result.verdict === 'ok' ? '' : ` ${result.verdict}`;
+  return {
+    verdict: result.verdict,
+    text: `${result.bdf}${attached}${refused}${errno}${lost}`,
+    ...(result.code === undefined ? {} : { errno: result.code }),
+    ...(result.call === undefined ? {} : { call: result.call }),
+    conflicts: conflicts.length > 0 ? conflicts : conflictOfDetail(result.detail ?? {}),
+    lost: result.lost.map(({ start, last }) => ({ start, last })),
+  };
+}
+
+function migrationStepResult(name: string, to: string, result: MigrationResult): StepResult {
+  const { statistics, outcome, reason, code, detail, memory } = result;
+  if (outcome !== 'completed') {
+    return {
+      verdict: 'refused',
+      text: `${name} stays on ${result.runsOn}, migration to ${to} ${outcome}: ${detail}`,
+      ...(reason === undefined ? {} : { reason }),
+      ...(code === undefined ? {} : { errno: code }),
+    };
+  }
+  const differing = memory?.differingPages ?? 0;
+  const damage = differing === 0 ? '' : `, ${differing} pages differ`;
+  const times = `${durationText(statistics.totalNs)} (virtual), ${durationText(statistics.downtimeNs)} down`;
+  return {
+    verdict: differing === 0 ? 'ok' : 'silent',
+    text: `${name} ${result.from} → ${to} in ${times}${damage}`,
+    downtimeNs: statistics.downtimeNs,
+  };
+}
+
+/** One run of a scenario. */
+export class ScenarioRunner {
+  readonly record: ScenarioRecord = { checks: [], steps: [], transactions: [], guests: [] };
+  readonly #scenario: Scenario;
+  readonly #lab: Lab;
+  readonly #guests = new Map<string, Guest>();
+  readonly #clients = new Map<string, Client>();
+  readonly #results = new Map<string, PendingResult>();
+  readonly #pending: PendingResult[] = [];
+  readonly #lastMigration = new Map<string, MigrationResult>();
+  readonly #visited = new Map<string, string[]>();
+
+  constructor(scenario: Scenario, lab: Lab) {
+    this.#scenario = scenario;
+    this.#lab = lab;
+  }
+
+  /** The main task of the run. */
+  *main(): Task<void> {
+    for (const [name, entry] of this.#scenario.processes) {
+      this.#clients.set(name, yield* Client.start(this.#lab.host(entry.on), name, entry));
+    }
+    for (const step of this.#scenario.steps) yield* this.#perform(step);
+    this.#checkUnexpected();
+    for (const host of this.#lab.hosts) {
+      const records = yield* host.transactions(0);
+      this.record.transactions.push({ host: host.name, records: records.slice(-REPORTED_TRANSACTIONS) });
+    }
+    this.#describeGuests();
+  }
+
+  *#perform(step: ScenarioStep): Task<void> {
+    if (!('parallel' in step)) return yield* this.#performPlain(step);
+    const branches = step.parallel.map((branch, index) => this.#lab.spawn(`branch-${index}`, this.#performBranch(branch)));
+    for (const branch of branches) yield* branch.join();
+  }
+
+  *#performBranch(branch: readonly LocatedStep[]): Task<void> {
+    for (const step of branch) yield* this.#performPlain(step);
+  }
+
+  *#performPlain(located: LocatedStep): Task<void> {
+    const { step, at } = located;
+    if ('expect' in step) {
+      this.record.checks.push(yield* this.#expect(step.expect, at));
+      return;
+    }
+    const startNs = this.#lab.runtime.now;
+    const result = yield* this.#resultOf(step);
+    const kind = Object.keys(step)[0] ?? 'step';
+    this.record.steps.push({ kind, at, startNs, endNs: this.#lab.runtime.now, result });
+    this.#lab.runtime.emit('scenario.step', { kind, line: at.line, verdict: result.verdict, text: result.text });
+    const pending: PendingResult = { located, result, isExpected: false };
+    this.#pending.push(pending);
+    const body: unknown = Object.values(step)[0];
+    if (typeof body === 'object' && body !== null && 'as' in body && typeof body.as === 'string') {
+      this.#results.set(body.as, pending);
+    }
+  }
+
+  *#resultOf(step: Exclude<PlainStep, PlainStepOf<'expect'>>): Task<StepResult> {
+    try {
+      return yield* this.#carryOut(step);
+    } catch (error) {
+      if (error instanceof KernelError) return refusedBy(error);
+      if (error instanceof MemoryMapError) return { verdict: 'refused', text: `refused: ${error.message}` };
+      throw error;
+    }
+  }
+
+  *#carryOut(step: Exclude<PlainStep, PlainStepOf<'expect'>>): Task<StepResult> {
+    if ('boot' in step) return yield* this.#boot(step.boot);
+    if ('map' in step) return yield* this.#map(step.map);
+    if ('unmap' in step) return yield* this.#unmap(step.unmap);
+    if ('copy' in step) {
+      const { process, from, to, length } = step.copy;
+      yield* this.#client(process).copy(from, to, length);
+      return ok(`${process} copied ${sizeText(length)} to ${to.ioas} at ${hexText(to.iova)}`);
+    }
+    if ('allow' in step) {
+      const { process, ioas, ranges } = step.allow;
+      const client = this.#client(process);
+      yield* client.allow(ioas ?? client.defaultIoas, ranges);
+      return ok(`${process} allows ${ranges.map(rangeText).join(', ')}`);
+    }
+    if ('plug' in step) return yield* this.#plug(step.plug);
+    if ('unplug' in step) return yield* this.#unplug(step.unplug);
+    if ('replace' in step) {
+      const { process, device, ioas } = step.replace;
+      yield* this.#client(process).replace(device, ioas);
+      return ok(`${device} attached to ${ioas}`);
+    }
+    if ('grow' in step) return yield* this.#grow(step.grow);
+    if ('dma' in step) return yield* performDma(this.#holder(step.dma), step.dma);
+    if ('interrupt' in step) return yield* performInterrupt(this.#holder(step.interrupt), step.interrupt);
+    if ('migrate' in step) return yield* this.#migrate(step.migrate);
+    if ('fault' in step) return yield* this.#fault(step.fault);
+    yield step.wait;
+    return ok(`waited ${durationText(step.wait)}`);
+  }
+
+  *#boot(name: string): Task<StepResult> {
+    const entry = this.#scenario.guests.get(name);
+    if (entry === undefined) throw new Error(`no guest ${name} in this scenario`);
+    const guest = yield* Guest.boot(this.#lab.host(entry.on), guestSpec(name, entry));
+    this.#guests.set(name, guest);
+    this.#visited.set(name, [entry.on]);
+    return ok(`${name} runs on ${entry.on}, ${sizeText(entry.memory)}`);
+  }
+
+  *#map(given: PlainStepOf<'map'>['map']): Task<StepResult> {
+    const client = this.#client(given.process);
+    const iova = yield* client.map({
+      ioas: given.ioas ?? client.defaultIoas,
+      lengthBytes: given.length,
+      access: given.access,
+      contiguity: given.contiguity,
+      ...(given.iova === undefined ? {} : { iova: given.iova }),
+    });
+    return ok(`${given.process} mapped ${rangeText({ start: iova, last: iova + given.length - 1n })}`);
+  }
+
+  *#unmap(given: PlainStepOf<'unmap'>['unmap']): Task<StepResult> {
+    const client = this.#client(given.process);
+    const unmapped = yield* client.unmap(given.ioas ?? client.defaultIoas, given.iova, given.length);
+    return ok(`${given.process} unmapped ${sizeText(unmapped)} at ${hexText(given.iova)}`);
+  }
+
+  *#plug(given: PlainStepOf<'plug'>['plug']): Task<StepResult> {
+    const { device } = given;
+    if (given.host !== undefined) return yield* this.#handleCard(given.host, 'plug', device);
+    if (given.process !== undefined) {
+      const client = this.#client(given.process);
+      yield* client.plug(device, given.ioas ?? client.defaultIoas);
+      return ok(`${given.process} holds ${device}`);
+    }
+    const guest = this.#guest(given.guest ?? '');
+    const policy = this.#scenario.guests.get(guest.name)?.['hotplug-policy'] ?? 'reject';
+    const result = yield* plugDevice(guest, {
+      bdf: device,
+      policy,
+      ...(given.order === undefined ? {} : { order: given.order }),
+    });
+    return plugStepResult(guest, result);
+  }
+
+  *#unplug(given: PlainStepOf<'unplug'>['unplug']): Task<StepResult> {
+    const { device } = given;
+    if (given.host !== undefined) return yield* this.#handleCard(given.host, 'unplug', device);
+    if (given.process !== undefined) {
+      yield* this.#client(given.process).unplug(device);
+      return ok(`${given.process} gave ${device} back`);
+    }
+    const guest = this.#guest(given.guest ?? '');
+    const held = guest.vmm.devices.find((candidate) => candidate.bdf === device);
+    if (held === undefined) return { verdict: 'refused', text: `${guest.name} has no ${device}` };
+    yield* unplugDevice(guest, held);
+    return ok(`${guest.name} gave ${device} back`);
+  }
+
+  /** Puts a card into a machine or pulls it out. */
+  *#handleCard(name: string, action: 'plug' | 'unplug', bdf: string): Task<StepResult> {
+    const reply = yield* this.#lab.host(name).command({ lab: action, bdf });
+    if (reply.result < 0) throw new KernelError(reply.result, `${action} ${bdf}`, reply.detail);
+    return ok(`${bdf} ${action === 'plug' ? 'put into' : 'pulled out of'} ${name}`);
+  }
+
+  *#grow(given: PlainStepOf<'grow'>['grow']): Task<StepResult> {
+    const guest = this.#guest(given.guest);
+    const result = yield* addMemory(guest, `dimm@${given.start.toString(16)}`, given.start, given.size);
+    const where = rangeText({ start: given.start, last: given.start + given.size - 1n });
+    if (result.verdict === 'ok') return ok(`${guest.name} has ${sizeText(given.size)} more at ${where}`);
+    return {
+      verdict: result.verdict,
+      text: `${guest.name} ${result.verdict}: ${result.code ?? ''} for memory at ${where}`,
+      ...(result.code === undefined ? {} : { errno: result.code }),
+      ...(result.call === undefined ? {} : { call: result.call }),
+      conflicts: conflictOfDetail(result.detail ?? {}),
+    };
+  }
+
+  *#migrate(given: PlainStepOf<'migrate'>['migrate']): Task<StepResult> {
+    const guest = this.#guest(given.guest);
+    const limits = {
+      ...(given['downtime-limit'] === undefined ? {} : { downtimeLimitNs: given['downtime-limit'] }),
+      ...(given['max-rounds'] === undefined ? {} : { maxRounds: given['max-rounds'] }),
+      ...(given['on-no-convergence'] === undefined ? {} : { onNoConvergence: given['on-no-convergence'] }),
+    };
+    const request: MigrationRequest = {
+      to: this.#lab.host(given.to),
+      limits,
+      attachedDevices: given['attached-devices'],
+    };
+    const result = yield* migrate(guest, request);
+    this.#lastMigration.set(guest.name, result);
+    if (result.outcome === 'completed') this.#visited.get(guest.name)?.push(result.runsOn);
+    return migrationStepResult(guest.name, given.to, result);
+  }
+
+  *#fault(given: PlainStepOf<'fault'>['fault']): Task<StepResult> {
+    const rule = {
+      ...(given.skip === undefined ? {} : { skip: given.skip }),
+      ...(given.count === undefined ? {} : { count: given.count }),
+    };
+    if (given.link !== undefined) return this.#linkFault(given.link, given.off, rule);
+    const id = given.fault;
+    if (given.host === undefined || id === undefined) throw new Error('a fault in a host has a name');
+    const host = this.#lab.host(given.host);
+    const reply = yield* host.command(
+      given.off ? { lab: 'disarm-fault', fault: id } : { lab: 'arm-fault', fault: id, rule },
+    );
+    if (reply.result < 0) throw new KernelError(reply.result, `fault ${id}`, reply.detail);
+    return ok(`${id} ${given.off ? 'off' : 'on'} in ${given.host}`);
+  }
+
+  /** A link goes down at once; with `skip` or `count` the next sends of every link are counted instead. */
+  #linkFault(
+    ends: readonly [string, string],
+    isOff: boolean,
+    rule: { readonly skip?: number; readonly count?: number },
+  ): StepResult {
+    const name = ends.join('-');
+    const links = [this.#lab.link(ends[0], ends[1]), this.#lab.link(ends[1], ends[0])];
+    if (isOff) {
+      this.#lab.runtime.faults.disarm('link.lost');
+      for (const link of links) if (link?.isDown === true) link.repair();
+      return ok(`link ${name} is up`);
+    }
+    if (rule.skip !== undefined || rule.count !== undefined) {
+      this.#lab.runtime.faults.arm('link.lost', rule);
+      return ok(`link ${name} will be lost`);
+    }
+    for (const link of links) link?.lose();
+    return ok(`link ${name} is down`);
+  }
+
+  *#expect(expectation: Expectation, at: Position): Task<Check> {
+    const { of } = expectation;
+    const pending = this.#results.get(of);
+    if (pending !== undefined) pending.isExpected = true;
+    const facts = yield* this.#factsAbout(expectation);
+    return checkExpectation(expectation, pending?.result, facts, at);
+  }
+
+  *#factsAbout(expectation: Expectation): Task<Facts> {
+    const guest = this.#guests.get(expectation.of);
+    if (guest !== undefined) {
+      const differing = this.#lastMigration.get(guest.name)?.memory?.differingPages;
+      return {
+        runsOn: guest.host.name,
+        state: guest.state,
+        ...(differing === undefined ? {} : { differingPages: differing }),
+      };
+    }
+    const client = this.#clients.get(expectation.of);
+    const asked = expectation.usable ?? expectation.unusable;
+    if (client === undefined || asked === undefined) return {};
+    return { usable: yield* client.usableRanges(asked.ioas ?? client.defaultIoas) };
+  }
+
+  #checkUnexpected(): void {
+    for (const { located, result, isExpected } of this.#pending) {
+      if (result.verdict !== 'ok' && !isExpected)
+        this.record.checks.push(unexpectedCheck(located.step, result, located.at));
+    }
+    if (this.record.checks.length === 0)
+      this.record.checks.push({ name: 'every step ok', verdict: 'pass', detail: `${this.#pending.length} steps` });
+  }
+
+  #describeGuests(): void {
+    for (const guest of this.#guests.values()) {
+      this.record.guests.push({
+        name: guest.name,
+        machine: guest.map.machine,
+        hosts: this.#visited.get(guest.name) ?? [],
+        ram: guest.map.ram.map(({ name, start, last }) => ({ name, start, last })),
+      });
+    }
+  }
+
+  #holder(given: { readonly guest?: string | undefined; readonly process?: string | undefined; readonly device: string }): DeviceHolder {
+    if (given.process !== undefined) {
+      const client = this.#client(given.process);
+      return {
+        name: client.name,
+        host: client.host,
+        device: client.device(given.device),
+        load: (iova, lengthBytes) => client.load(iova, lengthBytes),
+      };
+    }
+    const guest = this.#guest(given.guest ?? '');
+    const device = guest.vmm.devices.find((candidate) => candidate.bdf === given.device);
+    if (device === undefined) throw new KernelError(ENODEV, `${guest.name} has no ${given.device}`);
+    return { name: guest.name, host: guest.host, device, load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes) };
+  }
+
+  #guest(name: string): Guest {
+    const guest = this.#guests.get(name);
+    if (guest === undefined) throw new KernelError(ESRCH, `guest ${name} is not booted`);
+    return guest;
+  }
+
+  #client(name: string): Client {
+    const client = this.#clients.get(name);
+    if (client === undefined) throw new Error(`no process ${name} in this scenario`);
+    return client;
+  }
+}

@@ -1,0 +1,248 @@
+import { describe, expect, it } from 'vitest';
+import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../../src/kernel/iommu/domain.js';
+import {
+  iommu_attach_group_handle,
+  iommu_detach_group_handle,
+  iommu_device_claim_dma_owner,
+  iommu_device_release_dma_owner,
+  iommu_device_unuse_default_domain,
+  iommu_device_use_default_domain,
+  iommu_get_group_resv_regions,
+  iommu_group_has_isolated_msi,
+  iommu_replace_group_handle,
+  type AttachHandle,
+} from '../../src/kernel/iommu/group.js';
+import { mergeResvRegions, reservedRegionsText, type ResvRegion } from '../../src/kernel/iommu/resv-regions.js';
+import type { Task } from '../../src/runtime/task.js';
+import { EBUSY, EEXIST, EINVAL, EOPNOTSUPP, EPERM } from '../../src/uapi/errno.js';
+import { iommu_hw_info_arm_smmuv3 } from '../../src/uapi/iommufd.js';
+import { hostDescription, Machine } from './machine.js';
+
+const MIB = 2 ** 20;
+const RW = IOMMU_READ | IOMMU_WRITE | IOMMU_CACHE;
+
+const handle: AttachHandle = {
+  *prepare_msi(): Task<bigint> {
+    return 0n;
+  },
+};
+
+describe('bring-up and domains on the real SMMU model', () => {
+  it('blocks or faults DMA until a domain maps it', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    expect(m.dma(device, 0x1000)).toMatchObject({ ok: false, event: 'F_TRANSLATION' });
+    expect(m.events.filter((e) => e.kind === 'smmu.event').map((e) => e.data)).toMatchObject([
+      { event: 'F_TRANSLATION', client: '0000:01:00.0', sid: 0x100, iova: 0x1000n, access: 'write' },
+    ]);
+    const log = m.events.filter((e) => e.kind === 'kernel.log').map((e) => e.data['text']);
+    expect(log[0]).toBe('arm-smmu-v3 smmu0: event 0x10 received:');
+    expect(log[5]).toBe(
+      'arm-smmu-v3 smmu0: event: F_TRANSLATION client: 0000:01:00.0 sid: 0x100 ssid: 0x0 iova: 0x1000 ipa: 0x0',
+    );
+    expect(log[6]).toBe('arm-smmu-v3 smmu0: unpriv data write s1 "Input address caused fault" stag: 0x0');
+    const owner = {};
+    expect(m.run(iommu_device_claim_dma_owner(device, owner))).toBe(0);
+    expect(m.dma(device, 0x1000)).toEqual({ ok: false, abort: true });
+    m.run(iommu_device_release_dma_owner(device));
+    expect(m.dma(device, 0x1000)).toMatchObject({ event: 'F_TRANSLATION' });
+  });
+
+  for (const [name, flags, smmu] of [
+    ['stage 1', 0, {}],
+    ['stage 1 with dirty tracking', 2, {}],
+    ['stage 2', 1, {}],
+    ['stage 1 without range invalidation', 0, { rangeInvalidation: false }],
+  ] as const) {
+    it(`${name}: DMA reaches what is mapped and nothing after unmap`, () => {
+      const m = new Machine(hostDescription(smmu));
+      const device = m.addDevice('0000:01:00.0', 0x100);
+      const kernelFrames = m.arena.kernelFramesInUse;
+      const domain = m.domain(device, flags);
+      expect(m.run(iommu_attach_group_handle(domain, m.group(device), handle))).toBe(0);
+      expect(m.run(domain.map(0x40000000, 0x90000000, 2 * MIB, RW))).toBe(0);
+      expect(m.run(domain.map(0x40200000, 0x95000000, 0x3000, IOMMU_READ | IOMMU_CACHE))).toBe(0);
+      expect(m.run(domain.map(0x40201000, 0x95000000, 0x1000, RW))).toBe(-EEXIST);
+      expect(m.dma(device, 0x40012345)).toMatchObject({ ok: true, pa: 0x90012345 });
+      expect(m.dma(device, 0x40202008, false)).toMatchObject({ ok: true, pa: 0x95002008 });
+      expect(m.dma(device, 0x40202008)).toMatchObject({ ok: false, event: 'F_PERMISSION' });
+      expect(domain.iova_to_phys(0x40201004)).toBe(0x95001004);
+      expect(m.run(domain.unmap(0x40200000, 0x3000))).toBe(0x3000);
+      expect(m.dma(device, 0x40202008, false)).toMatchObject({ ok: false, event: 'F_TRANSLATION' });
+      expect(m.run(domain.unmap(0x40000000, 2 * MIB))).toBe(2 * MIB);
+      expect(m.dma(device, 0x40012345)).toMatchObject({ ok: false, event: 'F_TRANSLATION' });
+      m.run(iommu_detach_group_handle(m.group(device)));
+      m.run(domain.free());
+      expect(m.arena.kernelFramesInUse).toBe(kernelFrames);
+    });
+  }
+
+  it('reports written pages once, and none from before tracking began', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const domain = m.domain(device, 2);
+    m.run(iommu_attach_group_handle(domain, m.group(device), handle));
+    m.run(domain.map(0x10000, 0x90000000, 0x8000, RW));
+    const dirty = (): [number, number][] => {
+      const found: [number, number][] = [];
+      const ops = domain.dirtyOps;
+      if (ops === undefined) throw new Error('no dirty ops');
+      expect(m.run(ops.read_and_clear_dirty(0x10000, 0x8000, false, (iova, bytes) => found.push([iova, bytes])))).toBe(
+        0,
+      );
+      m.run(domain.iotlb_sync(0x10000, 0x8000));
+      return found;
+    };
+    dirty();
+    expect(dirty()).toEqual([]);
+    m.dma(device, 0x11008);
+    m.dma(device, 0x12ff8);
+    m.dma(device, 0x15000, false);
+    expect(dirty()).toEqual([[0x11000, 0x2000]]);
+    expect(dirty()).toEqual([]);
+    m.dma(device, 0x17000);
+    expect(dirty()).toEqual([[0x17000, 0x1000]]);
+    const ops = domain.dirtyOps;
+    expect(ops === undefined ? 0 : m.run(ops.read_and_clear_dirty(0x17000, 0x2000, true, () => undefined))).toBe(
+      -EINVAL,
+    );
+  });
+
+  it('replaces a domain and frees the old one without leaks', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const [first, second, third] = [m.domain(device), m.domain(device), m.domain(device, 1)];
+    m.run(first.map(0x1000, 0x90000000, 0x1000, RW));
+    m.run(second.map(0x1000, 0xa0000000, 0x1000, RW));
+    m.run(third.map(0x1000, 0xb0000000, 0x1000, RW));
+    const group = m.group(device);
+    m.run(iommu_attach_group_handle(first, group, handle));
+    expect(m.dma(device, 0x1000)).toMatchObject({ pa: 0x90000000 });
+    expect(m.run(iommu_attach_group_handle(second, group, handle))).toBe(-EBUSY);
+    expect(m.run(iommu_replace_group_handle(group, second, handle))).toBe(0);
+    expect(m.dma(device, 0x1000)).toMatchObject({ pa: 0xa0000000 });
+    expect(m.run(iommu_replace_group_handle(group, third, handle))).toBe(0);
+    expect(m.dma(device, 0x1000)).toMatchObject({ pa: 0xb0000000 });
+    expect(m.run(iommu_replace_group_handle(group, first, handle))).toBe(0);
+    expect(m.dma(device, 0x1000)).toMatchObject({ pa: 0x90000000 });
+  });
+
+  it('refuses what the SMMU cannot do', () => {
+    const m = new Machine(hostDescription({ httu: 'none', stage2: false }));
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const { driver } = m.group(device);
+    for (const flags of [1, 2, 3, 8]) {
+      expect(m.run(driver.domain_alloc_paging_flags(device, flags, undefined))).toBe(-EOPNOTSUPP);
+    }
+    const info = driver.hw_info(device, 0);
+    expect(typeof info === 'number' ? {} : iommu_hw_info_arm_smmuv3.decode(info.bytes)).toMatchObject({
+      idr: [
+        m.smmu.identification.IDR0,
+        m.smmu.identification.IDR1,
+        0,
+        m.smmu.identification.IDR3,
+        0,
+        m.smmu.identification.IDR5,
+      ],
+    });
+  });
+
+  it('has the aperture of the stage and the width', () => {
+    const m = new Machine(hostDescription({ inputBits: 39, outputBits: 44 }));
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    expect(m.domain(device).apertureLast).toBe(2n ** 39n - 1n);
+    expect(m.domain(device, 1).apertureLast).toBe(2n ** 44n - 1n);
+  });
+});
+
+describe('groups and ownership', () => {
+  it('numbers groups lowest free first and keeps listed devices together', () => {
+    const m = new Machine(hostDescription({}, { groups: [['0000:01:00.0', '0000:01:00.1']] }));
+    const a = m.addDevice('0000:01:00.0', 0x100);
+    const b = m.addDevice('0000:02:00.0', 0x200);
+    const c = m.addDevice('0000:01:00.1', 0x101);
+    expect([a, b, c].map((d) => d.group?.id)).toEqual([0, 1, 0]);
+    m.run(m.core.removeDevice(b));
+    const d = m.addDevice('0000:03:00.0', 0x300);
+    expect(d.group?.id).toBe(1);
+    m.run(m.core.removeDevice(a));
+    expect(m.core.groups.map((g) => g.devices.map((x) => x.name))).toEqual([['0000:01:00.1'], ['0000:03:00.0']]);
+  });
+
+  it('lets one owner in, and drivers only while nobody owns the group', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const [mine, yours] = [{}, {}];
+    expect(iommu_device_use_default_domain(device)).toBe(0);
+    expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(-EPERM);
+    iommu_device_unuse_default_domain(device);
+    expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
+    expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
+    expect(m.run(iommu_device_claim_dma_owner(device, yours))).toBe(-EPERM);
+    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    m.run(iommu_device_release_dma_owner(device));
+    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    m.run(iommu_device_release_dma_owner(device));
+    expect(iommu_device_use_default_domain(device)).toBe(0);
+  });
+
+  it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {
+    const rmrr = { type: 'direct', owner: 'RMRR', start: 0x9000000n, last: 0x9001fffn } as const;
+    const m = new Machine(hostDescription({}, { reservedRegions: [rmrr] }));
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(-EINVAL);
+    expect(m.dma(device, 0x9001008)).toMatchObject({ ok: true, pa: 0x9001008 });
+  });
+
+  it('maps a doorbell for ordinary drivers and leaves it alone where it is decoded before the IOMMU', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const iova = m.run(m.core.iommu_dma_prepare_msi(device, 0x8030040));
+    expect(iova).toBe(0xfffff040n);
+    expect(m.dma(device, Number(iova))).toMatchObject({ ok: true, pa: 0x8030040 });
+    expect(iommu_group_has_isolated_msi(m.group(device))).toBe(true);
+    const controllers = [
+      { name: 'its', kind: 'its', base: 0xc6000000n, bypassesIommu: true, isolated: false },
+    ] as const;
+    const bypass = new Machine(hostDescription({}, { msiControllers: controllers }));
+    const other = bypass.addDevice('0000:01:00.0', 0x100);
+    expect(bypass.run(bypass.core.iommu_dma_prepare_msi(other, 0xc6010040))).toBe(0xc6010040n);
+    expect(iommu_group_has_isolated_msi(bypass.group(other))).toBe(false);
+  });
+});
+
+describe('reserved regions', () => {
+  const region = (start: number, last: number, type: ResvRegion['type']): ResvRegion => ({
+    start: BigInt(start),
+    last: BigInt(last),
+    type,
+    owner: 'test',
+  });
+
+  it('are sorted, merged within a type and printed as sysfs does', () => {
+    const merged = mergeResvRegions([
+      [region(0x8000000, 0x80fffff, 'software-msi'), region(0x1000000, 0x10ffffff, 'direct-relaxable')],
+      [
+        region(0x20000, 0x2ffff, 'reserved'),
+        region(0x10000, 0x1ffff, 'reserved'),
+        region(0x28000, 0x3ffff, 'reserved'),
+      ],
+    ]);
+    expect(reservedRegionsText(merged)).toBe(
+      '0x0000000000010000 0x000000000003ffff reserved\n' +
+        '0x0000000001000000 0x0000000010ffffff direct-relaxable\n' +
+        '0x0000000008000000 0x00000000080fffff msi\n',
+    );
+  });
+
+  it('of a group are those of its devices', () => {
+    const hole = { ...region(0xc6010000, 0xc601ffff, 'msi'), devices: ['0000:01:00.0'] };
+    const m = new Machine(hostDescription({}, { reservedRegions: [hole] }));
+    const a = m.addDevice('0000:01:00.0', 0x100);
+    const b = m.addDevice('0000:02:00.0', 0x200);
+    expect(m.core.reservedRegionsText(m.group(a))).toBe(
+      '0x0000000008000000 0x00000000080fffff msi\n0x00000000c6010000 0x00000000c601ffff msi\n',
+    );
+    expect(iommu_get_group_resv_regions(m.group(b)).map((r) => r.type)).toEqual(['software-msi']);
+  });
+});
