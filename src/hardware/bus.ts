@@ -10,7 +10,7 @@ import type { PhysicalMemory } from './memory.js';
 export type Origin =
   { readonly kind: 'cpu' } | { readonly kind: 'device'; readonly bdf: string; readonly deviceId: number };
 
-/** Registers at a physical address. Accesses are 1, 2, 4 or 8 bytes wide and do not cross the frame. */
+/** Registers at a physical address. Accesses are 1, 2 or 4 bytes wide, aligned, and do not cross the frame. */
 export interface MmioFrame {
   readonly name: string;
   /** What kind of end a DMA to this frame has. */
@@ -74,8 +74,13 @@ export class SystemBus {
     const frame = this.#frameAt(pa, lengthBytes);
     if (frame === undefined) return { end: NOWHERE };
     const out = new Uint8Array(lengthBytes);
-    const offset = pa - (frame.base() ?? 0);
-    for (let i = 0; i < lengthBytes; i++) out[i] = frame.read(offset + i, 1) & 0xff;
+    for (let at = 0; at < lengthBytes;) {
+      const offset = pa - (frame.base() ?? 0) + at;
+      const width = accessWidth(offset, lengthBytes - at);
+      const value = frame.read(offset, width);
+      for (let i = 0; i < width; i++) out[at + i] = (value >>> (8 * i)) & 0xff;
+      at += width;
+    }
     return { end: endOf(frame), bytes: out };
   }
 

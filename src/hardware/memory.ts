@@ -10,7 +10,7 @@
  * hardware around treats as an external abort. Words and doublewords are accessed atomically.
  */
 import { FRAME_BYTES, type Arena } from '../core/arena.js';
-import { entryStamp, PhysicalDirectory, stampEntry } from '../core/physical-directory.js';
+import { entryStamp, PhysicalDirectory } from '../core/physical-directory.js';
 import { invariant } from '../runtime/task.js';
 import type { PageRun } from '../uapi/syscall.js';
 import type { AddressRange } from './description.js';
@@ -31,6 +31,7 @@ interface Bank {
 const SHORT_RUN_PAGES = 64;
 
 const MASK_32 = 0xffff_ffffn;
+const OUT_OF_FRAMES = 'the arena has no frame left for memory that was written: give the host a larger arena';
 
 /** Physical memory of one host. */
 export class PhysicalMemory {
@@ -44,12 +45,12 @@ export class PhysicalMemory {
   constructor(arena: Arena, banks: readonly AddressRange[]) {
     this.arena = arena;
     this.directory = new PhysicalDirectory(arena);
-    this.#banks = banks.map((bank) => ({ start: Number(bank.start), last: Number(bank.last) }));
+    this.#banks = mergedBanks(banks);
     this.#scratchFrame = arena.allocFrame();
     invariant(this.#scratchFrame !== 0, 'arena too small for physical memory');
   }
 
-  /** Whether the whole range is RAM of one bank. */
+  /** Whether the whole range is RAM. */
   contains(pa: number, lengthBytes: number): boolean {
     return this.#banks.some((bank) => pa >= bank.start && pa + lengthBytes - 1 <= bank.last);
   }
@@ -77,9 +78,10 @@ export class PhysicalMemory {
   /** Fills `out` (an even number of words, low first) from 8-byte aligned `pa`, doubleword by doubleword. */
   loadWords(pa: number, out: Uint32Array): boolean {
     if (pa % 8 !== 0 || !this.contains(pa, out.length * 4)) return false;
+    let frame = 0;
     for (let i = 0; i < out.length; i += 2) {
       const at = pa + i * 4;
-      const frame = this.#readableFrame(Math.floor(at / FRAME_BYTES));
+      if (i === 0 || at % FRAME_BYTES === 0) frame = this.#readableFrame(Math.floor(at / FRAME_BYTES));
       const value = frame === 0 ? 0n : Atomics.load(this.arena.longs, this.#longIndex(frame, at));
       out[i] = Number(value & MASK_32);
       out[i + 1] = Number((value >> 32n) & MASK_32);
@@ -189,8 +191,9 @@ export class PhysicalMemory {
 
   #setStamps(pfn: number, run: { readonly pages: number; readonly stamp: number; readonly step: 0 | 1 }): void {
     for (let i = 0; i < run.pages; i++) {
-      const entry = this.directory.setStamp(pfn + i, run.stamp + i * run.step);
-      if (entry > 0) this.arena.freeFrame(entry);
+      const before = this.directory.clear(pfn + i);
+      if (before > 0) this.arena.freeFrame(before);
+      invariant(this.directory.setStamp(pfn + i, run.stamp + i * run.step) === 0, OUT_OF_FRAMES);
     }
   }
 
@@ -207,9 +210,9 @@ export class PhysicalMemory {
   #writableFrame(pfn: number): number {
     const entry = this.directory.resolve(pfn);
     if (entry > 0) return entry;
-    if (entry === 0) this.directory.replace(pfn, 0, stampEntry(this.#extentStamp(pfn)));
-    const frame = this.directory.materialise(pfn);
-    invariant(frame > 0, 'the arena has no frame left for memory that was written: give the host a larger arena');
+    const rc = entry === 0 ? this.directory.setStamp(pfn, this.#extentStamp(pfn)) : 0;
+    const frame = rc < 0 ? rc : this.directory.materialise(pfn);
+    invariant(frame > 0, OUT_OF_FRAMES);
     return frame;
   }
 
@@ -233,6 +236,17 @@ export class PhysicalMemory {
 
 function toLong(lo: number, hi: number): bigint {
   return (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+}
+
+/** Banks in ascending order, neighbours joined. */
+function mergedBanks(banks: readonly AddressRange[]): Bank[] {
+  const merged: { start: number; last: number }[] = [];
+  for (const { start, last } of [...banks].sort((a, b) => (a.start < b.start ? -1 : 1))) {
+    const before = merged.at(-1);
+    if (before !== undefined && before.last + 1 === Number(start)) before.last = Number(last);
+    else merged.push({ start: Number(start), last: Number(last) });
+  }
+  return merged;
 }
 
 /** What is left of an extent outside pfn..pfn+pages-1. */

@@ -17,7 +17,7 @@ function endOf(range: PageRange): number {
 }
 
 /** The part of a run from `firstPage` on, `pages` long; it must lie inside the run. */
-export function sliceRun(run: PageRun, firstPage: number, pages: number): PageRun {
+function sliceRun(run: PageRun, firstPage: number, pages: number): PageRun {
   if ('bytes' in run) return run;
   const stamp = run.stamp + run.step * (firstPage - run.firstPage);
   return { firstPage, pages, stamp, step: run.step };

@@ -30,7 +30,7 @@ import { decodeFrame, encodeFrame, pagesWireBytes, StreamError, wireBytes, type 
 
 /** What happens to passthrough devices that are attached when a migration starts. */
 export const ATTACHED_DEVICE_POLICIES = ['refuse', 'unplug-first', 'unplug-at-stop'] as const;
-export type AttachedDevicePolicy = (typeof ATTACHED_DEVICE_POLICIES)[number];
+type AttachedDevicePolicy = (typeof ATTACHED_DEVICE_POLICIES)[number];
 
 /** A migration as it is asked for. */
 export interface MigrationRequest {
@@ -56,7 +56,7 @@ export type MigrationFailureReason =
   | 'stream-damaged';
 
 /** One round of copying. */
-export interface RoundStatistics {
+interface RoundStatistics {
   readonly pages: number;
   readonly zeroPages: number;
   readonly wireBytes: number;
@@ -64,7 +64,7 @@ export interface RoundStatistics {
 }
 
 /** What a migration cost, up to its end or failure. */
-export interface MigrationStatistics {
+interface MigrationStatistics {
   /** The last one is the one sent while the guest stood still, if it came to that. */
   readonly rounds: readonly RoundStatistics[];
   readonly pages: number;

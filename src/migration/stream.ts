@@ -15,7 +15,7 @@ import type { MachineName } from '../vmm/machines.js';
 import { GUEST_PAGE_BYTES } from '../vmm/page-set.js';
 import { countPages, countZeroPages } from './page-runs.js';
 
-export const STREAM_VERSION = 1;
+const STREAM_VERSION = 1;
 
 /** One message of the stream. */
 export type Frame =

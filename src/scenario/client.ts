@@ -21,6 +21,7 @@ import {
   iommu_iova_range,
 } from '../uapi/iommufd.js';
 import { O_RDWR, type Contiguity } from '../uapi/syscall.js';
+import { parseReservedRegions, type SysfsRegion } from '../vmm/conflicts.js';
 import { bindToVfioPci, VfioDevice } from '../vmm/vfio-device.js';
 import type { ProcessEntry } from './schema.js';
 
@@ -218,6 +219,12 @@ export class Client {
         iommu_iova_range.decode(bytes.subarray(i * iommu_iova_range.sizeBytes)),
       );
     }
+  }
+
+  /** The reserved_regions file of a device's group. */
+  *reservedRegions(bdf: string): Task<SysfsRegion[]> {
+    const path = `/sys/bus/pci/devices/${bdf}/iommu_group/reserved_regions`;
+    return parseReservedRegions(yield* this.process.readFile(path));
   }
 
   /** What the memory mapped at an IOVA of any address space holds; undefined where nothing is mapped. */

@@ -15,6 +15,7 @@ import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/mach
 import { functionDescription, hostFlaws, readHostFile, shippedHosts, shippedProfile, shippedSnapshot } from './hosts.js';
 import {
   scenarioFile,
+  type Expectation,
   type GuestEntry,
   type HostEntry,
   type PlainStep,
@@ -210,11 +211,10 @@ class Checker {
     if (!isThere) this.say([...path, 'link'], `no link between ${ends.join(' and ')}`);
   }
 
-  #checkExpectation(
-    expectation: { readonly of: string; readonly 'runs-on'?: string | undefined; readonly memory?: string | undefined },
-    path: ValuePath,
-  ): void {
+  #checkExpectation(expectation: Expectation, path: ValuePath): void {
     const { of } = expectation;
+    if (Object.keys(expectation).length === 1) this.say(path, 'nothing is expected');
+    for (const key of ['usable', 'unusable', 'reserved', 'not-reserved'] as const) this.#checkOfProcess(expectation, key, path);
     const isGuest = Object.hasOwn(this.#file.guests, of);
     if (!this.#results.has(of) && !this.#isActor(of))
       this.say([...path, 'of'], `${of} is no result of an earlier step, no guest and no process`);
@@ -222,6 +222,20 @@ class Checker {
     if (host !== undefined) this.#host(host, [...path, 'runs-on']);
     if ((host !== undefined || expectation.memory !== undefined) && !isGuest)
       this.say([...path, 'of'], 'runs-on and memory are expectations about a guest');
+  }
+
+  /** Expectations that only a process can be asked about. */
+  #checkOfProcess(
+    expectation: Expectation,
+    key: 'usable' | 'unusable' | 'reserved' | 'not-reserved',
+    path: ValuePath,
+  ): void {
+    const asked = expectation[key];
+    if (asked === undefined) return;
+    const { of } = expectation;
+    if (!Object.hasOwn(this.#file.processes, of)) return this.say([...path, 'of'], `${key} is an expectation about a process`);
+    if ('ioas' in asked) this.#ioas(of, asked.ioas, [...path, key, 'ioas']);
+    if ('device' in asked) this.#device({ process: of }, asked.device, [...path, key, 'device']);
   }
 
   #host(name: string, path: ValuePath): boolean {

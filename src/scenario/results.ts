@@ -53,6 +53,8 @@ export interface Facts {
   readonly differingPages?: number;
   /** IOMMU_IOAS_IOVA_RANGES by IOAS asked for. */
   readonly usable?: readonly LostFact[];
+  /** Lines of the reserved_regions file asked for. */
+  readonly reserved?: readonly LostFact[];
 }
 
 export type CheckVerdict = 'pass' | 'fail' | 'inconclusive';
@@ -183,6 +185,25 @@ function compareUsable(expectation: Expectation, facts: Facts): Comparison[] {
   return found;
 }
 
+function compareReserved(expectation: Expectation, facts: Facts): Comparison[] {
+  const reserved = facts.reserved ?? [];
+  const got = reserved.length === 0 ? 'nothing' : reserved.map(rangeText).join(', ');
+  const found: Comparison[] = [];
+  const isThere = expectation.reserved;
+  if (isThere !== undefined) {
+    const wanted = `${isThere.device} reserves ${rangeText(isThere.range)}`;
+    const isRight = reserved.some((region) => rangeText(region) === rangeText(isThere.range));
+    found.push(isRight ? { wanted } : { wanted, mismatch: `expected that ${wanted}, it reserves ${got}` });
+  }
+  const isNotThere = expectation['not-reserved'];
+  if (isNotThere !== undefined) {
+    const wanted = `${isNotThere.device} leaves ${rangeText(isNotThere.range)} alone`;
+    const isRight = !reserved.some((region) => overlap(region, isNotThere.range));
+    found.push(isRight ? { wanted } : { wanted, mismatch: `expected that ${wanted}, it reserves ${got}` });
+  }
+  return found;
+}
+
 function compareMemory(expectation: Expectation, facts: Facts): Comparison[] {
   if (expectation.memory === undefined) return [];
   const differing = facts.differingPages ?? 0;
@@ -212,6 +233,7 @@ export function checkExpectation(
     ...compare('state', expectation.state, facts.state),
     ...compareMemory(expectation, facts),
     ...compareUsable(expectation, facts),
+    ...compareReserved(expectation, facts),
   ];
   const name = `${expectation.of}: ${comparisons.map((c) => c.wanted).join(', ')}`;
   const mismatches = comparisons.flatMap((c) => c.mismatch ?? []);

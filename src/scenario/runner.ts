@@ -411,9 +411,13 @@ export class ScenarioRunner {
       };
     }
     const client = this.#clients.get(expectation.of);
-    const asked = expectation.usable ?? expectation.unusable;
-    if (client === undefined || asked === undefined) return {};
-    return { usable: yield* client.usableRanges(asked.ioas ?? client.defaultIoas) };
+    if (client === undefined) return {};
+    const space = expectation.usable ?? expectation.unusable;
+    const group = expectation.reserved ?? expectation['not-reserved'];
+    return {
+      ...(space === undefined ? {} : { usable: yield* client.usableRanges(space.ioas ?? client.defaultIoas) }),
+      ...(group === undefined ? {} : { reserved: yield* client.reservedRegions(group.device) }),
+    };
   }
 
   #checkUnexpected(): void {

@@ -209,6 +209,9 @@ const steps = {
       /** Of a process: what its IOAS says is usable. */
       usable: z.strictObject({ ioas: name.optional(), range }).optional(),
       unusable: z.strictObject({ ioas: name.optional(), range }).optional(),
+      /** Of a process: what the reserved_regions file of a device's group on its host names, or does not name. */
+      reserved: z.strictObject({ device: bdf, range }).optional(),
+      'not-reserved': z.strictObject({ device: bdf, range }).optional(),
     }),
   }),
 };

@@ -11,7 +11,7 @@ import type { GuestMemoryMap } from './machines.js';
 import { byStart, complement, intersection, overlaps, subtract, type Range } from './ranges.js';
 
 /** The types sysfs prints (iommu_group_resv_type_string in drivers/iommu/iommu.c). */
-export type SysfsRegionType = 'direct' | 'direct-relaxable' | 'reserved' | 'msi';
+type SysfsRegionType = 'direct' | 'direct-relaxable' | 'reserved' | 'msi';
 
 /** One line of /sys/kernel/iommu_groups/N/reserved_regions. */
 export interface SysfsRegion extends Range {
@@ -19,7 +19,7 @@ export interface SysfsRegion extends Range {
 }
 
 /** Why a range cannot be mapped. */
-export type ConflictKind = SysfsRegionType | 'hardware-msi' | 'software-msi' | 'aperture';
+type ConflictKind = SysfsRegionType | 'hardware-msi' | 'software-msi' | 'aperture';
 
 /** A range of the host that lies over guest RAM. */
 export interface Conflict extends Range {

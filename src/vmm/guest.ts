@@ -25,7 +25,7 @@ import {
   type RamBlock,
 } from './machines.js';
 import { CHUNK_PAGES, PageSet } from './page-set.js';
-import { lengthOf, overlaps, PAGE_BYTES } from './ranges.js';
+import { GIB, lengthOf, overlaps, PAGE_BYTES } from './ranges.js';
 import { Vmm, type VmmSpec } from './vmm.js';
 
 /** What the vCPUs do to memory: runs of pages at random places of a working set. */
@@ -48,8 +48,15 @@ export interface GuestSpec extends MachineOptions {
 
 export type GuestState = 'running' | 'paused' | 'killed' | 'off';
 
-/** The vCPUs' writes are made in steps of this length. */
-const TICK_NS = 1_000_000;
+/**
+ * The vCPUs' writes are made in steps: 1 ms up to 16 GiB of memory, then longer in proportion, because a round of copying
+ * is, too; 64 ms at a TiB.
+ */
+function tickNs(memoryBytes: bigint): number {
+  const gibs = Number(memoryBytes / GIB);
+  return 1_000_000 * Math.min(Math.max(Math.ceil(gibs / 16), 1), 64);
+}
+
 /** Pages written in one place. */
 const WORKLOAD_RUN_PAGES = 8;
 /** Stamps of pages the workload wrote start here, above those of boot: contents never repeat by accident. */
@@ -264,12 +271,13 @@ export class Guest {
     const bytes = workload.workingSetBytes < lengthOf(block) ? workload.workingSetBytes : lengthOf(block);
     const workingPages = Math.max(Number(bytes / PAGE_BYTES), 1);
     const base = Number(block.offset / PAGE_BYTES);
+    const pauseNs = tickNs(this.spec.memoryBytes);
     let owed = 0;
     for (;;) {
       while (this.#state === 'paused') yield this.#resumed;
       if (this.#state !== 'running') return;
-      yield TICK_NS;
-      owed += (workload.bytesPerSecond * TICK_NS) / 1e9 / Number(PAGE_BYTES);
+      yield pauseNs;
+      owed += (workload.bytesPerSecond * pauseNs) / 1e9 / Number(PAGE_BYTES);
       if (owed < 1) continue;
       const runs = this.#workloadRuns(base, workingPages, Math.floor(owed));
       owed -= Math.floor(owed);

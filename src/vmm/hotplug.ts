@@ -15,7 +15,7 @@
  */
 import type { Task } from '../runtime/task.js';
 import { EADDRINUSE, EINVAL, KernelError, type ErrorDetail } from '../uapi/errno.js';
-import type { Container, IommufdBackend } from './backends/iommufd.js';
+import type { Container, IommufdBackend, UsableRanges } from './backends/iommufd.js';
 import { blockingRegions, findConflicts, parseReservedRegions, type Conflict, type SysfsRegion } from './conflicts.js';
 import type { Guest } from './guest.js';
 import { dmaMappings, mapFailurePolicy, ramSections, type DmaMapping } from './listener.js';
@@ -24,12 +24,12 @@ import { complement, intersection, overlaps, PAGE_BYTES, subtract, widenTo, type
 import { bindToVfioPci, VfioDevice } from './vfio-device.js';
 
 export const HOTPLUG_POLICIES = ['reject', 'ignore', 'unmap-conflicts'] as const;
-export type HotplugPolicy = (typeof HOTPLUG_POLICIES)[number];
+type HotplugPolicy = (typeof HOTPLUG_POLICIES)[number];
 
 /** Which comes first in a new address space. QEMU attaches first; the kernel then refuses the map, not the attach (B5). */
-export type PlugOrder = 'map-first' | 'attach-first';
+type PlugOrder = 'map-first' | 'attach-first';
 
-export type Verdict = 'ok' | 'refused' | 'killed' | 'silent';
+type Verdict = 'ok' | 'refused' | 'killed' | 'silent';
 
 /** What to plug, and how. */
 export interface PlugRequest {
@@ -41,12 +41,12 @@ export interface PlugRequest {
 }
 
 /** Guest RAM no device may use any more. */
-export interface LostRange extends Range {
+interface LostRange extends Range {
   readonly block: string;
 }
 
 /** One try to put the device into an address space. */
-export interface PlugAttempt {
+interface PlugAttempt {
   /** `existing`: shared with other devices; `new`: its own. */
   readonly container: 'existing' | 'new';
   readonly call: string;
@@ -187,8 +187,7 @@ function* plugAndIgnore(plug: Plug): Task<readonly LostRange[]> {
   if (shared !== undefined) return lostRanges(guest, shared.lost);
   const container = yield* inNewContainer(plug, function* (fresh) {
     yield* backend.attach(fresh, device);
-    const usable = yield* backend.usableRanges(fresh);
-    const holes = complement(usable.ranges).map((range) => widenTo(range, pageOf(usable.alignmentBytes)));
+    const holes = holesIn(yield* backend.usableRanges(fresh));
     for (const mapping of wantedMappings(guest)) {
       for (const piece of cut(mapping, holes)) yield* backend.map(fresh, piece);
       fresh.lost.push(...commonParts(mapping, holes));
@@ -199,7 +198,7 @@ function* plugAndIgnore(plug: Plug): Task<readonly LostRange[]> {
 
 function* plugAfterUnmapping(plug: Plug): Task<readonly LostRange[]> {
   const { backend, device, guest } = plug;
-  const holes = (yield* unusableRanges(plug)).map((range) => widenTo(range, PAGE_BYTES));
+  const holes = yield* unusableRanges(plug);
   const existing = backend.containers[0];
   if (existing === undefined) {
     const container = yield* inNewContainer(plug, function* (fresh) {
@@ -266,21 +265,27 @@ function wantedMappings(guest: Guest): DmaMapping[] {
 /** IOVAs the device's presence makes unusable: the kernel's own word from a probe address space, else sysfs. */
 function* unusableRanges(plug: Plug): Task<Range[]> {
   const usable = yield* probe(plug);
-  return usable === undefined ? blockingRegions(plug.regions) : complement(usable);
+  return usable === undefined ? blockingRegions(plug.regions) : holesIn(usable);
+}
+
+/** What cannot be mapped, in whole pages of the IOMMU. */
+function holesIn({ ranges, alignmentBytes }: UsableRanges): Range[] {
+  const page = alignmentBytes > PAGE_BYTES ? alignmentBytes : PAGE_BYTES;
+  return complement(ranges).map((range) => widenTo(range, page));
 }
 
 /**
  * Attaches the device to an empty address space and reads what could be mapped there: the only exact pre-query there is
  * (domain.md E0.5). Undefined when the device cannot be attached at all, as when its group is in another address space.
  */
-function* probe(plug: Plug): Task<readonly Range[] | undefined> {
+function* probe(plug: Plug): Task<UsableRanges | undefined> {
   const { backend, device } = plug;
   const container = yield* backend.createContainer();
   try {
     yield* backend.attach(container, device);
     const usable = yield* backend.usableRanges(container);
     yield* backend.detachFrom(container, device);
-    return usable.ranges;
+    return usable;
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
     return undefined;
@@ -293,12 +298,11 @@ function* probe(plug: Plug): Task<readonly Range[] | undefined> {
 function* explain(plug: Plug, error: KernelError | undefined): Task<Conflict[]> {
   const isAboutRanges = error === undefined || error.errno === EADDRINUSE || error.errno === EINVAL;
   if (!isAboutRanges) return [];
-  const usable = error === undefined ? undefined : yield* probe(plug);
   const attached = plug.backend.containerOf(plug.device);
-  const ranges = attached === undefined ? usable : (yield* plug.backend.usableRanges(attached)).ranges;
+  const usable = attached === undefined ? yield* probe(plug) : yield* plug.backend.usableRanges(attached);
   return findConflicts(plug.guest.map, {
     regions: plug.regions,
-    ...(ranges === undefined ? {} : { usable: ranges }),
+    ...(usable === undefined ? {} : { usable: usable.ranges }),
     ...(error === undefined ? {} : { detail: error.detail }),
   });
 }
@@ -349,10 +353,6 @@ function commonParts(range: Range, holes: readonly Range[]): Range[] {
 
 function lostRanges(guest: Guest, ranges: readonly Range[]): LostRange[] {
   return ranges.map((range) => ({ ...range, block: ramBlockAt(guest.map, range.start)?.name ?? '' }));
-}
-
-function pageOf(alignmentBytes: bigint): bigint {
-  return alignmentBytes > PAGE_BYTES ? alignmentBytes : PAGE_BYTES;
 }
 
 /**

@@ -23,8 +23,8 @@ export interface MemorySection extends Range {
   readonly isKnownSafeMisaligned?: boolean;
 }
 
-/** A rule of the filter. The first rule that matches decides; a section no rule matches is mapped. */
-export interface ListenerRule {
+/** A rule of the filter. */
+interface ListenerRule {
   readonly name: string;
   readonly matches: (section: MemorySection, pageBytes: bigint) => boolean;
   readonly action: 'skip' | 'error' | 'notify';
@@ -49,8 +49,8 @@ function holdsNoWholePage(section: MemorySection, pageBytes: bigint): boolean {
   return alignUp(section.start, pageBytes) >= alignDown(section.last + 1n, pageBytes);
 }
 
-/** QEMU's filter, in its order. */
-export const QEMU_LISTENER_RULES: readonly ListenerRule[] = [
+/** QEMU's filter, in its order. The first rule that matches decides; a section no rule matches is mapped. */
+const QEMU_LISTENER_RULES: readonly ListenerRule[] = [
   { name: 'not-ram', matches: (section) => !hasMemory(section) && section.kind !== 'iommu', action: 'skip' },
   { name: 'protected', matches: (section) => section.isProtected === true, action: 'skip' },
   { name: 'bar-sizing', matches: (section) => (section.start & SIZING_BIT) !== 0n, action: 'skip' },
@@ -83,12 +83,8 @@ export type ListenerDecision =
   | { readonly action: 'skip' | 'error' | 'notify'; readonly rule: string };
 
 /** Decides about one section on a host whose IOMMU pages are `pageBytes` large. */
-export function decideSection(
-  section: MemorySection,
-  pageBytes: bigint,
-  rules: readonly ListenerRule[] = QEMU_LISTENER_RULES,
-): ListenerDecision {
-  const rule = rules.find((candidate) => candidate.matches(section, pageBytes));
+export function decideSection(section: MemorySection, pageBytes: bigint): ListenerDecision {
+  const rule = QEMU_LISTENER_RULES.find((candidate) => candidate.matches(section, pageBytes));
   if (rule !== undefined) return { action: rule.action, rule: rule.name };
   if (section.va === undefined) return { action: 'error', rule: 'no-address' };
   const start = alignUp(section.start, pageBytes);

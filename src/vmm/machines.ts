@@ -43,6 +43,11 @@ export interface MachineOptions {
   readonly enforce_amd_1tb_hole?: boolean;
   /** QEMU's max-ram-below-4g (q35 and pc). */
   readonly maxRamBelow4gBytes?: bigint;
+  /**
+   * Size of the region for memory added later, on QEMU machines: maxmem less memory, and a GiB for each slot. It lies
+   * between RAM and the 64-bit PCI hole, so it moves both. 0 when not given: added memory must find room elsewhere.
+   */
+  readonly hotplugMemoryBytes?: bigint;
   /** Number of vCPUs: GIC redistributors take space. 4 when not given. */
   readonly vcpus?: number;
   /** Physical address bits of the vCPU. 48 when not given. */
@@ -110,10 +115,10 @@ const VIRT_FIXED: readonly FixedRange[] = [
   fixed('ECAM', 0x3f000000n, 0x01000000n),
 ];
 
-function qemuVirt({ memoryBytes }: MachineOptions): Layout {
+function qemuVirt({ memoryBytes, hotplugMemoryBytes }: MachineOptions): Layout {
   const ram = { name: 'mach-virt.ram', start: GIB, bytes: memoryBytes };
   // The high regions follow RAM, but never below 256 GiB; each is aligned to its own size.
-  let base = alignUp(GIB + memoryBytes, GIB);
+  let base = alignUp(GIB + memoryBytes, GIB) + alignUp(hotplugMemoryBytes ?? 0n, GIB);
   if (base < 256n * GIB) base = 256n * GIB;
   const high = (
     [
@@ -215,10 +220,15 @@ function pcLowBytes(total: bigint, max = 0xe0000000n): bigint {
   return total >= max && max > 3n * GIB ? 3n * GIB : max;
 }
 
+/** Where the 64-bit PCI hole starts: behind RAM and the region for added memory. */
+function hole64Start(options: MachineOptions, highStart: bigint, aboveBytes: bigint): bigint {
+  return alignUp(alignUp(highStart + aboveBytes, GIB) + (options.hotplugMemoryBytes ?? 0n), GIB);
+}
+
 /** Where RAM above 4 GiB starts: moved above the HyperTransport hole when the highest address would reach into it. */
 function above4gStart(options: MachineOptions, aboveBytes: bigint, hole64Bytes: bigint): bigint {
   if (options.vcpuVendor !== 'amd' || options.enforce_amd_1tb_hole === false) return FOUR_GIB;
-  const maxUsedGpa = alignUp(FOUR_GIB + aboveBytes, GIB) + hole64Bytes - 1n;
+  const maxUsedGpa = hole64Start(options, FOUR_GIB, aboveBytes) + hole64Bytes - 1n;
   return maxUsedGpa >= AMD_HT_START ? AMD_ABOVE_1TB_START : FOUR_GIB;
 }
 
@@ -235,7 +245,6 @@ function qemuPc(
   const below = memoryBytes < lowBytes ? memoryBytes : lowBytes;
   const above = memoryBytes - below;
   const highStart = above4gStart(options, above, hole64Bytes);
-  const hole64Start = alignUp(highStart + above, GIB);
   const vgaEnd = VGA_START + VGA_BYTES;
   const ram: Piece[] = [
     { name: 'ram-below-4g (conventional)', start: 0n, bytes: VGA_START },
@@ -248,7 +257,7 @@ function qemuPc(
     ...chipset,
     { name: 'PCI MMIO', start: below > mmioStart ? below : mmioStart, last: IOAPIC_START - 1n },
     fixed('IOAPIC, HPET, LAPIC, BIOS', IOAPIC_START, FOUR_GIB - IOAPIC_START),
-    fixed('64-bit PCI hole', hole64Start, hole64Bytes),
+    fixed('64-bit PCI hole', hole64Start(options, highStart, above), hole64Bytes),
   ];
   if (options.vcpuVendor === 'amd' && options.enforce_amd_1tb_hole !== false)
     holes.push({ name: 'HyperTransport', start: AMD_HT_START, last: AMD_HT_LAST });
@@ -317,10 +326,6 @@ export const MACHINES = {
 } as const satisfies Record<string, Machine>;
 
 export type MachineName = keyof typeof MACHINES;
-
-export function isMachineName(name: string): name is MachineName {
-  return Object.hasOwn(MACHINES, name);
-}
 
 /** A machine by its name. */
 export function machineOf(name: MachineName): Machine {

@@ -1,4 +1,19 @@
 import { describe, expect, it } from 'vitest';
+import { Arena } from '../../src/core/arena.js';
+import { PageTable } from '../../src/core/page-table.js';
+import { CD, STE } from '../../src/hardware/smmu/records.js';
+import {
+  abortSte,
+  bypassSte,
+  cdUsedBits,
+  contextDescriptor,
+  ENTRY_BYTES,
+  stage1Ste,
+  stage2Ste,
+  steUsedBits,
+  writeEntry,
+} from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
+import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../../src/kernel/iommu/domain.js';
 import {
   iommu_attach_group_handle,
@@ -152,6 +167,71 @@ describe('bring-up and domains on the real SMMU model', () => {
     const device = m.addDevice('0000:01:00.0', 0x100);
     expect(m.domain(device).apertureLast).toBe(2n ** 39n - 1n);
     expect(m.domain(device, 1).apertureLast).toBe(2n ** 44n - 1n);
+  });
+});
+
+describe('changing an entry the hardware reads', () => {
+  const arena = Arena.create({ kernelFrames: 64, storageFrames: 64, kernelBasePfn: 4096 });
+  const table = (stage: 1 | 2): PageTable => {
+    const made = PageTable.create(arena, { stage, granuleShift: 12, inputBits: 48, outputBits: 48, pageSizes: [4096] });
+    if (typeof made === 'number') throw new Error('no table');
+    return made;
+  };
+  const [one, two] = [table(1), table(2)];
+  const stes = {
+    invalid: STE.make({}),
+    abort: abortSte(),
+    bypass: bypassSte(),
+    'stage 1': stage1Ste(0x1000040, false),
+    'stage 1 elsewhere': stage1Ste(0x2000040, false),
+    'stage 2': stage2Ste(two, 5),
+  };
+  const masked = (words: Uint32Array, mask: Uint32Array): number[] =>
+    Array.from(words, (word, i) => (word & (mask[i] ?? 0)) >>> 0);
+
+  /** Every state the hardware can see on the way; the last is the target. */
+  function transition(
+    from: Uint32Array,
+    to: Uint32Array,
+    usedBits: (words: Uint32Array) => Uint32Array,
+  ): Uint32Array[] {
+    const memory = DmaMemory.alloc(arena, ENTRY_BYTES);
+    if (memory === undefined) throw new Error('no memory');
+    memory.write(0, from);
+    const states: Uint32Array[] = [];
+    const noSync = function* (): Task<void> {
+      // The test looks at every store itself.
+    };
+    const validBit = usedBits === cdUsedBits ? 2 ** 31 : 1;
+    const task = writeEntry({ memory, offset: 0, usedBits, validBit, sync: noSync }, to);
+    while (task.next().done !== true) states.push(memory.read(0, ENTRY_BYTES / 4));
+    states.push(memory.read(0, ENTRY_BYTES / 4));
+    memory.free();
+    return states;
+  }
+
+  for (const [fromName, from] of Object.entries(stes)) {
+    for (const [toName, to] of Object.entries(stes)) {
+      it(`${fromName} -> ${toName} is never half old and half new`, () => {
+        const states = transition(from, to, steUsedBits);
+        const isHitless = fromName !== toName && states.every((state) => STE.get(state, 'V') === 1);
+        for (const state of states) {
+          const used = steUsedBits(state);
+          const meanings = [masked(from, steUsedBits(from)), masked(to, steUsedBits(to)), masked(stes.invalid, used)];
+          expect(meanings).toContainEqual(masked(state, used));
+        }
+        expect(states.at(-1)).toEqual(to);
+        const isSimple = [fromName, toName].some((name) => name === 'abort' || name === 'bypass');
+        if (isSimple && fromName !== 'invalid' && toName !== 'invalid' && fromName !== toName)
+          expect(isHitless).toBe(true);
+      });
+    }
+  }
+
+  it('another table and ASID in a context descriptor go through V = 0', () => {
+    const states = transition(contextDescriptor(one, 1, false), contextDescriptor(two, 2, false), cdUsedBits);
+    expect(states.some((state) => CD.get(state, 'V') === 0)).toBe(true);
+    expect(states.at(-1)).toEqual(contextDescriptor(two, 2, false));
   });
 });
 

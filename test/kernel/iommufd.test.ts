@@ -3,6 +3,14 @@ import type { FieldSpecs, StructValue } from '../../src/layout/struct.js';
 import type { Device } from '../../src/kernel/device.js';
 import { SyscallContext } from '../../src/kernel/files.js';
 import {
+  iommufd_access_attach,
+  iommufd_access_create,
+  iommufd_access_destroy,
+  iommufd_access_pin_pages,
+  iommufd_access_unpin_pages,
+  type IommufdAccess,
+} from '../../src/kernel/iommufd/access.js';
+import {
   iommufd_device_attach,
   iommufd_device_bind,
   iommufd_device_detach,
@@ -16,6 +24,7 @@ import { Process, UserStruct } from '../../src/kernel/mm/process.js';
 import type { Task } from '../../src/runtime/task.js';
 import {
   E2BIG,
+  EDEADLK,
   EADDRINUSE,
   EBUSY,
   EEXIST,
@@ -406,6 +415,54 @@ describe('hardware page tables', () => {
   });
 });
 
+describe('accesses', () => {
+  it('pin without a domain, block an unmap until they let go, and keep their number', () => {
+    const b = new Bench();
+    const ioas = b.ioas();
+    let pinned = false;
+    const access: IommufdAccess = iommufd_access_create(b.file, {
+      needsPinPages: true,
+      *unmap(): Task<void> {
+        if (pinned) yield* iommufd_access_unpin_pages(access, 0x100000n, 0x2000n);
+        pinned = false;
+      },
+    });
+    expect(b.machine.run(iommufd_access_attach(access, ioas))).toBe(0);
+    expect(b.map(ioas, 0x100800, 0x1000)).toBe(-EINVAL);
+    b.map(ioas, 0x100000, 0x4000);
+    b.map(ioas, 0x200000, 0x1000);
+    expect(b.mm.pinned).toBe(0);
+    const pin = (iova: bigint, length: bigint): PinnedRun[] | number =>
+      b.machine.run(iommufd_access_pin_pages(access, iova, length, true));
+    expect(pin(0x103000n, 0x2000n)).toBe(-ENOENT);
+    expect(b.mm.pinned).toBe(0);
+    expect(pin(0x100000n, 0x2000n)).toEqual([{ pfn: RAM_PFN, pages: 2 }]);
+    pinned = true;
+    expect(b.mm.pinned).toBe(2);
+    expect(b.unmap(ioas, 0x100000, 0x4000)).toEqual({ rc: 0, length: 0x4000 });
+    expect([pinned, b.mm.pinned]).toEqual([false, 0]);
+    expect(b.ioctl(uapi.IOMMU_DESTROY, { id: ioas }).rc).toBe(-EBUSY);
+    b.machine.run(iommufd_access_destroy(access));
+    expect(b.ioctl(uapi.IOMMU_DESTROY, { id: ioas }).rc).toBe(0);
+  });
+
+  it('one that never lets go makes the unmap fail in the end', () => {
+    const b = new Bench();
+    const ioas = b.ioas();
+    const access = iommufd_access_create(b.file, {
+      needsPinPages: true,
+      *unmap(): Task<void> {
+        // Holds on.
+      },
+    });
+    b.machine.run(iommufd_access_attach(access, ioas));
+    b.map(ioas, 0x100000, 0x1000);
+    b.machine.run(iommufd_access_pin_pages(access, 0x100000n, 0x1000n, false));
+    expect(b.unmap(ioas, 0x100000, 0x1000).rc).toBe(-EDEADLK);
+    expect(b.machine.run(iommufd_access_pin_pages(access, 0x100000n, 0x1000n, false))).toBe(-EINVAL);
+  });
+});
+
 describe('limits', () => {
   it('charges pinned pages to the user, and refuses more than the limit without a trace', () => {
     const b = new Bench(new Machine(), [], 0x10000n);
@@ -469,6 +526,35 @@ describe('concurrency', () => {
       expect(b.mm.pinned).toBe(0);
       expect(b.mm.pinnedVm).toBe(0);
       b.machine.run(iommufd_device_unbind(idev));
+      b.close();
+    }
+  });
+
+  it('devices that come and go share automatic page tables, and never one that is being destroyed', () => {
+    for (let seed = 1; seed <= 20; seed++) {
+      const b = new Bench(new Machine(hostDescription(), seed, { strategy: 'random' }));
+      const devices = [0x100, 0x200, 0x300].map((sid) => b.machine.addDevice(`0000:0${sid >> 8}:00.0`, sid));
+      const ioas = b.ioas();
+      b.map(ioas, 0x40000000, MIB);
+      const user = function* (device: Device): Task<void> {
+        const bound = yield* iommufd_device_bind(b.file, device);
+        if (typeof bound === 'number') throw new Error(`bind: ${bound}`);
+        for (let round = 0; round < 4; round++) {
+          expect(yield* iommufd_device_attach(bound.idev, ioas)).toBeGreaterThan(0);
+          const access = { streamId: device.streamId, iova: 0x40000000n, write: true };
+          expect(yield* b.machine.smmu.translate(access)).toMatchObject({ ok: true, pa: RAM_PFN * 4096 });
+          yield* iommufd_device_detach(bound.idev);
+        }
+        yield* iommufd_device_unbind(bound.idev);
+      };
+      const tasks = devices.map((device) => b.machine.runtime.spawn(device.name, user(device)));
+      b.machine.run(
+        (function* (): Task<void> {
+          for (const task of tasks) yield* task.join();
+        })(),
+      );
+      expect(b.mm.pinned).toBe(0);
+      expect(b.file.ictx.objects.size).toBe(1);
       b.close();
     }
   });

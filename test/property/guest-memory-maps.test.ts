@@ -18,6 +18,7 @@ const options = fc.record(
     memoryBytes: sizes,
     vcpuVendor: fc.constantFrom('intel' as const, 'amd' as const),
     enforce_amd_1tb_hole: fc.boolean(),
+    hotplugMemoryBytes: fc.bigInt({ min: 1n, max: 4096n }).map((mib) => mib * MIB),
     vcpus: fc.integer({ min: 1, max: 255 }),
     maxRamBelow4gBytes: fc.bigInt({ min: 1n, max: 0xfecn }).map((mib) => mib * MIB),
   },

@@ -73,7 +73,7 @@ describe('shipped snapshots', () => {
 });
 
 describe('input that is no snapshot', () => {
-  const minimal = { name: 'x', arch: 'x86', release: '6.1', iomem: '00001000-0009ffff : System RAM' };
+  const minimal = { name: 'x', arch: 'amd64', release: '6.1', iomem: '00001000-0009ffff : System RAM' };
   const refusal = (value: object): string => {
     try {
       snapshotToHost('x.json', JSON.stringify(value), 'x');

@@ -97,9 +97,10 @@ test('a guest that ends gives its host everything back, also under its vCPUs', a
 
 test('added memory migrates too', async () => {
   await onHosts(function* (lab) {
-    const guest = yield* Guest.boot(lab.host('a'), spec);
-    yield* addMemory(guest, 'dimm0', 4n * GIB, 4n * MIB);
+    const guest = yield* Guest.boot(lab.host('a'), { ...spec, hotplugMemoryBytes: GIB });
+    expect(yield* addMemory(guest, 'dimm0', 4n * GIB, 4n * MIB)).toMatchObject({ verdict: 'ok' });
     yield* guest.store(4n * GIB + 0x1000n, Uint8Array.of(0x77));
+    expect(yield* addMemory(guest, 'dimm1', 5n * GIB, 4n * MIB)).toMatchObject({ verdict: 'refused' });
     const result = yield* migrate(guest, { to: lab.host('b') });
     expect(result).toMatchObject({ outcome: 'completed', memory: { pages: 4096 + 1024, differingPages: 0 } });
     expect(yield* guest.load(4n * GIB + 0x1000n, 1)).toEqual(Uint8Array.of(0x77));

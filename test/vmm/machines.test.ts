@@ -86,6 +86,14 @@ describe('x86', () => {
     expect(fixedRange('qemu-q35', 'HyperTransport', { memoryBytes: GIB })).toBeUndefined();
   });
 
+  test('room for added memory moves the PCI hole, and AMD RAM earlier', () => {
+    const options = { memoryBytes: 4n * GIB, hotplugMemoryBytes: 8n * GIB };
+    expect(fixedRange('qemu-q35', '64-bit PCI hole', options)).toBe('380000000-b7fffffff');
+    const amd = { vcpuVendor: 'amd', hotplugMemoryBytes: 8n * GIB } as const;
+    expect(ram('qemu-q35', 970n * GIB, amd)[2]).toMatch(/^100000000-/);
+    expect(ram('qemu-q35', 971n * GIB, amd)[2]).toMatch(/^10000000000-/);
+  });
+
   test('cloud-hypervisor and crosvm', () => {
     expect(ram('cloud-hypervisor-x86', 4n * GIB)).toEqual(['0-bfffffff', '100000000-13fffffff']);
     expect(ram('crosvm-x86', 4n * GIB)).toEqual(['0-cfffffff', '100000000-12fffffff']);

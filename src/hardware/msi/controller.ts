@@ -2,7 +2,7 @@
  * Interrupt controllers that are reached by a memory write.
  *
  * A doorbell behind the IOMMU is a register frame on the system bus; one that is decoded before the IOMMU (HiSilicon hip06/07,
- * x86) is asked by the host bridge first. Either way the write ends in `write` with its origin, and an accepted message
+ * x86) is asked by the host bridge first. Either way the write reaches the controller with its origin, and an accepted message
  * becomes an interrupt at a CPU.
  */
 import type { Origin } from '../bus.js';
@@ -22,7 +22,7 @@ export interface MsiController {
   /** True when the write never reaches the IOMMU. */
   decodesBeforeIommu(address: bigint, lengthBytes: number): boolean;
   /** A write to the doorbell decoded before the IOMMU. */
-  write(address: bigint, bytes: Uint8Array, origin: Origin): void;
+  ring(address: bigint, bytes: Uint8Array, origin: Origin): void;
 }
 
 /** DeviceID of a writer: CPUs have none. */

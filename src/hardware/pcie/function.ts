@@ -4,7 +4,9 @@
  * Configuration space is 4096 real bytes (PCIe 5.0 chapter 7): type 0 header, capability list with PCI Express, power
  * management and MSI-X, writable bits as masks. BAR sizing works as in hardware: only address bits are writable. A function
  * without bus mastering neither reads nor writes memory nor sends interrupts; one without memory decode does not answer at
- * its BARs. What the function does is its device model's business.
+ * its BARs. What the function does is its device model's business. An imported function answers with its recorded bytes.
+ *
+ * Simplification: BAR registers keep their addresses over resets and while the slot is empty, as if firmware had put them back.
  */
 import { bit, bits, reg32 } from '../../layout/bits.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
@@ -21,6 +23,9 @@ export const PCI_COMMAND_MASTER = 0x4;
 export const PCI_CAP_ID_PM = 0x01;
 export const PCI_CAP_ID_EXP = 0x10;
 export const PCI_CAP_ID_MSIX = 0x11;
+/** Device Control of the PCI Express capability: bit 15 starts a function-level reset. */
+export const PCI_EXP_DEVCTL = 0x08;
+export const PCI_EXP_DEVCAP_FLR = 0x1000_0000;
 export const CONFIG_BYTES = 4096;
 
 /** Message Control and offsets of the MSI-X capability (PCIe 5.0 7.7.2); Message Control is the upper half of DW0. */
@@ -31,6 +36,9 @@ export const MSIX_CAPABILITY = reg32('MSIX', 0, {
   FUNCTION_MASK: bit(30),
   ENABLE: bit(31),
 });
+/** Where functions built here (not imported) have their capabilities. */
+const PM_CAPABILITY = 0x80;
+const MSIX_CAPABILITY_OFFSET = 0x90;
 /** Bytes of one MSI-X table entry: address low, address high, data, vector control. */
 export const MSIX_ENTRY_BYTES = 16;
 
@@ -62,12 +70,32 @@ export interface UpstreamPort {
   msi(fn: PciFunction, address: bigint, data: number): Task<DmaResult>;
 }
 
-/** The MSI-X table of a function. */
+/** The MSI-X table and pending bits of a function, and where they lie. */
 interface MsixTable {
-  readonly bar: number;
+  /** Offset of the capability in configuration space. */
+  readonly capability: number;
   readonly vectors: number;
   readonly entries: Uint8Array;
   readonly pending: Uint8Array;
+  readonly table: BarPlace;
+  readonly pba: BarPlace;
+}
+
+interface BarPlace {
+  readonly bar: number;
+  readonly offset: number;
+}
+
+/** Where an access at `offset` of `bar` lies in `bytes`; undefined outside. */
+function placeOf(place: BarPlace, bytes: Uint8Array, bar: number, offset: number): number | undefined {
+  const at = offset - place.offset;
+  return bar === place.bar && at >= 0 && at < bytes.length ? at : undefined;
+}
+
+function littleEndian(bytes: Uint8Array, offset: number, sizeBytes: number): number {
+  let value = 0;
+  for (let i = sizeBytes - 1; i >= 0; i--) value = value * 256 + (bytes[offset + i] ?? 0);
+  return value;
 }
 
 /** One function. */
@@ -84,7 +112,6 @@ export class PciFunction {
   readonly #writable = new Uint8Array(CONFIG_BYTES);
   readonly #upstream: UpstreamPort;
   #msix: MsixTable | undefined;
-  #msixOffset = 0;
   /** CPU address minus bus address of its BARs. */
   readonly #cpuOffsets = new Map<number, number>();
 
@@ -101,6 +128,7 @@ export class PciFunction {
     this.#writable.set([PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 0x04], PCI_COMMAND);
     this.#resetCommand();
     for (const bar of bars) this.#buildBar(bar);
+    this.#findMsix();
   }
 
   get isBusMaster(): boolean {
@@ -115,12 +143,13 @@ export class PciFunction {
     return this.#msix?.vectors ?? 0;
   }
 
+  /** The BAR that holds the MSI-X table. */
   get msixBar(): number | undefined {
-    return this.#msix?.bar;
+    return this.#msix?.table.bar;
   }
 
   get isMsixEnabled(): boolean {
-    return this.#msix !== undefined && MSIX_CAPABILITY.get([this.#read(this.#msixOffset, 4)], 'ENABLE') === 1;
+    return this.#msix !== undefined && this.#msixControl(this.#msix, 'ENABLE') === 1;
   }
 
   /** 1, 2 or 4 bytes; all ones where there is no function. */
@@ -135,6 +164,16 @@ export class PciFunction {
       const byte = Math.floor(value / 2 ** (8 * i)) & 0xff;
       this.#config[offset + i] = ((this.#config[offset + i] ?? 0) & ~mask) | (byte & mask);
     }
+    const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL + 1;
+    const isFlr = this.hasFlr && offset <= control && control < offset + sizeBytes;
+    if (isFlr && (Math.floor(value / 2 ** (8 * (control - offset))) & 0x80) !== 0) this.reset();
+    else this.#sendPending();
+  }
+
+  /** Function-level reset capability (PCIe 7.5.3.3 bit 28). */
+  get hasFlr(): boolean {
+    const capability = this.findCapability(PCI_CAP_ID_EXP);
+    return capability !== 0 && (this.#read(capability + 4, 4) & PCI_EXP_DEVCAP_FLR) !== 0;
   }
 
   /** Offset of a capability in configuration space, 0 when the function has none of that kind. */
@@ -168,13 +207,25 @@ export class PciFunction {
   }
 
   barRead(bar: number, offset: number, sizeBytes: number): number {
-    if (bar === this.#msix?.bar) return this.#msixRead(this.#msix, offset, sizeBytes);
+    const msix = this.#msix;
+    if (msix !== undefined) {
+      const entry = placeOf(msix.table, msix.entries, bar, offset);
+      if (entry !== undefined) return littleEndian(msix.entries, entry, sizeBytes);
+      const pending = placeOf(msix.pba, msix.pending, bar, offset);
+      if (pending !== undefined) return littleEndian(msix.pending, pending, sizeBytes);
+    }
     return this.model?.barRead(bar, offset, sizeBytes) ?? 0;
   }
 
   barWrite(bar: number, offset: number, sizeBytes: number, value: number): void {
-    if (bar === this.#msix?.bar) this.#msixWrite(this.#msix, offset, sizeBytes, value);
-    else this.model?.barWrite(bar, offset, sizeBytes, value);
+    const msix = this.#msix;
+    const entry = msix === undefined ? undefined : placeOf(msix.table, msix.entries, bar, offset);
+    if (msix === undefined || entry === undefined) {
+      this.model?.barWrite(bar, offset, sizeBytes, value);
+      return;
+    }
+    for (let i = 0; i < sizeBytes; i++) msix.entries[entry + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
+    this.#sendPending();
   }
 
   /** The BARs as frames on the system bus. */
@@ -189,33 +240,25 @@ export class PciFunction {
     }));
   }
 
-  /** Gives the function MSI-X: the table at offset 0 of a BAR of its own, the pending bits behind it. */
+  /** Gives the function MSI-X: the table at offset 0 of a BAR of its own, the pending bits in the next half. */
   addMsix(bar: number, vectors: number): void {
-    invariant(this.#msixOffset !== 0, `${this.bdf} has no room for an MSI-X capability`);
-    this.#msix = {
-      bar,
-      vectors,
-      entries: new Uint8Array(vectors * MSIX_ENTRY_BYTES),
-      pending: new Uint8Array(Math.ceil(vectors / 8)),
-    };
+    const sizeBytes = this.bars.find((candidate) => candidate.index === bar)?.sizeBytes ?? 0;
+    invariant(
+      vectors * MSIX_ENTRY_BYTES <= sizeBytes / 2,
+      `${this.bdf}: BAR ${bar} has no room for ${vectors} vectors`,
+    );
     const control = MSIX_CAPABILITY.make({ ID: PCI_CAP_ID_MSIX, TABLE_SIZE: vectors - 1 })[0] ?? 0;
-    this.#write(this.#msixOffset, 4, control);
-    this.#write(this.#msixOffset + 4, 4, bar);
-    this.#write(this.#msixOffset + 8, 4, (vectors * MSIX_ENTRY_BYTES) | bar);
-    this.#writable[this.#msixOffset + 3] = 0xc0;
-    this.#maskAll();
+    this.#write(PM_CAPABILITY + 1, 1, MSIX_CAPABILITY_OFFSET);
+    this.#write(MSIX_CAPABILITY_OFFSET, 4, control);
+    this.#write(MSIX_CAPABILITY_OFFSET + 4, 4, bar);
+    this.#write(MSIX_CAPABILITY_OFFSET + 8, 4, (sizeBytes / 2) | bar);
+    this.#findMsix();
   }
 
   /** Function-level reset (PCIe 6.6.2): command register, MSI-X and the device go back to their reset state. */
   reset(): void {
     this.#resetCommand();
-    if (this.#msix !== undefined) {
-      const control = this.#read(this.#msixOffset, 4);
-      this.#write(this.#msixOffset, 4, control & 0x3fff_ffff);
-      this.#msix.entries.fill(0);
-      this.#msix.pending.fill(0);
-      this.#maskAll();
-    }
+    if (this.#msix !== undefined) this.#resetMsix(this.#msix);
     this.model?.reset();
     this.#runtime.emit('pci.reset', { device: this.bdf });
   }
@@ -234,23 +277,18 @@ export class PciFunction {
   *raise(vector: number): Task<void> {
     const msix = this.#msix;
     if (msix === undefined || !this.isMsixEnabled || vector >= msix.vectors) return;
-    const view = new DataView(msix.entries.buffer, vector * MSIX_ENTRY_BYTES);
-    const isMasked =
-      (view.getUint32(12, true) & 1) !== 0 ||
-      MSIX_CAPABILITY.get([this.#read(this.#msixOffset, 4)], 'FUNCTION_MASK') === 1;
-    if (isMasked) {
+    if (this.#isMasked(msix, vector)) {
       msix.pending[vector >> 3] = (msix.pending[vector >> 3] ?? 0) | (1 << (vector & 7));
       return;
     }
+    const view = new DataView(msix.entries.buffer, vector * MSIX_ENTRY_BYTES);
     yield* this.#upstream.msi(this, view.getBigUint64(0, true), view.getUint32(8, true));
   }
 
   // --- configuration space ---
 
   #read(offset: number, sizeBytes: number): number {
-    let value = 0;
-    for (let i = sizeBytes - 1; i >= 0; i--) value = value * 256 + (this.#config[offset + i] ?? 0);
-    return value;
+    return littleEndian(this.#config, offset, sizeBytes);
   }
 
   #write(offset: number, sizeBytes: number, value: number): void {
@@ -268,54 +306,85 @@ export class PciFunction {
     this.#write(0x2e, 2, device);
     this.#write(PCI_CAPABILITY_LIST, 1, 0x40);
     // PCI Express endpoint, with function-level reset (7.5.3.2, 7.5.3.3).
-    this.#write(0x40, 4, 0x0002_8000 | PCI_CAP_ID_EXP | (0x80 << 8));
-    this.#write(0x44, 4, 0x1000_0000);
-    this.#write(0x80, 4, 0x0003_0000 | PCI_CAP_ID_PM | (0x90 << 8));
-    this.#msixOffset = 0x90;
+    this.#write(0x40, 4, 0x0002_8000 | PCI_CAP_ID_EXP | (PM_CAPABILITY << 8));
+    this.#write(0x44, 4, PCI_EXP_DEVCAP_FLR);
+    this.#write(PM_CAPABILITY, 4, 0x0003_0000 | PCI_CAP_ID_PM);
   }
 
   #buildBar(bar: Bar): void {
     const at = PCI_BAR0 + 4 * bar.index;
-    this.#write(at, 4, bar.is64 ? 0xc : 0);
-    const mask = (0x1_0000_0000 - Math.min(bar.sizeBytes, 2 ** 32)) % 2 ** 32;
-    for (let i = 0; i < 4; i++) this.#writable[at + i] = Math.floor(mask / 2 ** (8 * i)) & 0xff;
+    const isRecorded = this.description.config !== undefined;
+    const type = isRecorded ? this.#read(at, 1) & 0xf : bar.is64 ? 0xc : 0;
+    this.#write(at, 4, type);
+    this.#writable.set(sizingMask(bar.sizeBytes % 2 ** 32), at);
     this.#writable[at] = (this.#writable[at] ?? 0) & 0xf0;
-    if (bar.is64) {
-      this.#write(at + 4, 4, 0);
-      this.#writable.fill(0xff, at + 4, at + 8);
-    }
+    if (!bar.is64) return;
+    this.#write(at + 4, 4, 0);
+    const isHuge = bar.sizeBytes >= 2 ** 32;
+    this.#writable.set(sizingMask(isHuge ? bar.sizeBytes / 2 ** 32 : 1), at + 4);
   }
 
   #resetCommand(): void {
     this.#write(PCI_COMMAND, 2, 0);
   }
 
-  // --- MSI-X table ---
+  // --- MSI-X ---
 
-  #maskAll(): void {
+  /** Builds the table that the capability in configuration space describes. */
+  #findMsix(): void {
+    const capability = this.findCapability(PCI_CAP_ID_MSIX);
+    if (capability === 0) return;
+    const vectors = MSIX_CAPABILITY.get([this.#read(capability, 4)], 'TABLE_SIZE') + 1;
+    const placeAt = (at: number): BarPlace => {
+      const word = this.#read(at, 4);
+      return { bar: word & 7, offset: (word & ~7) >>> 0 };
+    };
+    this.#msix = {
+      capability,
+      vectors,
+      entries: new Uint8Array(vectors * MSIX_ENTRY_BYTES),
+      pending: new Uint8Array(Math.ceil(vectors / 64) * 8),
+      table: placeAt(capability + 4),
+      pba: placeAt(capability + 8),
+    };
+    this.#writable[capability + 3] = 0xc0;
+    this.#resetMsix(this.#msix);
+  }
+
+  /** Disabled, every vector masked, nothing pending. */
+  #resetMsix(msix: MsixTable): void {
+    this.#write(msix.capability, 4, this.#read(msix.capability, 4) & 0x3fff_ffff);
+    msix.pending.fill(0);
+    msix.entries.fill(0);
+    for (let vector = 0; vector < msix.vectors; vector++) msix.entries[vector * MSIX_ENTRY_BYTES + 12] = 1;
+  }
+
+  #msixControl(msix: MsixTable, field: 'ENABLE' | 'FUNCTION_MASK'): number {
+    return MSIX_CAPABILITY.get([this.#read(msix.capability, 4)], field);
+  }
+
+  #isMasked(msix: MsixTable, vector: number): boolean {
+    const isVectorMasked = ((msix.entries[vector * MSIX_ENTRY_BYTES + 12] ?? 0) & 1) !== 0;
+    return isVectorMasked || this.#msixControl(msix, 'FUNCTION_MASK') === 1;
+  }
+
+  /** Sends what was pending and is masked no longer. */
+  #sendPending(): void {
     const msix = this.#msix;
-    for (let vector = 0; vector < (msix?.vectors ?? 0); vector++)
-      msix?.entries.set([1], vector * MSIX_ENTRY_BYTES + 12);
+    if (msix === undefined || !this.isMsixEnabled) return;
+    for (let vector = 0; vector < msix.vectors; vector++) {
+      const byte = msix.pending[vector >> 3] ?? 0;
+      if ((byte & (1 << (vector & 7))) === 0 || this.#isMasked(msix, vector)) continue;
+      msix.pending[vector >> 3] = byte & ~(1 << (vector & 7));
+      this.#runtime.spawn(`${this.bdf}/msi`, this.raise(vector));
+    }
   }
+}
 
-  #msixRead(msix: MsixTable, offset: number, sizeBytes: number): number {
-    const source = offset < msix.entries.length ? msix.entries : msix.pending;
-    const at = offset < msix.entries.length ? offset : offset - msix.entries.length;
-    let value = 0;
-    for (let i = sizeBytes - 1; i >= 0; i--) value = value * 256 + (source[at + i] ?? 0);
-    return value;
-  }
-
-  #msixWrite(msix: MsixTable, offset: number, sizeBytes: number, value: number): void {
-    if (offset + sizeBytes > msix.entries.length) return;
-    for (let i = 0; i < sizeBytes; i++) msix.entries[offset + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
-    const vector = Math.floor(offset / MSIX_ENTRY_BYTES);
-    const isPending = ((msix.pending[vector >> 3] ?? 0) & (1 << (vector & 7))) !== 0;
-    const isMasked = ((msix.entries[vector * MSIX_ENTRY_BYTES + 12] ?? 0) & 1) !== 0;
-    if (!isPending || isMasked) return;
-    msix.pending[vector >> 3] = (msix.pending[vector >> 3] ?? 0) & ~(1 << (vector & 7));
-    this.#runtime.spawn(`${this.bdf}/msi`, this.raise(vector));
-  }
+/** The four bytes of a BAR register that sizing may write: the address bits above `sizeBytes` (0 for 2^32). */
+function sizingMask(sizeBytes: number): Uint8Array {
+  const mask = sizeBytes === 0 ? 0 : 2 ** 32 - sizeBytes;
+  return Uint8Array.from({ length: 4 }, (_, i) => Math.floor(mask / 2 ** (8 * i)) & 0xff);
 }
 
 /** Requester ID of `0000:7d:00.1`: bus << 8 | device << 3 | function. */

@@ -125,7 +125,7 @@ export class HostBridge implements UpstreamPort {
     const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: this.streamId(fn) };
     const controller = this.#ports.msiController(fn);
     if (controller?.decodesBeforeIommu(iova, lengthBytes) === true) {
-      if (data !== undefined) controller.write(iova, data, origin);
+      if (data !== undefined) controller.ring(iova, data, origin);
       return { end: ended('doorbell', controller.name, Number(iova)) };
     }
     const ticket = smmu?.beginTransaction();

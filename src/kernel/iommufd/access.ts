@@ -50,7 +50,7 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   }
 
   *notify_unmap(iova: bigint, lengthBytes: bigint): Task<void> {
-    this.ictx.objects.hold(this);
+    if (!this.ictx.objects.tryHold(this)) return;
     yield* this.ops.unmap(iova, lengthBytes);
     this.ictx.objects.put(this);
   }
@@ -174,13 +174,19 @@ function* pinPart(area: IoptArea, part: PinnedPart, write: boolean, runs: Pinned
   return rc;
 }
 
-/** The parts of a range that is mapped without holes; undefined for a hole. */
+interface Part {
+  readonly part: PinnedPart;
+  readonly from: bigint;
+  readonly isLast: boolean;
+}
+
+/** The parts of a range up to its end or to the first hole. */
 function partsOf(
   ioas: Ioas,
   iova: bigint,
   last: bigint,
-): { part: PinnedPart; from: bigint; isLast: boolean }[] | undefined {
-  const parts: { part: PinnedPart; from: bigint; isLast: boolean }[] = [];
+): { readonly parts: readonly Part[]; readonly isWhole: boolean } {
+  const parts: Part[] = [];
   let at = iova;
   for (const area of ioas.iopt.areas.overlapping(iova, last)) {
     if (area.iova > at || area.pages === undefined) break;
@@ -189,7 +195,7 @@ function partsOf(
     parts.push({ part, from: at, isLast: end === last });
     at = end + 1n;
   }
-  return at > last ? parts : undefined;
+  return { parts, isWhole: at > last };
 }
 
 /**
@@ -214,14 +220,15 @@ export function* iommufd_access_pin_pages(
   yield* ioas.iopt.iovaRwsem.down_read();
   const runs: PinnedRun[] = [];
   const pinned: PinnedPart[] = [];
-  const parts = partsOf(ioas, iova, last);
-  let rc = parts === undefined ? -ENOENT : 0;
-  for (const { part, from, isLast } of parts ?? []) {
+  const { parts, isWhole } = partsOf(ioas, iova, last);
+  let rc = 0;
+  for (const { part, from, isLast } of parts) {
     if (part.area.preventAccess || !isPageAligned(part.area, from, isLast)) rc = -EINVAL;
     else rc = yield* pinPart(part.area, part, write, runs);
     if (rc < 0) break;
     pinned.push(part);
   }
+  if (rc === 0 && !isWhole) rc = -ENOENT;
   if (rc < 0) yield* unpinParts(pinned);
   ioas.iopt.iovaRwsem.up_read();
   access.ioasLock.unlock();
@@ -234,8 +241,8 @@ export function* iommufd_access_unpin_pages(access: IommufdAccess, iova: bigint,
   const ioas = access.ioasUnpin;
   invariant(ioas !== undefined, 'iommufd: unpin by an access without an address space');
   yield* ioas.iopt.iovaRwsem.down_read();
-  const parts = partsOf(ioas, iova, iova + length - 1n);
-  invariant(parts !== undefined, 'iommufd: unpin of a range that is not mapped');
+  const { parts, isWhole } = partsOf(ioas, iova, iova + length - 1n);
+  invariant(isWhole, 'iommufd: unpin of a range that is not mapped');
   yield* unpinParts(parts.map(({ part }) => part));
   ioas.iopt.iovaRwsem.up_read();
   access.ioasLock.unlock();

@@ -289,8 +289,7 @@ function* autoGetDomain(
   yield* ioas.mutex.lock();
   try {
     for (const hwpt of [...ioas.hwpts]) {
-      if (!hwpt.isAuto) continue;
-      ictx.objects.hold(hwpt);
+      if (!hwpt.isAuto || !ictx.objects.tryHold(hwpt)) continue;
       const old = yield* attach(idev, hwpt, sink);
       ictx.objects.put(hwpt);
       if (old === -EINVAL) continue;

@@ -169,6 +169,7 @@ function* hwptAllocOnIoas(ucmd: CommandOf<typeof iommu_hwpt_alloc>, idev: Iommuf
   try {
     const hwpt = yield* hwptPagingAlloc(ictx, ioas, idev, { flags: cmd.flags, data }, ctx);
     if (typeof hwpt === 'number') return hwpt;
+    // There are no fault queues, so no number can be one's.
     let rc = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0 ? -ENOENT : 0;
     if (rc === 0) {
       cmd.out_hwpt_id = hwpt.id;

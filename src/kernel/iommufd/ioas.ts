@@ -197,6 +197,7 @@ function* mapSource(
   const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
   pages.put();
   if (typeof iova === 'number') return iova;
+  ctx.runtime.emit('iommufd.map', { ioas: cmd.ioas_id, iova, length: cmd.length });
   cmd.iova = iova;
   return ucmd.respond();
 }
@@ -244,6 +245,7 @@ export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number>
     const wanted = fixedIova(cmd.flags, cmd.dst_iova);
     const iova = yield* iopt.map_pages(slices, wanted, mapProt(cmd.flags), ctx);
     if (typeof iova === 'number') return iova;
+    ctx.runtime.emit('iommufd.copy', { ioas: cmd.dst_ioas_id, iova, length: cmd.length, from: cmd.src_ioas_id });
     cmd.dst_iova = iova;
     return ucmd.respond();
   });
@@ -263,6 +265,7 @@ export function* ioasUnmap(ucmd: CommandOf<typeof iommu_ioas_unmap>): Task<numbe
     const unmapped = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
     if (typeof unmapped === 'number') return unmapped;
     if (unmapped === 0n && !isAll) return -ENOENT;
+    ctx.runtime.emit('iommufd.unmap', { ioas: cmd.ioas_id, iova: cmd.iova, length: unmapped });
     cmd.length = unmapped;
     return ucmd.respond();
   });

@@ -3,7 +3,8 @@
  *
  * One number space per descriptor: the lowest free number, from 1. An object gets its number when it is allocated but can
  * be found only after `finalize`; `abort` gives the number back as if nothing had been. `users` counts the object's own
- * existence (1), every long-term reference, and every call that is working with it; DESTROY needs it to be exactly 1.
+ * existence (1), every long-term reference, and every call that is working with it; DESTROY needs it to be exactly 1 and
+ * leaves 0, after which nobody can take hold of it.
  * A destroy on behalf of a driver waits for the calls (`shortTerm`) instead of failing.
  *
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
@@ -67,15 +68,15 @@ export class ObjectTable {
   /** Finds an object and keeps it from going away until {@link put}; undefined when there is none of that type. */
   get<T extends IommufdObject>(id: number, isKind: (object: IommufdObject) => object is T): T | undefined {
     const object = this.#slots[id];
-    if (object === undefined || !isKind(object)) return undefined;
-    this.hold(object);
-    return object;
+    return object !== undefined && isKind(object) && this.tryHold(object) ? object : undefined;
   }
 
-  /** A short-term reference to an object that is known to live. */
-  hold(object: IommufdObject): void {
+  /** A short-term reference to an object somebody points to; false when it is being destroyed. */
+  tryHold(object: IommufdObject): boolean {
+    if (object.users === 0) return false;
     object.users++;
     object.shortTerm++;
+    return true;
   }
 
   put(object: IommufdObject): void {
@@ -123,6 +124,7 @@ export class ObjectTable {
 
   *#destroy(object: IommufdObject): Task<void> {
     this.#free(object.id);
+    object.users = 0;
     yield* object.destroy();
   }
 

@@ -124,6 +124,7 @@ export class IoptPages {
       }
       added.push({ first: from, last: to, users: 0, runs });
     }
+    yield 'iommufd:pages-pinned';
     const newPages = added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
     if (rc === 0 && newPages > 0) rc = this.#account.charge(newPages);
     if (rc < 0) {

@@ -206,6 +206,10 @@ export class ArmSmmuV3 implements IommuDriver {
     yield* this.#mutex.lock();
     const rc = yield* this.#attach(domain, master);
     this.#mutex.unlock();
+    if (rc === 0) {
+      const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
+      this.#host.runtime.emit('iommu.attach', { device: device.name, domain: domain.type, ...tag });
+    }
     return rc;
   }
 

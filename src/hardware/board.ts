@@ -1,0 +1,222 @@
+/**
+ * A board: everything of a host that is not software, built from its description.
+ *
+ * Arena and physical memory (the arena's kernel window is the top of the first bank that can hold it), the system bus, SMMUs
+ * at their register bases, interrupt controllers, host bridges and the functions below them. Firmware's share is done here:
+ * BARs have addresses when the kernel starts. Functions described as absent are empty slots until they are plugged.
+ */
+import { Arena, FRAME_BYTES } from '../core/arena.js';
+import type { NodeRuntime } from '../runtime/node-runtime.js';
+import { EBUSY, ENODEV } from '../uapi/errno.js';
+import { DMA_ENGINE_MSIX_BAR, DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_VECTORS } from '../uapi/dma-engine.js';
+import { BusAnalyser } from './analyser.js';
+import { SystemBus } from './bus.js';
+import type { AddressRange, HostDescription, MsiControllerDescription, PciFunctionDescription } from './description.js';
+import { DmaEngine } from './devices/dma-engine.js';
+import { PhysicalMemory } from './memory.js';
+import type { Interrupt, MsiController } from './msi/controller.js';
+import { Its } from './msi/its.js';
+import { Gicv2m, X86Msi } from './msi/simple.js';
+import { HostBridge } from './pcie/host-bridge.js';
+import { PciFunction, type Bar } from './pcie/function.js';
+import { TLB_WORDS } from './smmu/ports.js';
+import { SMMU_FRAME_BYTES } from './smmu/registers.js';
+import { Smmu } from './smmu/smmu.js';
+
+/** Frames of the kernel window: page tables, queues, tables of the SMMU. */
+const KERNEL_FRAMES = 16384;
+/** The window starts at a multiple of this (core: largest buddy order). */
+const WINDOW_ALIGN_BYTES = 4096 * FRAME_BYTES;
+const DMA_ENGINE_BAR_BYTES = 4096;
+
+/** Physical address of the kernel window: the top of the first bank with room. RangeError when there is none. */
+function kernelWindowBase(banks: readonly AddressRange[]): number {
+  const sizeBytes = KERNEL_FRAMES * FRAME_BYTES;
+  for (const bank of banks) {
+    const base = Math.floor((Number(bank.last) + 1 - sizeBytes) / WINDOW_ALIGN_BYTES) * WINDOW_ALIGN_BYTES;
+    if (base >= Number(bank.start)) return base;
+  }
+  throw new RangeError(`no memory bank has ${sizeBytes} bytes for the kernel`);
+}
+
+function barsOf(description: PciFunctionDescription): Bar[] {
+  if (description.model !== 'dma-engine')
+    return (description.bars ?? []).map(({ index, sizeBytes, is64 }) => ({ index, sizeBytes, is64 }));
+  return [DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_MSIX_BAR].map((index) => ({
+    index,
+    sizeBytes: DMA_ENGINE_BAR_BYTES,
+    is64: true,
+  }));
+}
+
+/** One host's hardware. */
+export class Board {
+  readonly description: HostDescription;
+  readonly arena: Arena;
+  readonly memory: PhysicalMemory;
+  readonly bus: SystemBus;
+  readonly analyser: BusAnalyser;
+  readonly smmus = new Map<string, Smmu>();
+  readonly msiControllers = new Map<string, MsiController>();
+  readonly hostBridges: HostBridge[] = [];
+  /** By BDF, empty slots included. */
+  readonly functions = new Map<string, PciFunction>();
+  /** The kernel window as a range of physical addresses. */
+  readonly kernelWindow: { readonly start: number; readonly last: number };
+  readonly #runtime: NodeRuntime;
+  #interruptHandler: (interrupt: Interrupt) => void = () => undefined;
+  #smmuIrqHandler: (smmu: string, line: string) => void = () => undefined;
+  #hotplugHandler: (bdf: string, what: 'present' | 'absent') => void = () => undefined;
+
+  /** @throws RangeError when the description cannot be built (no memory for the kernel, no window for a BAR). */
+  constructor(runtime: NodeRuntime, description: HostDescription) {
+    this.#runtime = runtime;
+    this.description = description;
+    const windowBase = kernelWindowBase(description.memory);
+    this.arena = Arena.create({ kernelFrames: KERNEL_FRAMES, kernelBasePfn: windowBase / FRAME_BYTES });
+    this.arena.setKernelAllocFault(() => runtime.faults.fires('core.kernel-alloc'));
+    this.kernelWindow = { start: windowBase, last: windowBase + KERNEL_FRAMES * FRAME_BYTES - 1 };
+    this.memory = new PhysicalMemory(this.arena, description.memory);
+    this.bus = new SystemBus(this.memory);
+    this.analyser = new BusAnalyser(runtime);
+    for (const smmu of description.iommus) this.#addSmmu(smmu);
+    for (const controller of description.msiControllers) this.#addMsiController(controller);
+    for (const bridge of description.hostBridges) this.#addHostBridge(bridge);
+    for (const fn of description.functions) this.#addFunction(fn);
+  }
+
+  /** The kernel's handler for interrupts that arrive at a CPU. */
+  onInterrupt(handler: (interrupt: Interrupt) => void): void {
+    this.#interruptHandler = handler;
+  }
+
+  /** The kernel's handler for the wired interrupts of SMMUs. */
+  onSmmuIrq(handler: (smmu: string, line: string) => void): void {
+    this.#smmuIrqHandler = handler;
+  }
+
+  /** The kernel's handler for slots that change. */
+  onHotplug(handler: (bdf: string, what: 'present' | 'absent') => void): void {
+    this.#hotplugHandler = handler;
+  }
+
+  /** The host bridge a function sits below. */
+  bridgeOf(fn: PciFunction): HostBridge {
+    const bridge = this.hostBridges.find((candidate) => candidate.functions.includes(fn));
+    if (bridge === undefined) throw new RangeError(`${fn.bdf} is below no host bridge`);
+    return bridge;
+  }
+
+  /** The controller a function's MSIs go to. */
+  msiControllerOf(fn: PciFunction): MsiController | undefined {
+    const name = fn.description.msi ?? this.bridgeOf(fn).description.msi;
+    return name === undefined ? undefined : this.msiControllers.get(name);
+  }
+
+  /** Puts a card into its slot: 0, -ENODEV no such slot, -EBUSY taken. The kernel learns of it. */
+  plug(bdf: string): number {
+    const fn = this.functions.get(bdf);
+    if (fn === undefined) return -ENODEV;
+    if (fn.isPresent) return -EBUSY;
+    fn.isPresent = true;
+    fn.reset();
+    this.bridgeOf(fn).assignBars(fn);
+    this.#runtime.emit('slot.present', { device: bdf });
+    this.#hotplugHandler(bdf, 'present');
+    return 0;
+  }
+
+  /** Asks for a card back: 0, -ENODEV. It leaves the slot when the kernel lets go of it ({@link remove}). */
+  unplug(bdf: string): number {
+    const fn = this.functions.get(bdf);
+    if (fn?.isPresent !== true) return -ENODEV;
+    this.#runtime.emit('slot.attention', { device: bdf });
+    this.#hotplugHandler(bdf, 'absent');
+    return 0;
+  }
+
+  /** The kernel powered the slot off: the card is gone. */
+  remove(bdf: string): void {
+    const fn = this.functions.get(bdf);
+    if (fn === undefined) return;
+    fn.reset();
+    fn.isPresent = false;
+    this.#runtime.emit('slot.absent', { device: bdf });
+  }
+
+  #addSmmu(description: HostDescription['iommus'][number]): void {
+    const storage = this.arena.allocFrame(Math.ceil(Math.log2((TLB_WORDS * 4) / FRAME_BYTES)));
+    const smmu = new Smmu({
+      runtime: this.#runtime,
+      memory: this.memory,
+      description,
+      irq: (line) => this.#smmuIrqHandler(description.name, line),
+      ...(storage === 0 ? {} : { tlbStorage: { words: this.arena.words, base: this.arena.frameOffset(storage) / 4 } }),
+    });
+    this.smmus.set(description.name, smmu);
+    const base = Number(description.base);
+    this.bus.attach({
+      name: description.name,
+      kind: 'registers',
+      base: () => base,
+      sizeBytes: SMMU_FRAME_BYTES,
+      read: (offset, sizeBytes) => (sizeBytes === 4 ? smmu.readRegister(offset, 4) : 0),
+      write: (offset, sizeBytes, value) => {
+        if (sizeBytes === 4) smmu.writeRegister(offset, 4, value);
+      },
+    });
+  }
+
+  #addMsiController(description: MsiControllerDescription): void {
+    const deliver = (interrupt: Interrupt): void => {
+      this.#runtime.emit('irq', { controller: interrupt.controller, intid: interrupt.intid });
+      this.#interruptHandler(interrupt);
+    };
+    switch (description.kind) {
+      case 'its': {
+        const its = new Its(this.#runtime, this.memory, description, deliver);
+        this.msiControllers.set(its.name, its);
+        this.bus.attach(its);
+        return;
+      }
+      case 'gicv2m': {
+        const frame = new Gicv2m(this.#runtime, description, deliver);
+        this.msiControllers.set(frame.name, frame);
+        this.bus.attach(frame);
+        return;
+      }
+      case 'x86': {
+        this.msiControllers.set(description.name, new X86Msi(this.#runtime, description, deliver));
+      }
+    }
+  }
+
+  #addHostBridge(description: HostDescription['hostBridges'][number]): void {
+    const bridge = new HostBridge(description, {
+      runtime: this.#runtime,
+      bus: this.bus,
+      analyser: this.analyser,
+      smmu: description.iommu === undefined ? undefined : this.smmus.get(description.iommu),
+      msiController: (fn) => this.msiControllerOf(fn),
+    });
+    this.hostBridges.push(bridge);
+  }
+
+  #addFunction(description: PciFunctionDescription): void {
+    const segment = parseInt(description.bdf.slice(0, 4), 16);
+    const bus = parseInt(description.bdf.slice(5, 7), 16);
+    const bridge = this.hostBridges.find(
+      ({ description: d }) => d.segment === segment && d.firstBus <= bus && bus <= d.lastBus,
+    );
+    if (bridge === undefined) throw new RangeError(`${description.bdf} is below no host bridge`);
+    const fn = new PciFunction(this.#runtime, description, barsOf(description), bridge);
+    bridge.functions.push(fn);
+    this.functions.set(fn.bdf, fn);
+    if (description.model === 'dma-engine') {
+      fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
+      fn.model = new DmaEngine(this.#runtime, fn);
+    }
+    for (const frame of fn.frames()) this.bus.attach(frame);
+    if (fn.isPresent) bridge.assignBars(fn);
+  }
+}

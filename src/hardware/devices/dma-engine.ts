@@ -1,0 +1,123 @@
+/**
+ * The DMA engine: a PCI function that copies, fills and sums memory by DMA and interrupts when done.
+ *
+ * Its registers are src/uapi/dma-engine.ts, which its drivers use too. A transfer is a task; a reset abandons it. Bytes move
+ * in pieces of a page; a piece that was aborted ends the transfer with an error.
+ */
+import { joinWords } from '../../layout/bits.js';
+import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import type { Task } from '../../runtime/task.js';
+import {
+  DMA_COMMAND,
+  DMA_COMPLETED,
+  DMA_DST,
+  DMA_ENGINE_ID,
+  DMA_ENGINE_MAX_LENGTH,
+  DMA_ENGINE_REGISTER_BAR,
+  DMA_ERROR,
+  DMA_ERROR_CODE,
+  DMA_ID,
+  DMA_LENGTH,
+  DMA_OP,
+  DMA_PATTERN,
+  DMA_SRC,
+  DMA_STATUS,
+  DMA_SUM,
+  fnv1a32,
+} from '../../uapi/dma-engine.js';
+import type { DeviceModel, PciFunction } from '../pcie/function.js';
+
+const PIECE_BYTES = 4096;
+const REGISTER_WORDS = 16;
+
+/** The device behind one function. */
+export class DmaEngine implements DeviceModel {
+  readonly #runtime: NodeRuntime;
+  readonly #fn: PciFunction;
+  readonly #registers = new Uint32Array(REGISTER_WORDS);
+  /** Grows with every reset: a transfer of an earlier life stops. */
+  #life = 0;
+
+  constructor(runtime: NodeRuntime, fn: PciFunction) {
+    this.#runtime = runtime;
+    this.#fn = fn;
+    this.reset();
+  }
+
+  reset(): void {
+    this.#life++;
+    this.#registers.fill(0);
+    this.#set(DMA_ID.offset, DMA_ENGINE_ID);
+  }
+
+  barRead(bar: number, offset: number, sizeBytes: number): number {
+    if (bar !== DMA_ENGINE_REGISTER_BAR) return 0;
+    const word = this.#get(offset & ~3);
+    const value = word >>> (8 * (offset & 3));
+    return sizeBytes >= 4 ? value : value & (2 ** (8 * sizeBytes) - 1);
+  }
+
+  /** Registers take whole words; narrower writes are ignored. */
+  barWrite(bar: number, offset: number, sizeBytes: number, value: number): void {
+    if (bar !== DMA_ENGINE_REGISTER_BAR || sizeBytes !== 4) return;
+    const isWritable = offset >= DMA_SRC.offset && offset <= DMA_PATTERN.offset;
+    if (isWritable) this.#set(offset, value);
+    else if (offset === DMA_COMMAND.offset && DMA_STATUS.get([this.#get(DMA_STATUS.offset)], 'BUSY') === 0)
+      this.#start(value);
+  }
+
+  #start(command: number): void {
+    this.#set(DMA_COMMAND.offset, command);
+    this.#set(DMA_STATUS.offset, DMA_STATUS.make({ BUSY: 1 })[0] ?? 0);
+    this.#runtime.spawn(`${this.#fn.bdf}/transfer`, this.#transfer(command, this.#life));
+  }
+
+  *#transfer(command: number, life: number): Task<void> {
+    const { OP, IRQ, VECTOR } = DMA_COMMAND.decode([command]);
+    const length = this.#get(DMA_LENGTH.offset);
+    const isKnown = OP === DMA_OP.COPY || OP === DMA_OP.FILL || OP === DMA_OP.SUM;
+    const isSane = isKnown && length >= 1 && length <= DMA_ENGINE_MAX_LENGTH;
+    const error = isSane ? yield* this.#move(OP, length, life) : DMA_ERROR_CODE.BAD_COMMAND;
+    if (life !== this.#life) return;
+    this.#set(DMA_ERROR.offset, error);
+    this.#set(DMA_STATUS.offset, DMA_STATUS.make(error === DMA_ERROR_CODE.NONE ? { DONE: 1 } : { ERROR: 1 })[0] ?? 0);
+    this.#set(DMA_COMPLETED.offset, this.#get(DMA_COMPLETED.offset) + 1);
+    if (IRQ === 1) yield* this.#fn.raise(VECTOR);
+  }
+
+  *#move(op: number, length: number, life: number): Task<number> {
+    const src = BigInt(joinWords(this.#get(DMA_SRC.offset), 0)) | (BigInt(this.#get(DMA_SRC.offset + 4)) << 32n);
+    const dst = BigInt(joinWords(this.#get(DMA_DST.offset), 0)) | (BigInt(this.#get(DMA_DST.offset + 4)) << 32n);
+    let sum = fnv1a32(new Uint8Array());
+    for (let done = 0; done < length && life === this.#life; done += PIECE_BYTES) {
+      const size = Math.min(PIECE_BYTES, length - done);
+      let bytes = op === DMA_OP.FILL ? this.#pattern(size) : undefined;
+      if (bytes === undefined) {
+        const read = yield* this.#fn.dmaRead(src + BigInt(done), size);
+        if (!read.ok) return DMA_ERROR_CODE.READ_ABORTED;
+        bytes = read.bytes ?? new Uint8Array(size);
+        sum = fnv1a32(bytes, sum);
+      }
+      if (op === DMA_OP.SUM) continue;
+      const written = yield* this.#fn.dmaWrite(dst + BigInt(done), bytes);
+      if (!written.ok) return DMA_ERROR_CODE.WRITE_ABORTED;
+    }
+    if (life === this.#life) this.#set(DMA_SUM.offset, sum);
+    return DMA_ERROR_CODE.NONE;
+  }
+
+  #pattern(size: number): Uint8Array {
+    const bytes = new Uint8Array(size);
+    const pattern = this.#get(DMA_PATTERN.offset);
+    for (let i = 0; i < size; i++) bytes[i] = (pattern >>> (8 * (i & 3))) & 0xff;
+    return bytes;
+  }
+
+  #get(offset: number): number {
+    return this.#registers[offset >> 2] ?? 0;
+  }
+
+  #set(offset: number, value: number): void {
+    if (offset >> 2 < REGISTER_WORDS) this.#registers[offset >> 2] = value;
+  }
+}

@@ -1,0 +1,277 @@
+/**
+ * The kernel of one host: its subsystems, its processes, and the way in.
+ *
+ * Boot brings up, in this order, the IOMMUs, the interrupt controllers and the PCI devices. After that the kernel acts on
+ * system calls, interrupts and hot-plug. A system call runs as the task of the message that brought it; arguments it points to
+ * are copied from and to the caller's memory.
+ *
+ * Ownership: the kernel owns its subsystems; processes own their files and memory. Everything is reached from here and nothing
+ * from outside but the board.
+ */
+import type { Board } from '../hardware/board.js';
+import type { HostDescription } from '../hardware/description.js';
+import type { LabCommand, LabReply, ProcessSpec } from '../host/protocol.js';
+import type { NodeRuntime } from '../runtime/node-runtime.js';
+import type { Task } from '../runtime/task.js';
+import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH } from '../uapi/errno.js';
+import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRequest } from '../uapi/syscall.js';
+import { SYSCALL_NS } from './costs.js';
+import { EventFile } from './eventfd.js';
+import { SyscallContext, type OpenFile } from './files.js';
+import { IommuCore } from './iommu/iommu.js';
+import { IommufdContext, IommufdFile } from './iommufd/main.js';
+import { IrqCore } from './irq.js';
+import { MmStruct, PAGE_BYTES } from './mm/mm.js';
+import { MemfdFile } from './mm/memfd.js';
+import { PageAllocator, type PageExtent } from './mm/page-allocator.js';
+import { Process, UserStruct } from './mm/process.js';
+import { PciCore } from './pci/pci-core.js';
+import { Sysfs, SysfsFile } from './sysfs.js';
+import { VfioCore } from './vfio/vfio-core.js';
+import { VfioPciFile } from './vfio/vfio-pci.js';
+
+/** Memory every process starts with, for the arguments of its calls. */
+const SCRATCH_BYTES = 1n << 20n;
+const FIRST_PID = 100;
+
+/** RAM the kernel may hand out: every bank but the kernel window. */
+function freeMemory(board: Board): PageExtent[] {
+  const { start, last } = board.kernelWindow;
+  return board.description.memory.flatMap((bank) => {
+    const low = Number(bank.start);
+    const high = Number(bank.last);
+    const pieces =
+      start >= low && last <= high
+        ? [
+            [low, start - 1],
+            [last + 1, high],
+          ]
+        : [[low, high]];
+    return pieces.flatMap(([from = 0, to = -1]) => {
+      const pfn = Math.ceil(from / PAGE_BYTES);
+      const pages = Math.floor((to + 1) / PAGE_BYTES) - pfn;
+      return pages > 0 ? [{ pfn, pages }] : [];
+    });
+  });
+}
+
+/** The kernel. */
+export class Kernel {
+  readonly #runtime: NodeRuntime;
+  readonly #board: Board;
+  readonly #description: HostDescription;
+  readonly #pages: PageAllocator;
+  readonly #iommu: IommuCore;
+  readonly #irq: IrqCore;
+  readonly #vfio = new VfioCore();
+  readonly #pci: PciCore;
+  readonly #sysfs: Sysfs;
+  readonly #processes = new Map<number, Process>();
+  readonly #users = new Map<number, UserStruct>();
+  #nextPid = FIRST_PID;
+
+  constructor(runtime: NodeRuntime, board: Board, description: HostDescription) {
+    this.#runtime = runtime;
+    this.#board = board;
+    this.#description = description;
+    this.#pages = new PageAllocator(board.memory, freeMemory(board));
+    this.#iommu = new IommuCore(runtime, board, description);
+    this.#irq = new IrqCore(runtime, board, this.#iommu);
+    this.#pci = new PciCore(runtime, board, this.#iommu, this.#irq, this.#vfio);
+    this.#sysfs = new Sysfs(this.#iommu, this.#pci, this.#vfio);
+  }
+
+  /** From power-on to user space. */
+  *boot(): Task<void> {
+    yield* this.#iommu.probe();
+    yield* this.#irq.start();
+    yield* this.#pci.enumerate();
+    this.#runtime.emit('kernel.booted', {
+      release: this.#description.kernelRelease,
+      groups: this.#iommu.groups.length,
+    });
+  }
+
+  /** Name of a process, for task names. */
+  processName(pid: number): string {
+    return this.#processes.get(pid)?.name ?? `pid${pid}`;
+  }
+
+  /** Starts a process; its scratch memory is mapped. -ENOMEM when there is no memory for it. */
+  spawnProcess(spec: ProcessSpec): { readonly process: Process; readonly scratch: bigint } | number {
+    const user = this.#users.get(spec.uid) ?? new UserStruct(spec.uid);
+    this.#users.set(spec.uid, user);
+    const mm = new MmStruct(this.#runtime, this.#board.memory, this.#pages);
+    const scratch = mm.mmapAnonymous(0n, SCRATCH_BYTES, PROT_READ | PROT_WRITE, 'pages');
+    if (typeof scratch === 'number') return scratch;
+    const process = new Process(this.#nextPid++, spec, mm, user);
+    this.#processes.set(process.pid, process);
+    return { process, scratch };
+  }
+
+  /** One system call of a process; ESRCH for a process that is not there. */
+  *syscall(pid: number, request: SyscallRequest): Task<SyscallReply> {
+    const process = this.#processes.get(pid);
+    if (process === undefined) return { result: -ESRCH };
+    yield SYSCALL_NS;
+    for (const { va, bytes } of request.stage ?? []) {
+      if (!process.mm.copy_to_user(va, bytes)) return { result: -EFAULT };
+    }
+    const ctx = new SyscallContext(this.#runtime, process);
+    const reply = yield* this.#dispatch(ctx, request);
+    const collected = (request.collect ?? []).map(
+      ({ va, lengthBytes }) => process.mm.copy_from_user(va, lengthBytes) ?? new Uint8Array(lengthBytes),
+    );
+    return {
+      ...reply,
+      ...(collected.length === 0 ? {} : { collected }),
+      ...(reply.result < 0 && ctx.detail !== undefined ? { detail: ctx.detail } : {}),
+    };
+  }
+
+  /** Hands on the machine. */
+  *lab(command: LabCommand): Task<LabReply> {
+    switch (command.lab) {
+      case 'spawn': {
+        const spawned = this.spawnProcess(command.spec);
+        return typeof spawned === 'number'
+          ? { result: spawned }
+          : { result: spawned.process.pid, scratch: spawned.scratch };
+      }
+      case 'plug':
+        return { result: this.#board.plug(command.bdf) };
+      case 'unplug':
+        return { result: this.#board.unplug(command.bdf) };
+      case 'arm-fault':
+        this.#runtime.faults.arm(command.fault, command.rule);
+        this.#runtime.emit('fault.arm', { fault: command.fault });
+        return { result: 0 };
+      case 'disarm-fault':
+        this.#runtime.faults.disarm(command.fault);
+        return { result: 0 };
+      case 'transactions':
+        return { result: 0, transactions: this.#board.analyser.records.slice(command.from) };
+      case 'counters':
+        return { result: 0, counters: this.#counters() };
+    }
+  }
+
+  #counters(): Record<string, number> {
+    const { arena, memory } = this.#board;
+    const processes = [...this.#processes.values()];
+    return {
+      processes: processes.length,
+      openFiles: processes.reduce((sum, process) => sum + process.files.openCount, 0),
+      freePages: this.#pages.freePages,
+      pinnedPages: this.#pages.pinnedPages,
+      lockedPages: [...this.#users.values()].reduce((sum, user) => sum + user.lockedVm, 0),
+      kernelFrames: arena.kernelFramesInUse,
+      storageFrames: arena.storageFramesInUse - memory.directory.nodeCount,
+      irqVectors: this.#irq.vectorsInUse,
+    };
+  }
+
+  // --- system calls ---
+
+  *#dispatch(ctx: SyscallContext, request: SyscallRequest): Task<SyscallReply> {
+    const { process } = ctx;
+    const { mm, files } = process;
+    switch (request.call) {
+      case 'open':
+        return { result: this.#open(ctx, request.path) };
+      case 'close':
+        return { result: yield* files.close(request.fd) };
+      case 'ioctl':
+        return { result: yield* onFile(files.get(request.fd), (file) => file.ioctl(ctx, request.cmd, request.arg)) };
+      case 'read':
+        return bytesReply(yield* onFile(files.get(request.fd), (file) => file.read(ctx, request.lengthBytes)));
+      case 'write':
+        return { result: yield* onFile(files.get(request.fd), (file) => file.write(ctx, request.bytes)) };
+      case 'pread':
+        return bytesReply(
+          yield* onFile(files.get(request.fd), (file) => file.pread(ctx, request.lengthBytes, request.offset)),
+        );
+      case 'pwrite':
+        return {
+          result: yield* onFile(files.get(request.fd), (file) => file.pwrite(ctx, request.bytes, request.offset)),
+        };
+      case 'getdents':
+        return this.#getdents(request.path);
+      case 'mmap':
+        return { result: this.#mmap(ctx, request) };
+      case 'munmap':
+        return { result: mm.munmap(request.addr, request.length) };
+      case 'memfd_create':
+        return { result: files.install(new MemfdFile(this.#runtime, this.#pages)) };
+      case 'ftruncate':
+        return { result: files.get(request.fd)?.ftruncate(request.length) ?? -EBADF };
+      case 'eventfd2':
+        return { result: files.install(new EventFile(request.initval, request.flags)) };
+      case 'setrlimit':
+        process.rlimits.memlockBytes = request.value;
+        return { result: 0 };
+      case 'load': {
+        const bytes = mm.copy_from_user(request.va, request.lengthBytes);
+        return bytes === undefined ? { result: -EFAULT } : { result: bytes.length, bytes };
+      }
+      case 'store':
+        return { result: mm.copy_to_user(request.va, request.bytes) ? request.bytes.length : -EFAULT };
+      case 'load-pages': {
+        const runs = mm.loadPages(request.va, request.pages);
+        return typeof runs === 'number' ? { result: runs } : { result: request.pages, runs };
+      }
+      case 'store-pages':
+        return { result: mm.storePages(request.va, request.runs) };
+      case 'exit':
+        yield* files.closeAll();
+        mm.release();
+        this.#processes.delete(process.pid);
+        return { result: 0 };
+    }
+  }
+
+  #open(ctx: SyscallContext, path: string): number {
+    const { files } = ctx.process;
+    if (path === '/dev/iommu') {
+      const context = new IommufdContext(this.#board.arena, this.#description.allowUnsafeInterrupts);
+      return files.install(new IommufdFile(context));
+    }
+    if (path.startsWith('/dev/vfio/devices/')) {
+      const vfio = this.#vfio.byName(path.slice('/dev/vfio/devices/'.length));
+      return vfio === undefined || vfio.isGoing ? -ENOENT : files.install(new VfioPciFile(vfio, this.#irq));
+    }
+    const node = path.startsWith('/sys/') ? this.#sysfs.lookup(path) : undefined;
+    if (node === undefined) return -ENOENT;
+    return node.kind === 'directory' ? -EISDIR : files.install(new SysfsFile(node));
+  }
+
+  #getdents(path: string): SyscallReply {
+    const node =
+      path === '/dev/vfio/devices'
+        ? { kind: 'directory' as const, entries: new Map(this.#vfio.devices.map((vfio) => [vfio.name, undefined])) }
+        : this.#sysfs.lookup(path);
+    if (node === undefined) return { result: -ENOENT };
+    if (node.kind !== 'directory') return { result: -ENOTDIR };
+    const bytes = new TextEncoder().encode([...node.entries.keys()].join('\n'));
+    return { result: bytes.length, bytes };
+  }
+
+  #mmap(ctx: SyscallContext, request: Extract<SyscallRequest, { call: 'mmap' }>): bigint | number {
+    const { mm, files } = ctx.process;
+    if (request.length <= 0n) return -EINVAL;
+    if ((request.flags & MAP_ANONYMOUS) !== 0)
+      return mm.mmapAnonymous(request.addr, request.length, request.prot, request.contiguity);
+    const file = files.get(request.fd);
+    if (file === undefined) return -EBADF;
+    const mapping = file.mmap(request.offset, request.length);
+    return typeof mapping === 'number' ? mapping : mm.mmapFile(request.addr, request.length, request.prot, mapping);
+  }
+}
+
+function* onFile<T>(file: OpenFile | undefined, act: (file: OpenFile) => Task<T>): Task<T | number> {
+  return file === undefined ? -EBADF : yield* act(file);
+}
+
+function bytesReply(outcome: Uint8Array | number): SyscallReply {
+  return typeof outcome === 'number' ? { result: outcome } : { result: outcome.length, bytes: outcome };
+}

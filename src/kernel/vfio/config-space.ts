@@ -1,0 +1,55 @@
+/**
+ * Configuration space as vfio-pci shows it to user space.
+ *
+ * Most of it is the device's own. Virtualised: BARs (user space sizes and moves them without moving the real ones), and the
+ * MSI-X enable bit, which VFIO_DEVICE_SET_IRQS owns. The command register's memory and bus-master bits go through.
+ *
+ * Source: Linux drivers/vfio/pci/vfio_pci_config.c; PCIe 5.0 7.5.1.
+ */
+import { PCI_BAR0, PCI_CAP_ID_MSIX, PCI_COMMAND, type PciFunction } from '../../hardware/pcie/function.js';
+
+/** End of the six BARs. */
+const BARS_END = 0x28;
+
+/** One opened device's view. */
+export class VirtualConfigSpace {
+  readonly #fn: PciFunction;
+  /** What user space wrote to the BAR registers. */
+  readonly #bars = new Uint8Array(BARS_END - PCI_BAR0);
+  readonly #msixControl: number;
+
+  constructor(fn: PciFunction) {
+    this.#fn = fn;
+    const msix = fn.findCapability(PCI_CAP_ID_MSIX);
+    this.#msixControl = msix === 0 ? -1 : msix + 3;
+    for (let i = 0; i < this.#bars.length; i++) this.#bars[i] = fn.configRead(PCI_BAR0 + i, 1);
+  }
+
+  read(offset: number, lengthBytes: number): Uint8Array {
+    return Uint8Array.from({ length: lengthBytes }, (_, i) => {
+      const at = offset + i;
+      return at >= PCI_BAR0 && at < BARS_END ? (this.#bars[at - PCI_BAR0] ?? 0) : this.#fn.configRead(at, 1);
+    });
+  }
+
+  write(offset: number, bytes: Uint8Array): void {
+    bytes.forEach((byte, i) => this.#writeByte(offset + i, byte));
+  }
+
+  #writeByte(at: number, byte: number): void {
+    if (at >= PCI_BAR0 && at < BARS_END) this.#writeBar(at, byte);
+    else if (at >= PCI_COMMAND && at < PCI_COMMAND + 2) this.#fn.configWrite(at, 1, byte);
+    else if (at !== this.#msixControl && at > PCI_COMMAND + 1) this.#fn.configWrite(at, 1, byte);
+  }
+
+  /** Only address bits of BARs that exist change, so sizing works as on the device. */
+  #writeBar(at: number, byte: number): void {
+    const register = Math.floor((at - PCI_BAR0) / 4);
+    const bar = this.#fn.bars.find((b) => b.index === register || (b.is64 && b.index + 1 === register));
+    if (bar === undefined) return;
+    const shift = 8 * (at - PCI_BAR0 - 4 * bar.index);
+    const mask = Number((((1n << 64n) - BigInt(bar.sizeBytes)) >> BigInt(shift)) & 0xffn);
+    const old = this.#bars[at - PCI_BAR0] ?? 0;
+    this.#bars[at - PCI_BAR0] = (old & ~mask) | (byte & mask);
+  }
+}

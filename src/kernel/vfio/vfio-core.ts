@@ -1,0 +1,67 @@
+/**
+ * VFIO's core: devices bound to a VFIO driver and their character devices.
+ *
+ * A device that vfio-pci takes gets the lowest free number N and appears as /dev/vfio/devices/vfioN. Unregistering waits until
+ * no descriptor is open (VFIO's remove holds on to the driver until the last user is gone).
+ *
+ * Source: Linux drivers/vfio/vfio_main.c, device_cdev.c.
+ */
+import { WaitQueue, type Task } from '../../runtime/task.js';
+import type { Device } from '../device.js';
+
+/** A device under VFIO (`struct vfio_device`). */
+export class VfioDevice {
+  readonly index: number;
+  readonly device: Device;
+  readonly closed: WaitQueue;
+  openCount = 0;
+  /** Some descriptor has bound it to an iommufd. */
+  isBound = false;
+  /** The device is leaving: a descriptor that is not bound yet cannot be bound any more. */
+  isGoing = false;
+
+  constructor(index: number, device: Device) {
+    this.index = index;
+    this.device = device;
+    this.closed = new WaitQueue(`vfio users of ${device.name}`);
+  }
+
+  /** `vfio3` */
+  get name(): string {
+    return `vfio${this.index}`;
+  }
+}
+
+/** All VFIO devices of a host. */
+export class VfioCore {
+  readonly #devices: (VfioDevice | undefined)[] = [];
+
+  get devices(): readonly VfioDevice[] {
+    return this.#devices.filter((device) => device !== undefined);
+  }
+
+  /** By the name of its character device. */
+  byName(name: string): VfioDevice | undefined {
+    return this.devices.find((device) => device.name === name);
+  }
+
+  of(device: Device): VfioDevice | undefined {
+    return this.devices.find((vfio) => vfio.device === device);
+  }
+
+  register(device: Device): VfioDevice {
+    const free = this.#devices.findIndex((entry) => entry === undefined);
+    const index = free < 0 ? this.#devices.length : free;
+    const vfio = new VfioDevice(index, device);
+    this.#devices[index] = vfio;
+    return vfio;
+  }
+
+  *unregister(device: Device): Task<void> {
+    const vfio = this.of(device);
+    if (vfio === undefined) return;
+    vfio.isGoing = true;
+    while (vfio.openCount > 0) yield vfio.closed;
+    this.#devices[vfio.index] = undefined;
+  }
+}

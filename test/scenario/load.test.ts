@@ -1,0 +1,164 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { loadScenario, readScenario } from '../../src/scenario/load.js';
+import { scenarioSchemaText } from '../../src/scenario/schema.js';
+import { InputError } from '../../src/scenario/text.js';
+
+const files = readdirSync('scenarios', { recursive: true, encoding: 'utf8' })
+  .filter((file) => file.endsWith('.yaml') && !file.startsWith('hosts'))
+  .map((file) => join('scenarios', file));
+
+describe('shipped scenarios', () => {
+  test.each(files)('%s is accepted', (file) => {
+    const scenario = readScenario(file);
+    expect(scenario.steps.length).toBeGreaterThan(0);
+    expect(scenario.covers.length).toBeGreaterThan(0);
+  });
+  test('there are many', () => expect(files.length).toBeGreaterThan(30));
+});
+
+const BASE = `title: t
+hosts:
+  a: { profile: ampere-altra }
+  b: { profile: hisilicon-d05 }
+links:
+  - { between: [a, b], bandwidth: 10 Gbit/s, latency: 50 us }
+guests:
+  vm: { on: a, vmm: qemu-virt, memory: 4 GiB }
+processes:
+  p: { on: a, ioas: [main, other] }
+steps:
+  - boot: vm
+`;
+
+function refusal(text: string): string {
+  try {
+    loadScenario('f.yaml', text);
+  } catch (error) {
+    if (error instanceof InputError) return error.message;
+    throw error;
+  }
+  return 'accepted';
+}
+
+describe('what a scenario means', () => {
+  test('addresses are exact, units are converted, steps know their place', () => {
+    const scenario = loadScenario('dir/s.yaml', `${BASE}  - map: { process: p, iova: 0xfffffffffffff000, length: 4 KiB }\n`);
+    expect(scenario.name).toBe('s');
+    expect(scenario.links).toEqual([{ between: ['a', 'b'], bandwidthBitsPerSecond: 10_000_000_000, latencyNs: 50_000 }]);
+    expect(scenario.guests.get('vm')).toMatchObject({ memory: 4n << 30n, 'hotplug-policy': 'reject' });
+    expect(scenario.hosts.map((host) => host.name)).toEqual(['a', 'b']);
+    expect(scenario.steps.map((step) => step.at)).toEqual([
+      { line: 12, column: 5 },
+      { line: 13, column: 5 },
+    ]);
+    expect(scenario.steps[1]).toMatchObject({ step: { map: { iova: 0xfffffffffffff000n, length: 4096n } } });
+  });
+
+  test('hosts can be varied', () => {
+    const { hosts } = loadScenario(
+      'f.yaml',
+      `title: t
+hosts:
+  a:
+    profile: ampere-altra
+    memory: [{ start: 0x80000000, size: 1 GiB }]
+    kernel: 6.1.0
+    devices: [{ bdf: "0000:05:00.0", vendor: 1, device: 2, class: 0x020000 }]
+    reserved-regions: |
+      0x00000000a0000000 0x00000000a00fffff reserved
+steps: [{ wait: 1 ms }]
+`,
+    );
+    expect(hosts[0]).toMatchObject({ memory: [{ start: 0x80000000n, last: 0xbfffffffn }], kernelRelease: '6.1.0' });
+    expect(hosts[0]?.functions.at(-1)).toMatchObject({ bdf: '0000:05:00.0', classCode: 0x020000 });
+    expect(hosts[0]?.reservedRegions.at(-1)).toMatchObject({ start: 0xa0000000n, type: 'reserved' });
+  });
+});
+
+describe('what is refused, and where', () => {
+  const step = (text: string): string => `${BASE}  - ${text}\n`;
+  test.each<[string, string, string]>([
+    ['no YAML', 'title: [', 'f.yaml:1:'],
+    ['duplicate key', 'title: a\ntitle: b\n', 'f.yaml:2:1: Map keys must be unique'],
+    ['empty file', '', 'f.yaml:1:1: '],
+    ['unknown key', BASE.replace('vmm:', 'colour: blue, vmm:'), 'f.yaml:8:16: unknown key "colour"'],
+    ['unknown key at the top', `${BASE}bogus: 1\n`, 'f.yaml:13:1: unknown key "bogus"'],
+    ['unknown profile', BASE.replace('ampere-altra', 'ampere'), 'f.yaml:3:17: unknown profile; one of ampere-altra'],
+    ['unknown host of a guest', BASE.replace('on: a, vmm', 'on: c, vmm'), 'f.yaml:8:13: unknown host c'],
+    ['unknown host of a link', BASE.replace('[a, b]', '[a, c]'), 'f.yaml:6:20: unknown host c'],
+    ['link to itself', BASE.replace('[a, b]', '[a, a]'), 'f.yaml:6:5: a link is between two hosts'],
+    ['unknown VMM', BASE.replace('qemu-virt', 'qemu'), 'f.yaml:8:21: unknown vmm "qemu"'],
+    ['size without unit', BASE.replace('4 GiB', '4'), 'f.yaml:8:40: expected a size, e.g. 4 GiB'],
+    ['size in another unit', BASE.replace('4 GiB', '4 GB'), 'f.yaml:8:40: expected a size, e.g. 4 GiB, not "4 GB"'],
+    ['size that is no page', BASE.replace('4 GiB', '4097 KiB'), 'f.yaml:8:40: memory of'],
+    ['duration', BASE.replace('50 us', '50'), 'f.yaml:6:55: expected a duration'],
+    ['bandwidth', BASE.replace('10 Gbit/s', '10 GB/s'), 'f.yaml:6:35: expected a bandwidth'],
+    ['policy', BASE.replace('4 GiB }', '4 GiB, hotplug-policy: hope }'), 'unknown hotplug-policy "hope"; one of reject'],
+    ['unknown step', step('jump: vm'), 'f.yaml:13:5: a step has one of these keys'],
+    ['two steps in one', step('{ boot: vm, wait: 1 ms }'), 'f.yaml:13:5: a step has one of these keys'],
+    ['unknown guest', step('boot: wm'), 'f.yaml:13:11: unknown guest wm'],
+    ['unknown process', step('map: { process: q, length: 4 KiB }'), 'f.yaml:13:10: unknown process q'],
+    ['unknown ioas', step('map: { process: p, ioas: x, length: 4 KiB }'), 'process p has no ioas x'],
+    ['negative address', step('map: { process: p, iova: -1, length: 4 KiB }'), 'f.yaml:13:30: an address is not negative'],
+    ['address beyond 64 bits', step('map: { process: p, iova: 0x10000000000000000, length: 4 KiB }'), 'below 2^64'],
+    ['address in quotes', step('map: { process: p, iova: "0x1000", length: 4 KiB }'), 'f.yaml:13:30: expected an address'],
+    ['reversed range', step('allow: { process: p, ranges: [{ start: 0x2000, last: 0x1fff }] }'), 'range is reversed'],
+    ['range without end', step('allow: { process: p, ranges: [{ start: 0x2000 }] }'), 'start and either last or size'],
+    [
+      'overlapping ranges',
+      step('allow: { process: p, ranges: [{ start: 0, last: 0xfff }, { start: 0x800, size: 4 KiB }] }'),
+      'f.yaml:13:62: range overlaps another',
+    ],
+    ['unknown device', step('plug: { guest: vm, device: "0000:99:00.0" }'), 'f.yaml:13:32: unknown device 0000:99:00.0'],
+    [
+      'a device of another host',
+      step('plug: { process: p, device: "0000:7d:00.1" }'),
+      'unknown device 0000:7d:00.1 on host a',
+    ],
+    ['no PCI function', step('plug: { guest: vm, device: eth0 }'), 'f.yaml:13:32: expected a PCI function'],
+    ['nobody', step('plug: { device: "0000:01:00.0" }'), 'f.yaml:13:11: say who does it'],
+    ['too many', step('plug: { guest: vm, process: p, device: "0000:01:00.0" }'), 'f.yaml:13:11: say who does it'],
+    ['unknown destination', step('migrate: { guest: vm, to: c }'), 'f.yaml:13:31: unknown host c'],
+    ['no way there', BASE.replace(/links:\n.*\n/, '') + '  - migrate: { guest: vm, to: b }\n', 'no link leads to host b'],
+    ['unknown fault', step('fault: { host: a, fault: meteor }'), 'f.yaml:13:30: unknown fault "meteor"'],
+    ['fault of a link in a host', step('fault: { host: a, fault: link.lost }'), 'link.lost is a fault of links'],
+    ['fault nowhere', step('fault: { fault: mm.pin }'), 'a fault is in a host or in a link'],
+    ['expecting of nothing', step('expect: { of: vf, verdict: ok }'), 'f.yaml:13:19: vf is no result'],
+    ['expecting nothing', step('expect: { of: vm }'), 'f.yaml:13:13: nothing is expected'],
+    ['memory of a process', step('expect: { of: p, memory: intact }'), 'expectations about a guest'],
+    ['unknown errno', step('expect: { of: vm, errno: EWHAT }'), 'f.yaml:13:30: unknown errno "EWHAT"'],
+    ['a name used twice', `${BASE}  - map: { process: p, length: 4 KiB, as: vm }\n`, 'f.yaml:13:43: vm is taken'],
+    ['a bad name', BASE.replace('  vm:', '  "v m":').replace('boot: vm', 'wait: 1 s'), 'f.yaml:8:3: a name starts with'],
+    ['inside parallel', step('parallel: [[boot: vm], [boot: wm]]'), 'f.yaml:13:35: unknown guest wm'],
+    [
+      'overlapping memory banks',
+      BASE.replace('{ profile: ampere-altra }', '{ profile: ampere-altra, memory: [{ start: 0, size: 1 GiB }, { start: 0x1000, size: 1 GiB }] }'),
+      'f.yaml:3:67: memory bank overlaps 0x0-0x3fffffff',
+    ],
+    [
+      'a function behind no bridge',
+      BASE.replace('hisilicon-d05 }', 'hisilicon-d05, devices: [{ bdf: "0000:01:00.0", vendor: 1, device: 1, class: 1 }] }'),
+      'f.yaml:4:49: no host bridge leads to 0000:01:00.0',
+    ],
+    [
+      'pasted regions of an unknown type',
+      BASE.replace('ampere-altra }', 'ampere-altra, reserved-regions: "0x0 0x1 odd" }'),
+      'f.yaml:3:49: unknown type of reserved region',
+    ],
+    ['an alias bomb', `a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n`, 'f.yaml:1:1: '],
+    ['depth', '['.repeat(20_000), 'f.yaml:1:'],
+  ])('%s', (_what, text, message) => {
+    expect(refusal(text)).toContain(message);
+  });
+
+  test('every wrong reference is reported at once', () => {
+    const message = refusal(`${BASE}  - boot: x\n  - boot: y\n`);
+    expect(message.split('\n')).toEqual(['f.yaml:13:11: unknown guest x', 'f.yaml:14:11: unknown guest y']);
+  });
+});
+
+test('docs/scenario.schema.json is what the program says', () => {
+  expect(readFileSync('docs/scenario.schema.json', 'utf8')).toBe(scenarioSchemaText());
+});
