@@ -51,7 +51,11 @@ function importHost(file: string, options: { readonly output?: string; readonly 
       type,
       owner: path ?? basename(file),
     }));
-    host = { ...base, title: `${base.title}, with the reserved regions of ${basename(file)}`, reservedRegions: regions };
+    host = {
+      ...base,
+      title: `${base.title}, with the reserved regions of ${basename(file)}`,
+      reservedRegions: regions,
+    };
   }
   const text = hostProfileText(host);
   if (options.output === undefined) process.stdout.write(text);

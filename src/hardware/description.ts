@@ -125,4 +125,9 @@ export interface HostDescription {
   readonly defaultDomain?: 'DMA' | 'DMA-FQ' | 'identity';
   /** vfio_iommu_type1/iommufd `allow_unsafe_interrupts`. */
   readonly allowUnsafeInterrupts: boolean;
+  /**
+   * Whether iommufd lets a device in that reports a hardware and a software MSI region, as the hip07 does. Linux 7.3 warns and
+   * answers EINVAL (domain.md A1.37), type1 never asked; a kernel for such a machine has to.
+   */
+  readonly allowMixedMsi?: boolean;
 }

@@ -10,7 +10,7 @@
  */
 import type { Board } from '../hardware/board.js';
 import type { HostDescription } from '../hardware/description.js';
-import type { LabCommand, LabReply, ProcessSpec } from '../host/protocol.js';
+import type { LabCommand, LabReply, ProcessSpec } from './lab.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
 import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH } from '../uapi/errno.js';
@@ -233,7 +233,8 @@ export class Kernel {
   #open(ctx: SyscallContext, path: string): number {
     const { files } = ctx.process;
     if (path === '/dev/iommu') {
-      const context = new IommufdContext(this.#board.arena, this.#description.allowUnsafeInterrupts);
+      const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
+      const context = new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi);
       return files.install(new IommufdFile(context));
     }
     if (path.startsWith('/dev/vfio/devices/')) {

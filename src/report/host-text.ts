@@ -31,7 +31,9 @@ export function hostText(host: HostDescription): string {
   }
   for (const fn of host.functions) {
     const id = `${fn.vendor.toString(16).padStart(4, '0')}:${fn.device.toString(16).padStart(4, '0')}`;
-    lines.push(`  ${fn.bdf} ${id} ${fn.model}${fn.driver === undefined ? '' : `, ${fn.driver}`}${fn.absent === true ? ', absent' : ''}`);
+    lines.push(
+      `  ${fn.bdf} ${id} ${fn.model}${fn.driver === undefined ? '' : `, ${fn.driver}`}${fn.absent === true ? ', absent' : ''}`,
+    );
   }
   return `${lines.join('\n')}\n`;
 }

@@ -202,7 +202,7 @@ export class Client {
 
   /** IOMMU_IOAS_IOVA_RANGES. */
   *usableRanges(ioas: string): Task<IovaRange[]> {
-    for (let count = FIRST_RANGE_COUNT; ; ) {
+    for (let count = FIRST_RANGE_COUNT; ;) {
       const { result, value, buffers, reply } = yield* this.process.tryIoctl(
         this.#iommufd,
         IOMMU_IOAS_IOVA_RANGES,

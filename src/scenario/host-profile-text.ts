@@ -86,6 +86,7 @@ export function hostProfileText(host: HostDescription): string {
     ...(host.groups === undefined ? {} : { groups: host.groups.filter((group) => group.length > 0) }),
     ...(host.defaultDomain === undefined ? {} : { 'default-domain': host.defaultDomain }),
     'allow-unsafe-interrupts': host.allowUnsafeInterrupts,
+    ...(host.allowMixedMsi === undefined ? {} : { 'allow-mixed-msi': host.allowMixedMsi }),
   };
   return stringify(profile, { defaultStringType: 'QUOTE_DOUBLE', defaultKeyType: 'PLAIN' }).replace(HEX, '$1');
 }

@@ -34,7 +34,10 @@ const iommu = z.strictObject({
     { error: 'output-bits is one of 32, 36, 40, 42, 44, 48, 52' },
   ),
   httu: z.enum(['none', 'access', 'dirty']).default('none'),
-  granules: z.array(z.enum(['4k', '16k', '64k'])).min(1).default(['4k']),
+  granules: z
+    .array(z.enum(['4k', '16k', '64k']))
+    .min(1)
+    .default(['4k']),
   'stream-id-bits': count(8, 32).default(16),
   'range-invalidation': z.boolean().default(false),
   'software-msi': range.optional(),
@@ -49,7 +52,12 @@ const msiController = z.strictObject({
 });
 
 const bridgeWindow = z
-  .strictObject({ start: address, last: address, 'cpu-start': address.optional(), prefetchable: z.boolean().default(false) })
+  .strictObject({
+    start: address,
+    last: address,
+    'cpu-start': address.optional(),
+    prefetchable: z.boolean().default(false),
+  })
   .refine((window) => window.start <= window.last, 'window is reversed');
 
 const hostBridge = z.strictObject({
@@ -96,7 +104,10 @@ export const hostProfile = z.strictObject({
   title: z.string().min(1),
   sources: z.array(z.string()).default([]),
   arch: z.enum(['arm64', 'x86']),
-  kernel: z.string().regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0').default('7.3.4'),
+  kernel: z
+    .string()
+    .regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0')
+    .default('7.3.4'),
   'page-size': z.enum(['4 KiB', '64 KiB']).default('4 KiB'),
   memory: z.array(range).min(1),
   iommus: z.array(iommu).default([]),
@@ -108,6 +119,7 @@ export const hostProfile = z.strictObject({
   /** Type of the groups' default domains. */
   'default-domain': z.enum(['DMA', 'DMA-FQ', 'identity']).optional(),
   'allow-unsafe-interrupts': z.boolean().default(false),
+  'allow-mixed-msi': z.boolean().default(false),
 });
 
 type HostProfile = z.output<typeof hostProfile>;
@@ -195,6 +207,8 @@ function describeHost(name: string, given: HostProfile): HostDescription {
     ...(given.groups === undefined ? {} : { groups: given.groups }),
     ...(given['default-domain'] === undefined ? {} : { defaultDomain: given['default-domain'] }),
     allowUnsafeInterrupts: given['allow-unsafe-interrupts'],
+    allowMixedMsi: given['allow-mixed-msi'],
+    allowMixedMsi: given['allow-mixed-msi'],
   };
 }
 

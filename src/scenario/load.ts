@@ -12,7 +12,14 @@ import { basename, dirname, extname, join } from 'node:path';
 import type { HostDescription } from '../hardware/description.js';
 import type { LinkSpec } from '../testbed/link.js';
 import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/machines.js';
-import { functionDescription, hostFlaws, readHostFile, shippedHosts, shippedProfile, shippedSnapshot } from './hosts.js';
+import {
+  functionDescription,
+  hostFlaws,
+  readHostFile,
+  shippedHosts,
+  shippedProfile,
+  shippedSnapshot,
+} from './hosts.js';
 import {
   scenarioFile,
   type Expectation,
@@ -34,7 +41,8 @@ export interface LocatedStep {
 }
 
 /** A step, or branches of steps that run side by side. */
-export type ScenarioStep = LocatedStep | { readonly parallel: readonly (readonly LocatedStep[])[]; readonly at: Position };
+export type ScenarioStep =
+  LocatedStep | { readonly parallel: readonly (readonly LocatedStep[])[]; readonly at: Position };
 
 /** A scenario, checked. */
 export interface Scenario {
@@ -84,7 +92,8 @@ class Checker {
 
   checkAll(): void {
     const { links, guests, processes, steps } = this.#file;
-    if (this.#hosts.size === 0 && Object.keys(this.#file.hosts).length === 0) this.say(['hosts'], 'a scenario has hosts');
+    if (this.#hosts.size === 0 && Object.keys(this.#file.hosts).length === 0)
+      this.say(['hosts'], 'a scenario has hosts');
     links.forEach((link, index) => {
       link.between.forEach((end, side) => this.#host(end, ['links', index, 'between', side]));
       if (link.between[0] === link.between[1]) this.say(['links', index], 'a link is between two hosts');
@@ -109,7 +118,9 @@ class Checker {
 
   #checkStep(step: Step, path: ValuePath): void {
     if (!('parallel' in step)) return this.#checkPlain(step, path);
-    step.parallel.forEach((branch, b) => branch.forEach((inner, s) => this.#checkPlain(inner, [...path, 'parallel', b, s])));
+    step.parallel.forEach((branch, b) =>
+      branch.forEach((inner, s) => this.#checkPlain(inner, [...path, 'parallel', b, s])),
+    );
   }
 
   #checkPlain(step: PlainStep, path: ValuePath): void {
@@ -135,7 +146,8 @@ class Checker {
     else if ('dma' in step) {
       const at = [...path, 'dma'];
       this.#checkTaking(step.dma, at, undefined);
-      if ((step.dma.write === undefined) === (step.dma.copy === undefined)) this.say(at, 'dma has either write or copy');
+      if ((step.dma.write === undefined) === (step.dma.copy === undefined))
+        this.say(at, 'dma has either write or copy');
     } else if ('interrupt' in step) this.#checkTaking(step.interrupt, [...path, 'interrupt'], undefined);
     else if ('migrate' in step) this.#checkMigration(step.migrate, [...path, 'migrate']);
     else if ('fault' in step) this.#checkFault(step.fault, [...path, 'fault']);
@@ -159,7 +171,12 @@ class Checker {
   }
 
   #checkMapping(
-    mapping: { readonly process: string; readonly ioas?: string | undefined; readonly iova?: bigint | undefined; readonly length: bigint },
+    mapping: {
+      readonly process: string;
+      readonly ioas?: string | undefined;
+      readonly iova?: bigint | undefined;
+      readonly length: bigint;
+    },
     path: ValuePath,
   ): void {
     this.#ioas(mapping.process, mapping.ioas, path);
@@ -194,10 +211,15 @@ class Checker {
   }
 
   #checkFault(
-    given: { readonly host?: string | undefined; readonly link?: readonly [string, string] | undefined; readonly fault?: string | undefined },
+    given: {
+      readonly host?: string | undefined;
+      readonly link?: readonly [string, string] | undefined;
+      readonly fault?: string | undefined;
+    },
     path: ValuePath,
   ): void {
-    if ((given.host === undefined) === (given.link === undefined)) return this.say(path, 'a fault is in a host or in a link');
+    if ((given.host === undefined) === (given.link === undefined))
+      return this.say(path, 'a fault is in a host or in a link');
     if (given.host !== undefined) {
       this.#host(given.host, [...path, 'host']);
       if (given.fault === undefined) this.say(path, 'a fault in a host has a name: fault');
@@ -214,7 +236,8 @@ class Checker {
   #checkExpectation(expectation: Expectation, path: ValuePath): void {
     const { of } = expectation;
     if (Object.keys(expectation).length === 1) this.say(path, 'nothing is expected');
-    for (const key of ['usable', 'unusable', 'reserved', 'not-reserved'] as const) this.#checkOfProcess(expectation, key, path);
+    for (const key of ['usable', 'unusable', 'reserved', 'not-reserved'] as const)
+      this.#checkOfProcess(expectation, key, path);
     const isGuest = Object.hasOwn(this.#file.guests, of);
     if (!this.#results.has(of) && !this.#isActor(of))
       this.say([...path, 'of'], `${of} is no result of an earlier step, no guest and no process`);
@@ -233,7 +256,8 @@ class Checker {
     const asked = expectation[key];
     if (asked === undefined) return;
     const { of } = expectation;
-    if (!Object.hasOwn(this.#file.processes, of)) return this.say([...path, 'of'], `${key} is an expectation about a process`);
+    if (!Object.hasOwn(this.#file.processes, of))
+      return this.say([...path, 'of'], `${key} is an expectation about a process`);
     if ('ioas' in asked) this.#ioas(of, asked.ioas, [...path, key, 'ioas']);
     if ('device' in asked) this.#device({ process: of }, asked.device, [...path, key, 'device']);
   }
@@ -255,7 +279,11 @@ class Checker {
   }
 
   /** A device must be on its process's or host's machine; a guest's on any, because it may have moved. */
-  #device(by: { readonly host?: string | undefined; readonly process?: string | undefined }, device: string, path: ValuePath): void {
+  #device(
+    by: { readonly host?: string | undefined; readonly process?: string | undefined },
+    device: string,
+    path: ValuePath,
+  ): void {
     const processHost = by.process === undefined ? undefined : this.#file.processes[by.process]?.on;
     const where = by.host ?? processHost;
     const hosts = [...this.#hosts.values()].filter((host) => where === undefined || host.name === where);
@@ -295,6 +323,7 @@ function resolveHost(source: SourceText, name: string, entry: HostEntry): HostDe
     memory: entry.memory ?? base.memory,
     kernelRelease: entry.kernel ?? base.kernelRelease,
     allowUnsafeInterrupts: entry['allow-unsafe-interrupts'] ?? base.allowUnsafeInterrupts,
+    allowMixedMsi: entry['allow-mixed-msi'] ?? base.allowMixedMsi ?? false,
     functions: [...base.functions, ...(entry.devices ?? []).map(functionDescription)],
     reservedRegions: [...base.reservedRegions, ...(pasted === undefined ? [] : pastedRegions(source, name, pasted))],
   };
@@ -309,7 +338,12 @@ function resolveHost(source: SourceText, name: string, entry: HostEntry): HostDe
 
 function pastedRegions(source: SourceText, host: string, text: string): HostDescription['reservedRegions'] {
   try {
-    return parseReservedRegions(source.file, text).map(({ start, last, type }) => ({ start, last, type, owner: 'pasted' }));
+    return parseReservedRegions(source.file, text).map(({ start, last, type }) => ({
+      start,
+      last,
+      type,
+      owner: 'pasted',
+    }));
   } catch (error) {
     if (!(error instanceof InputError)) throw error;
     const path = ['hosts', host, 'reserved-regions'];
@@ -341,8 +375,7 @@ export interface LoadOptions {
 export function loadScenario(file: string, text: string, options: LoadOptions = {}): Scenario {
   const source = SourceText.parse(file, text);
   const given = source.as(scenarioFile);
-  const hosts =
-    options.hosts ?? Object.entries(given.hosts).map(([name, entry]) => resolveHost(source, name, entry));
+  const hosts = options.hosts ?? Object.entries(given.hosts).map(([name, entry]) => resolveHost(source, name, entry));
   const checker = new Checker(source, given, hosts);
   checker.checkAll();
   if (checker.problems.length > 0) throw new InputError(checker.problems);

@@ -207,7 +207,8 @@ function compareReserved(expectation: Expectation, facts: Facts): Comparison[] {
 function compareMemory(expectation: Expectation, facts: Facts): Comparison[] {
   if (expectation.memory === undefined) return [];
   const differing = facts.differingPages ?? 0;
-  if (facts.state === 'killed') return [{ wanted: 'memory intact', mismatch: 'expected memory intact, the guest is gone' }];
+  if (facts.state === 'killed')
+    return [{ wanted: 'memory intact', mismatch: 'expected memory intact, the guest is gone' }];
   if (differing === 0) return [{ wanted: 'memory intact' }];
   return [{ wanted: 'memory intact', mismatch: `expected memory intact, ${differing} pages differ` }];
 }
@@ -246,5 +247,10 @@ export function checkExpectation(
 export function unexpectedCheck(step: PlainStep, result: StepResult, at: Position): Check {
   const kind = Object.keys(step)[0] ?? 'step';
   const errno = result.errno === undefined ? '' : `: ${result.errno}`;
-  return { name: `${kind} ok`, verdict: 'fail', detail: `expected ok, got ${result.verdict}${errno} (${result.text})`, at };
+  return {
+    name: `${kind} ok`,
+    verdict: 'fail',
+    detail: `expected ok, got ${result.verdict}${errno} (${result.text})`,
+    at,
+  };
 }

@@ -76,7 +76,8 @@ function conflictOfDetail(detail: ErrorDetail): ConflictFact[] {
   if (typeof start !== 'bigint' || typeof last !== 'bigint') return [];
   const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   const { areaStart, areaLast } = detail;
-  const area = typeof areaStart === 'bigint' && typeof areaLast === 'bigint' ? { start: areaStart, last: areaLast } : undefined;
+  const area =
+    typeof areaStart === 'bigint' && typeof areaLast === 'bigint' ? { start: areaStart, last: areaLast } : undefined;
   const block = area === undefined ? 'the request' : `area ${rangeText(area)}`;
   return [{ start, last, type: text(type), kind: text(kind), owner: text(owner), block }];
 }
@@ -189,7 +190,9 @@ export class ScenarioRunner {
 
   *#perform(step: ScenarioStep): Task<void> {
     if (!('parallel' in step)) return yield* this.#performPlain(step);
-    const branches = step.parallel.map((branch, index) => this.#lab.spawn(`branch-${index}`, this.#performBranch(branch)));
+    const branches = step.parallel.map((branch, index) =>
+      this.#lab.spawn(`branch-${index}`, this.#performBranch(branch)),
+    );
     for (const branch of branches) yield* branch.join();
   }
 
@@ -440,7 +443,11 @@ export class ScenarioRunner {
     }
   }
 
-  #holder(given: { readonly guest?: string | undefined; readonly process?: string | undefined; readonly device: string }): DeviceHolder {
+  #holder(given: {
+    readonly guest?: string | undefined;
+    readonly process?: string | undefined;
+    readonly device: string;
+  }): DeviceHolder {
     if (given.process !== undefined) {
       const client = this.#client(given.process);
       return {
@@ -453,7 +460,12 @@ export class ScenarioRunner {
     const guest = this.#guest(given.guest ?? '');
     const device = guest.vmm.devices.find((candidate) => candidate.bdf === given.device);
     if (device === undefined) throw new KernelError(ENODEV, `${guest.name} has no ${given.device}`);
-    return { name: guest.name, host: guest.host, device, load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes) };
+    return {
+      name: guest.name,
+      host: guest.host,
+      device,
+      load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes),
+    };
   }
 
   #guest(name: string): Guest {

@@ -19,7 +19,9 @@ function keysOf<K extends string>(table: Readonly<Record<K, unknown>>): [K, ...K
 }
 
 function oneOf<K extends string>(what: string, keys: [K, ...K[]]): z.ZodType<K, K> {
-  return z.enum(keys, { error: (issue) => `unknown ${what} ${JSON.stringify(issue.input)}; one of ${keys.join(', ')}` });
+  return z.enum(keys, {
+    error: (issue) => `unknown ${what} ${JSON.stringify(issue.input)}; one of ${keys.join(', ')}`,
+  });
 }
 
 const errno = oneOf<ErrnoName>('errno', keysOf(ERRNO));
@@ -32,8 +34,12 @@ const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
 const hostOptions = {
   /** Replaces the memory banks. */
   memory: z.array(range).min(1).optional(),
-  kernel: z.string().regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0').optional(),
+  kernel: z
+    .string()
+    .regex(/^\d+\.\d+/, 'expected a kernel release, e.g. 6.12.0')
+    .optional(),
   'allow-unsafe-interrupts': z.boolean().optional(),
+  'allow-mixed-msi': z.boolean().optional(),
   /** More PCI functions. */
   devices: z.array(pciFunction).optional(),
   /** Text of reserved_regions files, as pasted from `grep -h .` over /sys/kernel/iommu_groups; applies to all devices. */
@@ -133,14 +139,14 @@ const steps = {
       ...owner,
       device: bdf,
       /** Bytes the device writes; without it the device reads. */
-      write: z
-        .strictObject({ to: address, length: size, pattern: address.default(0x5an) })
-        .optional(),
+      write: z.strictObject({ to: address, length: size, pattern: address.default(0x5an) }).optional(),
       copy: z.strictObject({ from: address, to: address, length: size }).optional(),
       as,
     }),
   }),
-  interrupt: z.strictObject({ interrupt: z.strictObject({ ...owner, device: bdf, vector: count(0, 3).default(0), as }) }),
+  interrupt: z.strictObject({
+    interrupt: z.strictObject({ ...owner, device: bdf, vector: count(0, 3).default(0), as }),
+  }),
   migrate: z.strictObject({
     migrate: z.strictObject({
       guest: name,
@@ -190,7 +196,9 @@ const steps = {
         .strictObject({
           start: address.optional(),
           last: address.optional(),
-          kind: z.enum(['hardware-msi', 'software-msi', 'reserved', 'direct', 'direct-relaxable', 'aperture']).optional(),
+          kind: z
+            .enum(['hardware-msi', 'software-msi', 'reserved', 'direct', 'direct-relaxable', 'aperture'])
+            .optional(),
           owner: z.string().optional(),
         })
         .optional(),

@@ -26,7 +26,11 @@ import { InputError, SourceText } from './text.js';
 
 const HEX_BYTES = /^(?:[0-9a-f]{2})*$/i;
 
-const group = z.object({ devices: z.array(z.string()), reserved_regions: z.string().default(''), type: z.string().default('DMA') });
+const group = z.object({
+  devices: z.array(z.string()),
+  reserved_regions: z.string().default(''),
+  type: z.string().default('DMA'),
+});
 
 const iommuClass = z.object({
   path: z.string().default(''),
@@ -186,7 +190,7 @@ function hexBytes(text: string): Uint8Array {
 function madtControllers(table: string): { readonly kind: 'its' | 'gicv2m'; readonly base: bigint }[] {
   const bytes = hexBytes(table);
   const found: { kind: 'its' | 'gicv2m'; base: bigint }[] = [];
-  for (let offset = 44; offset + 2 <= bytes.length; ) {
+  for (let offset = 44; offset + 2 <= bytes.length;) {
     const type = bytes[offset] ?? 0;
     const length = bytes[offset + 1] ?? 0;
     if (length < 2) break;
@@ -269,7 +273,11 @@ function bridgeWindows(iomem: readonly IomemEntry[], root: RootBus, isFirst: boo
     .map(({ start, last }) => ({ start, last, cpuStart: start, prefetchable: start >= 1n << 32n }));
 }
 
-function describeBridges(snapshot: Snapshot, iomem: readonly IomemEntry[], msi: string | undefined): HostBridgeDescription[] {
+function describeBridges(
+  snapshot: Snapshot,
+  iomem: readonly IomemEntry[],
+  msi: string | undefined,
+): HostBridgeDescription[] {
   const roots = rootBuses(snapshot);
   const ecam = iomem.find((entry) => entry.name.startsWith('PCI ECAM'));
   const [iommu] = Object.keys(snapshot.iommuClass);

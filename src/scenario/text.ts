@@ -62,7 +62,12 @@ export class SourceText {
     if (text.length > MAX_TEXT) throw refuse(`the file is longer than ${MAX_TEXT} characters`);
     const lines = new LineCounter();
     try {
-      const document = parseDocument(text, { lineCounter: lines, intAsBigInt: true, prettyErrors: false, logLevel: 'error' });
+      const document = parseDocument(text, {
+        lineCounter: lines,
+        intAsBigInt: true,
+        prettyErrors: false,
+        logLevel: 'error',
+      });
       const [error] = document.errors;
       if (error !== undefined) {
         const { line, col } = lines.linePos(error.pos[0]);

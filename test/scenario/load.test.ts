@@ -44,9 +44,14 @@ function refusal(text: string): string {
 
 describe('what a scenario means', () => {
   test('addresses are exact, units are converted, steps know their place', () => {
-    const scenario = loadScenario('dir/s.yaml', `${BASE}  - map: { process: p, iova: 0xfffffffffffff000, length: 4 KiB }\n`);
+    const scenario = loadScenario(
+      'dir/s.yaml',
+      `${BASE}  - map: { process: p, iova: 0xfffffffffffff000, length: 4 KiB }\n`,
+    );
     expect(scenario.name).toBe('s');
-    expect(scenario.links).toEqual([{ between: ['a', 'b'], bandwidthBitsPerSecond: 10_000_000_000, latencyNs: 50_000 }]);
+    expect(scenario.links).toEqual([
+      { between: ['a', 'b'], bandwidthBitsPerSecond: 10_000_000_000, latencyNs: 50_000 },
+    ]);
     expect(scenario.guests.get('vm')).toMatchObject({ memory: 4n << 30n, 'hotplug-policy': 'reject' });
     expect(scenario.hosts.map((host) => host.name)).toEqual(['a', 'b']);
     expect(scenario.steps.map((step) => step.at)).toEqual([
@@ -95,15 +100,27 @@ describe('what is refused, and where', () => {
     ['size that is no page', BASE.replace('4 GiB', '4097 KiB'), 'f.yaml:8:40: memory of'],
     ['duration', BASE.replace('50 us', '50'), 'f.yaml:6:55: expected a duration'],
     ['bandwidth', BASE.replace('10 Gbit/s', '10 GB/s'), 'f.yaml:6:35: expected a bandwidth'],
-    ['policy', BASE.replace('4 GiB }', '4 GiB, hotplug-policy: hope }'), 'unknown hotplug-policy "hope"; one of reject'],
+    [
+      'policy',
+      BASE.replace('4 GiB }', '4 GiB, hotplug-policy: hope }'),
+      'unknown hotplug-policy "hope"; one of reject',
+    ],
     ['unknown step', step('jump: vm'), 'f.yaml:13:5: a step has one of these keys'],
     ['two steps in one', step('{ boot: vm, wait: 1 ms }'), 'f.yaml:13:5: a step has one of these keys'],
     ['unknown guest', step('boot: wm'), 'f.yaml:13:11: unknown guest wm'],
     ['unknown process', step('map: { process: q, length: 4 KiB }'), 'f.yaml:13:10: unknown process q'],
     ['unknown ioas', step('map: { process: p, ioas: x, length: 4 KiB }'), 'process p has no ioas x'],
-    ['negative address', step('map: { process: p, iova: -1, length: 4 KiB }'), 'f.yaml:13:30: an address is not negative'],
+    [
+      'negative address',
+      step('map: { process: p, iova: -1, length: 4 KiB }'),
+      'f.yaml:13:30: an address is not negative',
+    ],
     ['address beyond 64 bits', step('map: { process: p, iova: 0x10000000000000000, length: 4 KiB }'), 'below 2^64'],
-    ['address in quotes', step('map: { process: p, iova: "0x1000", length: 4 KiB }'), 'f.yaml:13:30: expected an address'],
+    [
+      'address in quotes',
+      step('map: { process: p, iova: "0x1000", length: 4 KiB }'),
+      'f.yaml:13:30: expected an address',
+    ],
     ['reversed range', step('allow: { process: p, ranges: [{ start: 0x2000, last: 0x1fff }] }'), 'range is reversed'],
     ['range without end', step('allow: { process: p, ranges: [{ start: 0x2000 }] }'), 'start and either last or size'],
     [
@@ -111,7 +128,11 @@ describe('what is refused, and where', () => {
       step('allow: { process: p, ranges: [{ start: 0, last: 0xfff }, { start: 0x800, size: 4 KiB }] }'),
       'f.yaml:13:62: range overlaps another',
     ],
-    ['unknown device', step('plug: { guest: vm, device: "0000:99:00.0" }'), 'f.yaml:13:32: unknown device 0000:99:00.0'],
+    [
+      'unknown device',
+      step('plug: { guest: vm, device: "0000:99:00.0" }'),
+      'f.yaml:13:32: unknown device 0000:99:00.0',
+    ],
     [
       'a device of another host',
       step('plug: { process: p, device: "0000:7d:00.1" }'),
@@ -121,7 +142,11 @@ describe('what is refused, and where', () => {
     ['nobody', step('plug: { device: "0000:01:00.0" }'), 'f.yaml:13:11: say who does it'],
     ['too many', step('plug: { guest: vm, process: p, device: "0000:01:00.0" }'), 'f.yaml:13:11: say who does it'],
     ['unknown destination', step('migrate: { guest: vm, to: c }'), 'f.yaml:13:31: unknown host c'],
-    ['no way there', BASE.replace(/links:\n.*\n/, '') + '  - migrate: { guest: vm, to: b }\n', 'no link leads to host b'],
+    [
+      'no way there',
+      BASE.replace(/links:\n.*\n/, '') + '  - migrate: { guest: vm, to: b }\n',
+      'no link leads to host b',
+    ],
     ['unknown fault', step('fault: { host: a, fault: meteor }'), 'f.yaml:13:30: unknown fault "meteor"'],
     ['fault of a link in a host', step('fault: { host: a, fault: link.lost }'), 'link.lost is a fault of links'],
     ['fault nowhere', step('fault: { fault: mm.pin }'), 'a fault is in a host or in a link'],
@@ -130,16 +155,26 @@ describe('what is refused, and where', () => {
     ['memory of a process', step('expect: { of: p, memory: intact }'), 'expectations about a guest'],
     ['unknown errno', step('expect: { of: vm, errno: EWHAT }'), 'f.yaml:13:30: unknown errno "EWHAT"'],
     ['a name used twice', `${BASE}  - map: { process: p, length: 4 KiB, as: vm }\n`, 'f.yaml:13:43: vm is taken'],
-    ['a bad name', BASE.replace('  vm:', '  "v m":').replace('boot: vm', 'wait: 1 s'), 'f.yaml:8:3: a name starts with'],
+    [
+      'a bad name',
+      BASE.replace('  vm:', '  "v m":').replace('boot: vm', 'wait: 1 s'),
+      'f.yaml:8:3: a name starts with',
+    ],
     ['inside parallel', step('parallel: [[boot: vm], [boot: wm]]'), 'f.yaml:13:35: unknown guest wm'],
     [
       'overlapping memory banks',
-      BASE.replace('{ profile: ampere-altra }', '{ profile: ampere-altra, memory: [{ start: 0, size: 1 GiB }, { start: 0x1000, size: 1 GiB }] }'),
+      BASE.replace(
+        '{ profile: ampere-altra }',
+        '{ profile: ampere-altra, memory: [{ start: 0, size: 1 GiB }, { start: 0x1000, size: 1 GiB }] }',
+      ),
       'f.yaml:3:67: memory bank overlaps 0x0-0x3fffffff',
     ],
     [
       'a function behind no bridge',
-      BASE.replace('hisilicon-d05 }', 'hisilicon-d05, devices: [{ bdf: "0000:01:00.0", vendor: 1, device: 1, class: 1 }] }'),
+      BASE.replace(
+        'hisilicon-d05 }',
+        'hisilicon-d05, devices: [{ bdf: "0000:01:00.0", vendor: 1, device: 1, class: 1 }] }',
+      ),
       'f.yaml:4:49: no host bridge leads to 0000:01:00.0',
     ],
     [
@@ -147,7 +182,11 @@ describe('what is refused, and where', () => {
       BASE.replace('ampere-altra }', 'ampere-altra, reserved-regions: "0x0 0x1 odd" }'),
       'f.yaml:3:49: unknown type of reserved region',
     ],
-    ['an alias bomb', `a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n`, 'f.yaml:1:1: '],
+    [
+      'an alias bomb',
+      `a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n`,
+      'f.yaml:1:1: ',
+    ],
     ['depth', '['.repeat(20_000), 'f.yaml:1:'],
   ])('%s', (_what, text, message) => {
     expect(refusal(text)).toContain(message);

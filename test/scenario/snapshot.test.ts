@@ -85,7 +85,11 @@ describe('input that is no snapshot', () => {
   };
   test.each([
     ['a snapshot of nothing but memory', minimal, 'accepted'],
-    ['/proc/iomem read without privileges', { ...minimal, iomem: '00000000-00000000 : System RAM' }, 'not read as root'],
+    [
+      '/proc/iomem read without privileges',
+      { ...minimal, iomem: '00000000-00000000 : System RAM' },
+      'not read as root',
+    ],
     ['no memory', { ...minimal, iomem: '' }, 'no System RAM'],
     ['another architecture', { ...minimal, arch: 's390' }, 'x.json:1:'],
     ['no release', { ...minimal, release: undefined }, 'x.json:1:'],

@@ -169,7 +169,12 @@ type AttachFunction = (
 function* attachReservedIova(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Task<number> {
   const { igroup } = idev;
   const { iopt } = hwpt.ioas;
-  const reserved = yield* iopt.enforce_dev_resv_regions(idev.device, iommu_get_resv_regions(idev.device), sink);
+  const reserved = yield* iopt.enforce_dev_resv_regions(
+    idev.device,
+    iommu_get_resv_regions(idev.device),
+    sink,
+    igroup.ictx.allowMixedMsi,
+  );
   if (typeof reserved === 'number') return reserved;
   igroup.swMsiStart = reserved.swMsiStart ?? igroup.swMsiStart;
   if (igroup.attached.length > 0) return 0;
@@ -239,7 +244,12 @@ function* replaceReservedIova(
   let rc = 0;
   if (hwpt.ioas !== old.ioas) {
     for (const { device } of igroup.attached) {
-      const reserved = yield* hwpt.ioas.iopt.enforce_dev_resv_regions(device, iommu_get_resv_regions(device), sink);
+      const reserved = yield* hwpt.ioas.iopt.enforce_dev_resv_regions(
+        device,
+        iommu_get_resv_regions(device),
+        sink,
+        igroup.ictx.allowMixedMsi,
+      );
       rc = typeof reserved === 'number' ? reserved : 0;
       if (rc < 0) break;
     }

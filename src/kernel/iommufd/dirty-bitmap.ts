@@ -1,8 +1,8 @@
 /**
  * A caller's bitmap of dirty pages (`struct iova_bitmap`): bit n stands for the page n * pageSize after `iova`.
  *
- * Bits are only ever set. Where the bitmap cannot be written the bits are lost and the call succeeds all the same (oracle:
- * "surprise" 9). The page size counts by its lowest set bit. A dirty entry is reported whole, also where it reaches beyond
+ * Bits are only ever set. Where the bitmap cannot be written the bits are lost and the call succeeds all the same (recorded
+ * from Linux 7.3). The page size counts by its lowest set bit. A dirty entry is reported whole, also where it reaches beyond
  * the range that was asked for; only the last page of memory the bitmap was expected to need ends it. A report that begins
  * before the bitmap is lost (its bit number wraps around in Linux). Every mark is one atomic change of user memory.
  *

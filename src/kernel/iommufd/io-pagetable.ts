@@ -187,12 +187,14 @@ export class IoPageTable {
 
   /**
    * Reserves a device's regions. Answers the start of its software MSI window (undefined for none), or -errno with nothing
-   * reserved: EADDRINUSE, EINVAL when the device has a hardware and a software window (domain.md A1.37).
+   * reserved: EADDRINUSE, EINVAL when the device has a hardware and a software window (domain.md A1.37), unless this kernel
+   * lets such devices in.
    */
   *enforce_dev_resv_regions(
     device: object,
     regions: readonly ResvRegion[],
     sink: FailureSink = silentSink,
+    allowMixedMsi = false,
   ): Task<{ readonly swMsiStart: bigint | undefined } | number> {
     yield* this.iovaRwsem.down_write();
     try {
@@ -203,8 +205,9 @@ export class IoPageTable {
         rc = this.reserve_iova(region.start, region.last, device, regionDetail(region), sink);
         if (rc < 0) break;
       }
-      if (rc === 0 && (software.length > 1 || (software.length > 0 && counted.some((r) => r.type === 'msi')))) {
-        rc = -EINVAL;
+      const isMixed = software.length > 0 && counted.some((region) => region.type === 'msi');
+      if (rc === 0 && (software.length > 1 || (isMixed && !allowMixedMsi))) {
+        rc = sink.fail(EINVAL, { why: 'hardware and software MSI regions on one device' });
       }
       if (rc < 0) {
         this.#reserved.removeIf((range) => range.owner === device);

@@ -52,15 +52,18 @@ export class IommufdContext {
   readonly arena: Arena;
   /** The module parameter: bind devices whose interrupts are not isolated. */
   readonly allowUnsafeInterrupts: boolean;
+  /** Attach devices that have a hardware and a software MSI region (HostDescription.allowMixedMsi). */
+  readonly allowMixedMsi: boolean;
   readonly objects = new ObjectTable();
   readonly groups = new IommufdGroups();
   readonly swMsi = new SwMsiPages();
   accountMode: AccountMode = 'user';
   #users = 1;
 
-  constructor(arena: Arena, allowUnsafeInterrupts: boolean) {
+  constructor(arena: Arena, allowUnsafeInterrupts: boolean, allowMixedMsi = false) {
     this.arena = arena;
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
+    this.allowMixedMsi = allowMixedMsi;
   }
 
   /** A bound device keeps the context. */

@@ -42,7 +42,7 @@ interface Vma {
 export const PAGE_BYTES = 4096;
 const PAGE = 4096n;
 /** Where the kernel places mappings when the caller does not care. */
-const MMAP_BASE = 0x7f00_0000_0000n;
+const MMAP_BASE = 0x2000_0000_0000n;
 const TASK_SIZE = 1n << 47n;
 const GAP = 0x10_0000n;
 

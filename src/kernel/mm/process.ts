@@ -1,5 +1,5 @@
 /** Processes: an address space, descriptors, credentials, limits (`struct task_struct`, `user_struct`, `cred`). */
-import type { ProcessSpec } from '../../host/protocol.js';
+import type { ProcessSpec } from '../lab.js';
 import { FdTable } from '../files.js';
 import type { MmStruct } from './mm.js';
 
