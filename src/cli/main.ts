@@ -6,6 +6,7 @@
  */
 import { Command, CommanderError } from 'commander';
 import { InputError } from '../scenario/text.js';
+import { addBenchCommand } from './bench.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { addHostCommand } from './host.js';
 import { addReplayCommand } from './replay.js';
@@ -21,6 +22,7 @@ function createProgram(): Command {
   addReplayCommand(program);
   addHostCommand(program);
   addSchemaCommand(program);
+  addBenchCommand(program);
   return program;
 }
 

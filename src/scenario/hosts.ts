@@ -208,7 +208,6 @@ function describeHost(name: string, given: HostProfile): HostDescription {
     ...(given['default-domain'] === undefined ? {} : { defaultDomain: given['default-domain'] }),
     allowUnsafeInterrupts: given['allow-unsafe-interrupts'],
     allowMixedMsi: given['allow-mixed-msi'],
-    allowMixedMsi: given['allow-mixed-msi'],
   };
 }
 

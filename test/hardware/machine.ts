@@ -2,18 +2,24 @@
 import { Board } from '../../src/hardware/board.js';
 import type { HostDescription } from '../../src/hardware/description.js';
 import type { Interrupt } from '../../src/hardware/msi/controller.js';
-import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, type PciFunction } from '../../src/hardware/pcie/function.js';
+import {
+  PCI_COMMAND,
+  PCI_COMMAND_MASTER,
+  PCI_COMMAND_MEMORY,
+  type PciFunction,
+} from '../../src/hardware/pcie/function.js';
 import type { RunEvent } from '../../src/runtime/events.js';
-import { NodeRuntime } from '../../src/runtime/node-runtime.js';
+import { NodeRuntime, type ScheduleSpec } from '../../src/runtime/node-runtime.js';
 import type { Task } from '../../src/runtime/task.js';
 
 export class BoardMachine {
-  readonly runtime = new NodeRuntime('a', 1);
+  readonly runtime: NodeRuntime;
   readonly board: Board;
   readonly interrupts: Interrupt[] = [];
   readonly events: RunEvent[] = [];
 
-  constructor(description: HostDescription) {
+  constructor(description: HostDescription, seed = 1, schedule: ScheduleSpec = { strategy: 'in-order' }) {
+    this.runtime = new NodeRuntime('a', seed, schedule);
     this.board = new Board(this.runtime, description);
     this.board.onInterrupt((interrupt) => this.interrupts.push(interrupt));
   }

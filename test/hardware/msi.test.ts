@@ -160,7 +160,11 @@ describe('ITS', () => {
     expect(its.ring(fn, BigInt(base + 0x1fffc), 1).ok, 'swallowed').toBe(true);
     expect(its.ring(fn, BigInt(base + 0x20000), 1).ok, 'translated, and aborted').toBe(false);
     expect(its.interrupts).toEqual([{ controller: 'its@c6000000', intid: 8200 }]);
-    expect(its.board.analyser.records.map((record) => record.ends[0]?.kind)).toEqual(['doorbell', 'doorbell', 'aborted']);
+    expect(its.board.analyser.records.map((record) => record.ends[0]?.kind)).toEqual([
+      'doorbell',
+      'doorbell',
+      'aborted',
+    ]);
   });
 });
 

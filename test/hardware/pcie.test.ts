@@ -29,15 +29,15 @@ function alone(
   const runtime = new NodeRuntime('a', 1);
   const messages: [bigint, number][] = [];
   const upstream: UpstreamPort = {
-    // eslint-disable-next-line require-yield -- these ends answer at once
+     
     *dmaRead() {
       return { ok: true };
     },
-    // eslint-disable-next-line require-yield -- as above
+     
     *dmaWrite() {
       return { ok: true };
     },
-    // eslint-disable-next-line require-yield -- as above
+     
     *msi(_fn, address, data) {
       messages.push([address, data]);
       return { ok: true };

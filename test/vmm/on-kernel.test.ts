@@ -36,6 +36,15 @@ async function onHosts<T>(hosts: readonly HostDescription[], body: (lab: Lab) =>
   return outcome.value;
 }
 
+/**
+ * The doorbell's host without the SMMU driver's own window: iommufd refuses a device that has both kinds of MSI region,
+ * whatever the guest (domain.md A1.37), and these tests are about the guest's map.
+ */
+function d05(): HostDescription {
+  const host = d05Like();
+  return { ...host, iommus: host.iommus.map(({ softwareMsi: _, ...smmu }) => smmu) };
+}
+
 const virt: GuestSpec = { name: 'vm', machine: 'qemu-virt', memoryBytes: 4n * GIB };
 
 function plugged(result: { readonly device?: VfioDevice }): VfioDevice {
@@ -93,7 +102,7 @@ describe('a device in a guest', () => {
 
 describe('a doorbell inside guest RAM (RR-15)', () => {
   test('migrates, then the plug is refused; the guest runs on', async () => {
-    await onHosts([ampereLike(), d05Like()], function* (lab) {
+    await onHosts([ampereLike(), d05()], function* (lab) {
       const guest = yield* Guest.boot(lab.host('ampere'), virt);
       const moved = yield* migrate(guest, { to: lab.host('d05') });
       expect(moved).toMatchObject({ outcome: 'completed', runsOn: 'd05', memory: { differingPages: 0 } });
@@ -110,7 +119,7 @@ describe('a doorbell inside guest RAM (RR-15)', () => {
   });
 
   test('attach first: IOAS_MAP is what is refused', async () => {
-    await onHosts([d05Like()], function* (lab) {
+    await onHosts([d05()], function* (lab) {
       const guest = yield* Guest.boot(lab.host('d05'), virt);
       const result = yield* plugDevice(guest, { bdf: '0000:7d:00.1', order: 'attach-first' });
       expect(result).toMatchObject({ verdict: 'refused', code: 'EINVAL', call: 'IOMMU_IOAS_MAP' });
@@ -118,7 +127,7 @@ describe('a doorbell inside guest RAM (RR-15)', () => {
   });
 
   test('a 2 GiB guest takes the device; growing over the doorbell then ends the VM', async () => {
-    await onHosts([d05Like()], function* (lab) {
+    await onHosts([d05()], function* (lab) {
       const guest = yield* Guest.boot(lab.host('d05'), { ...virt, memoryBytes: 2n * GIB });
       expect(yield* plugDevice(guest, { bdf: '0000:7d:00.1' })).toMatchObject({ verdict: 'ok', conflicts: [] });
       const grown = yield* addMemory(guest, 'dimm0', 0xc0000000n, 512n * MIB);
@@ -130,7 +139,7 @@ describe('a doorbell inside guest RAM (RR-15)', () => {
   test.each(['ignore', 'unmap-conflicts'] as const)(
     '%s: DMA works around the hole and aborts in it',
     async (policy) => {
-      await onHosts([d05Like()], function* (lab) {
+      await onHosts([d05()], function* (lab) {
         const guest = yield* Guest.boot(lab.host('d05'), virt);
         const result = yield* plugDevice(guest, { bdf: '0000:7d:00.1', policy });
         expect(result).toMatchObject({

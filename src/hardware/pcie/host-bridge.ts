@@ -44,6 +44,8 @@ export class HostBridge implements UpstreamPort {
   readonly #ports: HostBridgePorts;
   /** Next free bus address of each window. */
   readonly #cursors: number[];
+  /** Functions that have their addresses: a card that comes back keeps them. */
+  readonly #assigned = new Set<PciFunction>();
 
   constructor(description: HostBridgeDescription, ports: HostBridgePorts) {
     this.description = description;
@@ -56,8 +58,10 @@ export class HostBridge implements UpstreamPort {
     return this.description.streamIdBase + fn.requesterId;
   }
 
-  /** Firmware's part: an address for every BAR, in order, from the first window that has room; RangeError when none has. */
+  /** Firmware's part, once a function: an address for every BAR, in order, from the first window that has room; RangeError when none has. */
   assignBars(fn: PciFunction): void {
+    if (this.#assigned.has(fn)) return;
+    this.#assigned.add(fn);
     for (const bar of fn.bars) {
       const given = fn.description.bars?.find((b) => b.index === bar.index)?.start;
       if (given !== undefined) this.#assign(fn, bar, Number(given));

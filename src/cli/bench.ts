@@ -1,0 +1,100 @@
+/** `iovaduct bench`: what things cost here and now, as ratios within one run. No figure is a promise, none is a test. */
+import { writeFileSync } from 'node:fs';
+import type { Command } from 'commander';
+import { measureCore } from './bench/core.js';
+import { measureReference, type PageTableTimes } from './bench/reference.js';
+import { measureScenario, measureSyscalls } from './bench/system.js';
+import { shippedScenarios } from './files.js';
+
+const PAGES = 1 << 20;
+const REPEATS = 4;
+const SCENARIO = 'flagship/loud.yaml';
+
+/** One figure. `ratio` compares with the row's own reference, named in `against`. */
+interface Row {
+  readonly name: string;
+  readonly value: number;
+  readonly unit: string;
+  readonly ratio?: number;
+  readonly against?: string;
+}
+
+const CORE_ROWS: readonly (readonly [keyof PageTableTimes, string])[] = [
+  ['walk', 'walk, 4 levels'],
+  ['mapRange', 'map a range'],
+  ['unmapRange', 'unmap a range'],
+  ['mapEach', 'map, one call a page'],
+  ['unmapEach', 'unmap, one call a page'],
+  ['dirtyScan', 'read and clear dirty, all dirty'],
+];
+
+function coreRows(): Row[] {
+  const ours = measureCore(PAGES, REPEATS);
+  const reference = measureReference(PAGES, REPEATS);
+  if (reference === undefined) process.stderr.write('SKIP: gcc is not here, no ratios against C\n');
+  return CORE_ROWS.map(([key, name]) => ({
+    name,
+    value: ours[key],
+    unit: 'ns/page',
+    ...(reference === undefined
+      ? {}
+      : { ratio: ours[key] / reference[key], against: `C ${reference[key].toFixed(2)} ns` }),
+  }));
+}
+
+async function systemRows(): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (const clients of [1, 16]) {
+    const inline = await measureSyscalls('inline', clients);
+    const workers = await measureSyscalls('workers', clients);
+    rows.push({ name: `system calls, ${clients} at a time, inline`, value: inline, unit: 'calls/s' });
+    rows.push({
+      name: `system calls, ${clients} at a time, workers`,
+      value: workers,
+      unit: 'calls/s',
+      ratio: workers / inline,
+      against: 'inline',
+    });
+  }
+  const file = `${shippedScenarios()}/${SCENARIO}`;
+  const inlineMs = await measureScenario(file, 'inline');
+  const workersMs = await measureScenario(file, 'workers');
+  rows.push({ name: `${SCENARIO}, inline`, value: inlineMs, unit: 'ms' });
+  rows.push({
+    name: `${SCENARIO}, workers`,
+    value: workersMs,
+    unit: 'ms',
+    ratio: workersMs / inlineMs,
+    against: 'inline',
+  });
+  return rows;
+}
+
+function rowText(row: Row): string {
+  const value = row.value >= 100 ? row.value.toFixed(0) : row.value.toFixed(2);
+  const ratio = row.ratio === undefined ? '' : `  ${row.ratio.toFixed(2)} x ${row.against ?? ''}`;
+  return `${row.name.padEnd(42)} ${value.padStart(9)} ${row.unit.padEnd(8)}${ratio}`.trimEnd();
+}
+
+async function bench(json: string | undefined): Promise<void> {
+  process.stderr.write(`${PAGES} pages of 4 KiB, best of ${REPEATS}; this machine may be busy: read the ratios\n`);
+  const rows: Row[] = [];
+  for (const part of [(): Row[] => coreRows(), systemRows]) {
+    const measured = await part();
+    rows.push(...measured);
+    if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);
+  }
+  if (json === undefined) return;
+  const text = `${JSON.stringify({ pages: PAGES, rows }, undefined, 2)}\n`;
+  if (json === '-') process.stdout.write(text);
+  else writeFileSync(json, text);
+}
+
+/** Adds `bench`. */
+export function addBenchCommand(program: Command): void {
+  program
+    .command('bench')
+    .description('measure page tables against C, system calls and scenarios, as ratios in one run')
+    .option('--json <file>', 'write the rows as JSON; - for standard output')
+    .action(async (options: { readonly json?: string }) => bench(options.json));
+}
