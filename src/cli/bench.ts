@@ -1,9 +1,7 @@
 /** `iovaduct bench`: what things cost here and now, as ratios within one run. No figure is a promise, none is a test. */
 import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
-import { measureCore } from './bench/core.js';
-import { measureReference, type PageTableTimes } from './bench/reference.js';
-import { measureScenario, measureSyscalls } from './bench/system.js';
+import type { PageTableTimes } from './bench/reference.js';
 import { shippedScenarios } from './files.js';
 
 const PAGES = 1 << 20;
@@ -28,7 +26,10 @@ const CORE_ROWS: readonly (readonly [keyof PageTableTimes, string])[] = [
   ['dirtyScan', 'read and clear dirty, all dirty'],
 ];
 
-function coreRows(): Row[] {
+/** Loaded only here: no other command has the arena in its main thread. */
+async function coreRows(): Promise<Row[]> {
+  const { measureCore } = await import('./bench/core.js');
+  const { measureReference } = await import('./bench/reference.js');
   const ours = measureCore(PAGES, REPEATS);
   const reference = measureReference(PAGES, REPEATS);
   if (reference === undefined) process.stderr.write('SKIP: gcc is not here, no ratios against C\n');
@@ -43,6 +44,7 @@ function coreRows(): Row[] {
 }
 
 async function systemRows(): Promise<Row[]> {
+  const { measureScenario, measureSyscalls } = await import('./bench/system.js');
   const rows: Row[] = [];
   for (const clients of [1, 16]) {
     const inline = await measureSyscalls('inline', clients);
@@ -79,7 +81,7 @@ function rowText(row: Row): string {
 async function bench(json: string | undefined): Promise<void> {
   process.stderr.write(`${PAGES} pages of 4 KiB, best of ${REPEATS}; this machine may be busy: read the ratios\n`);
   const rows: Row[] = [];
-  for (const part of [(): Row[] => coreRows(), systemRows]) {
+  for (const part of [coreRows, systemRows]) {
     const measured = await part();
     rows.push(...measured);
     if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);

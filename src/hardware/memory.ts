@@ -118,9 +118,13 @@ export class PhysicalMemory {
       const entry = this.directory.clear(at);
       if (entry > 0) this.arena.freeFrame(entry);
     }
-    const kept = this.#extents.flatMap((extent) => cut(extent, pfn, pages));
-    if (stamp !== 0 || step !== 0) kept.push({ pfn, pages, stamp, step });
-    this.#extents = kept.sort((a, b) => a.pfn - b.pfn);
+    // Only the extents that overlap, and their neighbours to merge with, are looked at: a migration stores many runs.
+    const first = Math.max(this.#extentIndex(pfn) - 1, 0);
+    let end = first;
+    while ((this.#extents[end]?.pfn ?? Infinity) <= pfn + pages) end++;
+    const pieces = this.#extents.slice(first, end).flatMap((extent) => cut(extent, pfn, pages));
+    if (stamp !== 0 || step !== 0) pieces.push({ pfn, pages, stamp, step });
+    this.#extents.splice(first, end - first, ...joined(pieces.sort((a, b) => a.pfn - b.pfn)));
   }
 
   /** Back to zeroes, frames freed. */
@@ -247,6 +251,21 @@ function mergedBanks(banks: readonly AddressRange[]): Bank[] {
     else merged.push({ start: Number(start), last: Number(last) });
   }
   return merged;
+}
+
+/** Neighbouring extents whose stamps go on as one. */
+function joined(extents: readonly StampExtent[]): StampExtent[] {
+  const result: StampExtent[] = [];
+  for (const extent of extents) {
+    const before = result.at(-1);
+    const goesOn =
+      before?.step === extent.step &&
+      before.pfn + before.pages === extent.pfn &&
+      before.stamp + before.pages * before.step === extent.stamp;
+    if (goesOn) result[result.length - 1] = { ...before, pages: before.pages + extent.pages };
+    else result.push(extent);
+  }
+  return result;
 }
 
 /** What is left of an extent outside pfn..pfn+pages-1. */

@@ -365,7 +365,12 @@ function batchesOf(pages: PageSet): PageRange[][] {
   for (const chunk of pages.chunks()) {
     const number = Math.floor(chunk / BATCH_CHUNKS);
     const batch = batches.get(number) ?? [];
-    batch.push(...pages.rangesOfChunk(chunk));
+    for (const range of pages.rangesOfChunk(chunk)) {
+      const last = batch.at(-1);
+      if (last !== undefined && last.firstPage + last.pages === range.firstPage)
+        batch[batch.length - 1] = { firstPage: last.firstPage, pages: last.pages + range.pages };
+      else batch.push(range);
+    }
     batches.set(number, batch);
   }
   return [...batches.values()];

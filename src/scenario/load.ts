@@ -117,7 +117,10 @@ class Checker {
   }
 
   #checkStep(step: Step, path: ValuePath): void {
-    if (!('parallel' in step)) return this.#checkPlain(step, path);
+    if (!('parallel' in step)) {
+      this.#checkPlain(step, path);
+      return;
+    }
     step.parallel.forEach((branch, b) =>
       branch.forEach((inner, s) => this.#checkPlain(inner, [...path, 'parallel', b, s])),
     );
@@ -151,7 +154,10 @@ class Checker {
     } else if ('interrupt' in step) this.#checkTaking(step.interrupt, [...path, 'interrupt'], undefined);
     else if ('migrate' in step) this.#checkMigration(step.migrate, [...path, 'migrate']);
     else if ('fault' in step) this.#checkFault(step.fault, [...path, 'fault']);
-    else if ('expect' in step) return this.#checkExpectation(step.expect, [...path, 'expect']);
+    else if ('expect' in step) {
+      this.#checkExpectation(step.expect, [...path, 'expect']);
+      return;
+    }
     this.#defineResult(step, path);
   }
 
@@ -195,7 +201,10 @@ class Checker {
     ioas: string | undefined,
   ): void {
     const actors = [taking.host, taking.guest, taking.process].filter((actor) => actor !== undefined);
-    if (actors.length !== 1) return this.say(path, 'say who does it: one of host, guest, process');
+    if (actors.length !== 1) {
+      this.say(path, 'say who does it: one of host, guest, process');
+      return;
+    }
     if (taking.host !== undefined) this.#host(taking.host, [...path, 'host']);
     if (taking.guest !== undefined) this.#guest(taking.guest, [...path, 'guest']);
     if (taking.process !== undefined) this.#ioas(taking.process, ioas, path);
@@ -218,8 +227,10 @@ class Checker {
     },
     path: ValuePath,
   ): void {
-    if ((given.host === undefined) === (given.link === undefined))
-      return this.say(path, 'a fault is in a host or in a link');
+    if ((given.host === undefined) === (given.link === undefined)) {
+      this.say(path, 'a fault is in a host or in a link');
+      return;
+    }
     if (given.host !== undefined) {
       this.#host(given.host, [...path, 'host']);
       if (given.fault === undefined) this.say(path, 'a fault in a host has a name: fault');
@@ -256,8 +267,10 @@ class Checker {
     const asked = expectation[key];
     if (asked === undefined) return;
     const { of } = expectation;
-    if (!Object.hasOwn(this.#file.processes, of))
-      return this.say([...path, 'of'], `${key} is an expectation about a process`);
+    if (!Object.hasOwn(this.#file.processes, of)) {
+      this.say([...path, 'of'], `${key} is an expectation about a process`);
+      return;
+    }
     if ('ioas' in asked) this.#ioas(of, asked.ioas, [...path, key, 'ioas']);
     if ('device' in asked) this.#device({ process: of }, asked.device, [...path, key, 'device']);
   }

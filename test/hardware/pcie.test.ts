@@ -29,15 +29,14 @@ function alone(
   const runtime = new NodeRuntime('a', 1);
   const messages: [bigint, number][] = [];
   const upstream: UpstreamPort = {
-     
     *dmaRead() {
       return { ok: true };
     },
-     
+
     *dmaWrite() {
       return { ok: true };
     },
-     
+
     *msi(_fn, address, data) {
       messages.push([address, data]);
       return { ok: true };

@@ -64,7 +64,7 @@ describe('bit fields', () => {
   test('values wider than the field are cut, signed words are read as unsigned', () => {
     const words = new Int32Array(2);
     setField(words, 0, bits(28, 8), 0x1ff);
-    expect([words[0]! >>> 0, words[1]]).toEqual([0xf0000000, 0xf]);
+    expect([(words[0] ?? 0) >>> 0, words[1]]).toEqual([0xf0000000, 0xf]);
     expect(getField(words, 0, bits(28, 8))).toBe(0xff);
   });
   test('records know their reserved bits', () => {

@@ -2,8 +2,8 @@
  * A PCIe host bridge: where the functions below it meet memory.
  *
  * A transaction goes through these hops in order, each of which may end it: bus mastering of the function, doorbells that
- * are decoded before the IOMMU, the SMMU (page by page), the system bus. Between translation and access there is a gate, so
- * that a translation can grow stale in flight; the SMMU is told of transactions in flight, so that CMD_SYNC waits for them.
+ * are decoded before the IOMMU, the SMMU (page by page), the system bus. Between translation and access time passes,
+ * so a translation can grow stale in flight; the SMMU is told of transactions in flight, so that CMD_SYNC waits for them.
  * Every piece is recorded by the bus analyser with the place where it really ended.
  */
 import { invariant, type Task } from '../../runtime/task.js';
@@ -15,8 +15,9 @@ import type { MsiController } from '../msi/controller.js';
 import type { Smmu } from '../smmu/smmu.js';
 import type { Bar, DmaResult, PciFunction, UpstreamPort } from './function.js';
 
-/** Virtual time of one piece of a transaction between device and memory. */
-const PIECE_NS = 300;
+/** Virtual time of one piece of a transaction: from the device to the SMMU, and from there to memory. */
+const TO_SMMU_NS = 100;
+const TO_MEMORY_NS = 200;
 /** The finest translation granule: no piece crosses it. */
 const PIECE_BYTES = 4096;
 
@@ -124,7 +125,7 @@ export class HostBridge implements UpstreamPort {
       where,
       ...(address === undefined ? {} : { address: BigInt(address) }),
     });
-    yield PIECE_NS;
+    yield TO_SMMU_NS;
     if (!fn.isBusMaster) return { end: ended('aborted', `bus mastering of ${fn.bdf} is off`) };
     const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: this.streamId(fn) };
     const controller = this.#ports.msiController(fn);
@@ -136,6 +137,7 @@ export class HostBridge implements UpstreamPort {
     try {
       const pa = yield* this.#translate(fn, iova, direction);
       if (typeof pa === 'string') return { end: ended('aborted', pa) };
+      yield TO_MEMORY_NS;
       yield 'dma:translated';
       if (data !== undefined) {
         const end = bus.writeFor(origin, pa, data);
