@@ -19,7 +19,7 @@ export function hostText(host: HostDescription): string {
   }
   for (const msi of host.msiControllers) {
     const way = msi.bypassesIommu ? 'reached without the IOMMU' : 'behind the IOMMU';
-    lines.push(`  ${msi.kind} ${msi.name} at ${hexText(msi.base)}, ${way}${msi.isolated ? '' : ', not isolated'}`);
+    lines.push(`  ${msi.name} (${msi.kind}) at ${hexText(msi.base)}, ${way}${msi.isolated ? '' : ', not isolated'}`);
   }
   for (const bridge of host.hostBridges) {
     lines.push(`  host bridge ${bridge.name}, buses ${bridge.firstBus}-${bridge.lastBus}`);

@@ -1,0 +1,94 @@
+/** The command line as a user has it: exit statuses, what goes where, reports. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { iovaduct, runJson } from '../e2e/cli.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'iovaduct-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+function scenario(name: string, steps: string): string {
+  const file = join(folder, `${name}.yaml`);
+  const head = 'title: <t> & "t"\nhosts:\n  a: { profile: arm-generic }\nprocesses:\n  p: { on: a }\nsteps:\n';
+  writeFileSync(file, head + steps);
+  return file;
+}
+
+const GOOD = scenario('good', '  - map: { process: p, iova: 0x1000, length: 4 KiB }\n');
+const BAD = scenario('bad', '  - unmap: { process: p, iova: 0x1000, length: 4 KiB }\n');
+const SLOW = scenario('slow', '  - wait: 2 s\n');
+writeFileSync(SLOW, readFileSync(SLOW, 'utf8').replace('steps:', 'limit: 1 ms\nsteps:'));
+const BROKEN = join(folder, 'broken.yaml');
+writeFileSync(BROKEN, 'title: t\nhosts: {}\nsteps:\n  - jump: high\n');
+
+const INLINE = ['--placement', 'inline'];
+
+describe('exit status', () => {
+  test.each<[string, string[], number]>([
+    ['all held', ['run', GOOD, ...INLINE], 0],
+    ['something failed', ['run', GOOD, BAD, ...INLINE], 1],
+    ['not decided', ['run', GOOD, SLOW, ...INLINE], 2],
+    ['bad input file', ['run', BROKEN], 64],
+    ['no such file', ['run', join(folder, 'nope')], 64],
+    ['unknown option', ['run', '--fast'], 64],
+    ['unknown command', ['fly'], 64],
+    ['option without sense', ['run', GOOD, '--shard', '3/2'], 64],
+    ['replay of no recording', ['replay', GOOD], 64],
+    ['unknown host', ['host', 'show', 'nobody'], 64],
+    ['help', ['--help'], 0],
+  ])('%s', (_what, args, status) => expect(iovaduct(...args).status).toBe(status));
+});
+
+test('a bad file is named with line and column, and nothing runs', () => {
+  const { stdout, stderr } = iovaduct('run', GOOD, BROKEN, '--json', '-');
+  expect(stdout).toBe('');
+  expect(stderr).toContain(`${BROKEN}:4:5: a step has one of these keys`);
+});
+
+test('--json - prints one document; a failed check says where its step stands', () => {
+  const { json, stderr } = runJson(GOOD, BAD, SLOW, ...INLINE, '--seed', '3');
+  expect(json).toMatchObject({ seed: 3, placement: 'inline', passed: 1, failed: 1, inconclusive: 1 });
+  expect(json.scenarios.map((s) => [s.name, s.verdict])).toEqual([
+    ['good', 'pass'],
+    ['bad', 'fail'],
+    ['slow', 'inconclusive'],
+  ]);
+  expect(json.scenarios[1]?.checks[0]?.detail).toContain(`ENOENT`);
+  expect(json.scenarios[1]?.checks[0]?.detail).toContain(`${BAD}:7:5`);
+  expect(stderr).toContain('[3/3] inconclusive slow');
+});
+
+test('shards are disjoint and complete', () => {
+  const names = [1, 2].map((index) =>
+    runJson(GOOD, BAD, SLOW, ...INLINE, '--shard', `${index}/2`).json.scenarios.map((s) => s.name),
+  );
+  expect(names).toEqual([['good', 'slow'], ['bad']]);
+});
+
+test('JUnit and HTML say the same, escaped and without external resources', () => {
+  const junit = join(folder, 'junit.xml');
+  iovaduct('run', GOOD, BAD, ...INLINE, '--junit', junit, '--report', folder);
+  const xml = readFileSync(junit, 'utf8');
+  expect(xml).toContain('tests="2" failures="1"');
+  expect(xml).toMatch(/<testcase [^>]*name="bad"[^>]*>\s*<failure message="unmap ok">[^<]*ENOENT/);
+  const html = readFileSync(join(folder, 'report.html'), 'utf8');
+  expect(html).toContain('&lt;t&gt; &amp; &quot;t&quot;');
+  expect(html).not.toMatch(/<(script|link|img)|https?:\/\//);
+  expect(html).toContain('<details class="scenario fail" open>');
+});
+
+test('host import makes a profile that a scenario can use', () => {
+  const profile = join(folder, 'pasted.yaml');
+  const text = join(folder, 'regions.txt');
+  writeFileSync(text, '/sys/kernel/iommu_groups/0/reserved_regions:0x0000000000001000 0x0000000000001fff reserved\n');
+  expect(iovaduct('host', 'import', text, '-o', profile).status).toBe(0);
+  expect(iovaduct('host', 'show', profile).stdout).toContain('0x1000-0x1fff reserved');
+});
+
+test('the schema is JSON', () => {
+  expect(JSON.parse(iovaduct('schema').stdout)).toMatchObject({
+    type: 'object',
+    required: ['title', 'hosts', 'steps'],
+  });
+});
