@@ -1,17 +1,17 @@
 /** Worker entry: one emulated host, driven by the conductor of another thread through comlink. */
 import { workerData, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
-import { pack, unpack } from 'msgpackr';
+import { unpack } from 'msgpackr';
 import type { HostNodeSpec } from '../src/host/host-node.js';
 import { LocalHostNode } from '../src/testbed/local-node.js';
 import { NodeFailure, type NodeTurn } from '../src/testbed/node.js';
-import { portEndpoint, type RemoteAnswer, type RemoteHost } from '../src/testbed/remote-node.js';
+import { packed, portEndpoint, type RemoteAnswer, type RemoteHost } from '../src/testbed/remote-node.js';
 
 let node: LocalHostNode | undefined;
 
 function answer(make: () => unknown): RemoteAnswer {
   try {
-    return { ok: true, bytes: pack(make()) };
+    return { ok: true, bytes: packed(make()) };
   } catch (error) {
     // A killed host takes its worker with it: nobody may get another answer from it.
     if (error instanceof NodeFailure && error.kind === 'host-died') process.exit(1);

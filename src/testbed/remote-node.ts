@@ -61,7 +61,9 @@ export class RemoteHostNode implements Node {
   readonly #worker: Worker;
   readonly #port: MessagePort;
   readonly #remote: Comlink.Remote<RemoteHost>;
-  readonly #death: Promise<never>;
+  /** Calls that wait for an answer: told when the worker dies. */
+  readonly #waiting = new Set<(failure: NodeFailure) => void>();
+  #death: NodeFailure | undefined;
 
   private constructor(name: string) {
     this.name = name;
@@ -72,22 +74,19 @@ export class RemoteHostNode implements Node {
     });
     this.#port = port1;
     this.#remote = Comlink.wrap<RemoteHost>(portEndpoint(port1));
-    this.#death = new Promise((_resolve, reject) => {
-      this.#worker.once('error', (error: unknown) =>
-        reject(new NodeFailure(name, 'broken', `worker of host ${name} failed: ${String(error)}`)),
-      );
-      this.#worker.once('exit', (code) =>
-        reject(new NodeFailure(name, 'host-died', `worker of host ${name} exited with code ${code}`)),
-      );
-    });
-    this.#death.catch(() => undefined);
+    this.#worker.once('error', (error: unknown) =>
+      this.#die(new NodeFailure(name, 'broken', `worker of host ${name} failed: ${String(error)}`)),
+    );
+    this.#worker.once('exit', (code) =>
+      this.#die(new NodeFailure(name, 'host-died', `worker of host ${name} exited with code ${code}`)),
+    );
   }
 
   /** Starts a worker and builds the host in it. */
   static async start(spec: HostNodeSpec): Promise<RemoteHostNode> {
     const node = new RemoteHostNode(spec.description.name);
     try {
-      await node.#call(node.#remote.start(pack(spec)));
+      await node.#call(node.#remote.start(packed(spec)));
     } catch (error) {
       await node.close();
       throw error;
@@ -96,7 +95,7 @@ export class RemoteHostNode implements Node {
   }
 
   async advance(turn: NodeTurn): Promise<NodeResult> {
-    return unpack(await this.#call(this.#remote.advance(pack(turn)))) as NodeResult;
+    return unpack(await this.#call(this.#remote.advance(packed(turn)))) as NodeResult;
   }
 
   async choices(): Promise<readonly number[]> {
@@ -117,12 +116,32 @@ export class RemoteHostNode implements Node {
         DEADLINE_MS,
       );
     });
+    // Not a race against one long-lived promise of death: that would keep the answer of every call alive.
+    let onDeath: ((failure: NodeFailure) => void) | undefined;
+    const death = new Promise<never>((_resolve, reject) => {
+      if (this.#death !== undefined) reject(this.#death);
+      this.#waiting.add((onDeath = reject));
+    });
     try {
-      const answer = await Promise.race([call, this.#death, deadline]);
+      const answer = await Promise.race([call, death, deadline]);
       if (answer.ok) return answer.bytes;
       throw new NodeFailure(this.name, answer.kind, answer.message);
     } finally {
       clearTimeout(timer);
+      if (onDeath !== undefined) this.#waiting.delete(onDeath);
     }
   }
+
+  #die(failure: NodeFailure): void {
+    this.#death ??= failure;
+    for (const tell of this.#waiting) tell(this.#death);
+  }
+}
+
+/**
+ * Packs a value into bytes of their own. msgpackr answers with a piece of its large buffer, and posting a piece would copy
+ * the whole buffer to the other thread.
+ */
+export function packed(value: unknown): Uint8Array {
+  return new Uint8Array(pack(value));
 }
