@@ -1,0 +1,51 @@
+/** Every example in docs/scenarios.md is a scenario that passes, and together they use all there is. */
+import { readFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { parse } from 'yaml';
+import { executeScenario } from '../../src/scenario/execute.js';
+import { loadScenario } from '../../src/scenario/load.js';
+import { scenarioJsonSchema, STEP_KINDS } from '../../src/scenario/schema.js';
+
+const examples = [...readFileSync('docs/scenarios.md', 'utf8').matchAll(/```yaml\n([\s\S]*?)```/g)].map(
+  (match) => match[1] ?? '',
+);
+
+type Mapping = Readonly<Record<string, unknown>>;
+
+/** Every step of an example, those inside `parallel` too. */
+function stepsOf(steps: readonly Mapping[]): Mapping[] {
+  return steps.flatMap((step) => [
+    step,
+    ...(Array.isArray(step['parallel']) ? (step['parallel'] as Mapping[][]).flatMap(stepsOf) : []),
+  ]);
+}
+
+const steps = examples.flatMap((text) => stepsOf((parse(text) as { steps: Mapping[] }).steps));
+
+/** Keys of an `expect`, from the exported JSON Schema. */
+function expectationKeys(node: unknown): string[] {
+  if (typeof node !== 'object' || node === null) return [];
+  const properties = (node as { properties?: Mapping }).properties;
+  const own = properties?.['expect'] as { properties?: Mapping } | undefined;
+  return [...Object.keys(own?.properties ?? {}), ...Object.values(node).flatMap(expectationKeys)];
+}
+
+describe('docs/scenarios.md', () => {
+  test.each(examples.map((text) => [/^title: (.*)$/m.exec(text)?.[1] ?? text, text]))('%s', async (_title, text) => {
+    const { outcome } = await executeScenario(loadScenario('docs/scenarios.md', text), {
+      seed: 1,
+      placement: 'inline',
+    });
+    expect(outcome.checks.filter((check) => check.verdict !== 'pass')).toEqual([]);
+    expect(outcome.checks.length).toBeGreaterThan(0);
+  });
+  test('the examples use every kind of step', () => {
+    expect(new Set(steps.flatMap((step) => Object.keys(step)))).toEqual(new Set(STEP_KINDS));
+  });
+  test('the examples use every expectation', () => {
+    const keys = new Set(expectationKeys(scenarioJsonSchema()));
+    expect(keys.size).toBeGreaterThan(10);
+    const used = new Set(steps.flatMap((step) => Object.keys((step['expect'] ?? {}) as Mapping)));
+    expect([...keys].filter((key) => !used.has(key))).toEqual([]);
+  });
+});
