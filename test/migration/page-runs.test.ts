@@ -10,6 +10,7 @@ import {
   withZeroPages,
 } from '../../src/migration/page-runs.js';
 import type { PageRun } from '../../src/uapi/syscall.js';
+import { smallArena } from '../core/fixtures.js';
 
 const stampRun = (firstPage: number, pages: number, stamp: number, step: 0 | 1): PageRun => ({
   firstPage,
@@ -81,6 +82,13 @@ test('zero pages: stamp 0, one of a rising run that starts at 0, bytes that are 
   const runs: PageRun[] = [stampRun(0, 5, 0, 0), stampRun(5, 5, 0, 1), { firstPage: 10, pages: 1, bytes }];
   expect(countZeroPages(runs)).toBe(7);
   expect(withZeroPages(runs)[2]).toEqual(stampRun(10, 1, 0, 0));
+});
+
+test.each([0, 1, 77, 2 ** 48 + 5])('the page of stamp %d is the one the hosts make', (stamp) => {
+  const arena = smallArena(16, 16);
+  const frame = arena.allocFrame();
+  arena.fillStamp(frame, stamp);
+  expect(pageOfStamp(stamp)).toEqual(new Uint8Array(arena.frameBytes(frame)));
 });
 
 describe('bytes against stamps', () => {
