@@ -7,12 +7,11 @@
 import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import type { Process } from '../testbed/process.js';
-import { EINVAL, EMSGSIZE, KernelError } from '../uapi/errno.js';
+import { EINVAL, KernelError } from '../uapi/errno.js';
 import {
   IOMMU_IOAS_ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS,
   IOMMU_IOAS_COPY,
-  IOMMU_IOAS_IOVA_RANGES,
   IOMMU_IOAS_MAP,
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
@@ -22,17 +21,13 @@ import {
 } from '../uapi/iommufd.js';
 import { O_RDWR, type Contiguity } from '../uapi/syscall.js';
 import { parseReservedRegions, type SysfsRegion } from '../vmm/conflicts.js';
+import { readUsableRanges } from '../vmm/backends/iommufd.js';
+import type { Range } from '../vmm/ranges.js';
 import { bindToVfioPci, VfioDevice } from '../vmm/vfio-device.js';
 import type { ProcessEntry } from './schema.js';
 
-/** An inclusive range of IOVAs. */
-interface IovaRange {
-  readonly start: bigint;
-  readonly last: bigint;
-}
-
 /** Memory of the process behind a range of IOVAs. */
-interface ClientMapping extends IovaRange {
+interface ClientMapping extends Range {
   readonly ioas: string;
   readonly va: bigint;
 }
@@ -54,14 +49,11 @@ function mapFlags(access: MapRequest['access'], isFixed: boolean): number {
   );
 }
 
-function encodeRanges(ranges: readonly IovaRange[]): Uint8Array {
+function encodeRanges(ranges: readonly Range[]): Uint8Array {
   const bytes = new Uint8Array(ranges.length * iommu_iova_range.sizeBytes);
   ranges.forEach((range, index) => bytes.set(iommu_iova_range.encode(range), index * iommu_iova_range.sizeBytes));
   return bytes;
 }
-
-/** First guess at how many ranges an IOAS has. */
-const FIRST_RANGE_COUNT = 16;
 
 /** A process of a scenario. */
 export class Client {
@@ -164,7 +156,7 @@ export class Client {
   }
 
   /** IOMMU_IOAS_ALLOW_IOVAS: the ranges that must stay mappable. */
-  *allow(ioas: string, ranges: readonly IovaRange[]): Task<void> {
+  *allow(ioas: string, ranges: readonly Range[]): Task<void> {
     yield* this.process.ioctl(
       this.#iommufd,
       IOMMU_IOAS_ALLOW_IOVAS,
@@ -201,24 +193,8 @@ export class Client {
   }
 
   /** IOMMU_IOAS_IOVA_RANGES. */
-  *usableRanges(ioas: string): Task<IovaRange[]> {
-    for (let count = FIRST_RANGE_COUNT; ;) {
-      const { result, value, buffers, reply } = yield* this.process.tryIoctl(
-        this.#iommufd,
-        IOMMU_IOAS_IOVA_RANGES,
-        { ioas_id: this.#id(ioas), num_iovas: count },
-        { pointers: { allowed_iovas: { lengthBytes: count * iommu_iova_range.sizeBytes } } },
-      );
-      if (result === -EMSGSIZE && value.num_iovas > count) {
-        count = value.num_iovas;
-        continue;
-      }
-      if (result < 0) throw new KernelError(result, IOMMU_IOAS_IOVA_RANGES.name, reply.detail);
-      const bytes = buffers['allowed_iovas'] ?? new Uint8Array();
-      return Array.from({ length: value.num_iovas }, (_, i) =>
-        iommu_iova_range.decode(bytes.subarray(i * iommu_iova_range.sizeBytes)),
-      );
-    }
+  *usableRanges(ioas: string): Task<readonly Range[]> {
+    return (yield* readUsableRanges(this.process, this.#iommufd, this.#id(ioas))).ranges;
   }
 
   /** The reserved_regions file of a device's group. */

@@ -180,25 +180,7 @@ export class IommufdBackend {
 
   /** What can be mapped in an address space with the devices that are attached to it now. */
   *usableRanges(container: Container): Task<UsableRanges> {
-    let count = FIRST_RANGE_COUNT;
-    for (;;) {
-      const { result, value, buffers, reply } = yield* this.process.tryIoctl(
-        this.fd,
-        IOMMU_IOAS_IOVA_RANGES,
-        { ioas_id: container.ioasId, num_iovas: count },
-        { pointers: { allowed_iovas: { lengthBytes: count * iommu_iova_range.sizeBytes } } },
-      );
-      if (result === -EMSGSIZE && value.num_iovas > count) {
-        count = value.num_iovas;
-        continue;
-      }
-      if (result < 0) throw new KernelError(result, IOMMU_IOAS_IOVA_RANGES.name, reply.detail);
-      const bytes = buffers['allowed_iovas'] ?? new Uint8Array();
-      const ranges = Array.from({ length: value.num_iovas }, (_, i) =>
-        iommu_iova_range.decode(bytes.subarray(i * iommu_iova_range.sizeBytes)),
-      );
-      return { ranges, alignmentBytes: value.out_iova_alignment };
-    }
+    return yield* readUsableRanges(this.process, this.fd, container.ioasId);
   }
 
   /** Devices whose page table cannot tell which pages they wrote (domain.md A3.9). */
@@ -264,5 +246,28 @@ export class IommufdBackend {
 
   *#destroy(id: number): Task<void> {
     yield* this.process.ioctl(this.fd, IOMMU_DESTROY, { id });
+  }
+}
+
+/** IOMMU_IOAS_IOVA_RANGES, asked again with more room when there are more ranges than expected. @throws KernelError */
+export function* readUsableRanges(process: Process, iommufd: number, ioasId: number): Task<UsableRanges> {
+  let count = FIRST_RANGE_COUNT;
+  for (;;) {
+    const { result, value, buffers, reply } = yield* process.tryIoctl(
+      iommufd,
+      IOMMU_IOAS_IOVA_RANGES,
+      { ioas_id: ioasId, num_iovas: count },
+      { pointers: { allowed_iovas: { lengthBytes: count * iommu_iova_range.sizeBytes } } },
+    );
+    if (result === -EMSGSIZE && value.num_iovas > count) {
+      count = value.num_iovas;
+      continue;
+    }
+    if (result < 0) throw new KernelError(result, IOMMU_IOAS_IOVA_RANGES.name, reply.detail);
+    const bytes = buffers['allowed_iovas'] ?? new Uint8Array();
+    const ranges = Array.from({ length: value.num_iovas }, (_, i) =>
+      iommu_iova_range.decode(bytes.subarray(i * iommu_iova_range.sizeBytes)),
+    );
+    return { ranges, alignmentBytes: value.out_iova_alignment };
   }
 }
