@@ -7,6 +7,7 @@
 import { Command, CommanderError } from 'commander';
 import { InputError } from '../scenario/text.js';
 import { addBenchCommand } from './bench.js';
+import { addConformCommand } from './conform.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { addHostCommand } from './host.js';
 import { addReplayCommand } from './replay.js';
@@ -23,6 +24,7 @@ function createProgram(): Command {
   addHostCommand(program);
   addSchemaCommand(program);
   addBenchCommand(program);
+  addConformCommand(program);
   return program;
 }
 

@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
-import { replayCase, type RecordedCase } from './replay.js';
+import { judgeCase, replayCase, type RecordedCase } from '../../../src/conformance/smmuv3.js';
 
 const sample = gunzipSync(readFileSync(new URL('sample.jsonl.gz', import.meta.url)))
   .toString()
@@ -34,5 +34,17 @@ describe('recorded SMMUv3 behaviour', () => {
     if (recorded === undefined) throw new Error('no successful stage 1 case in the sample');
     const withoutTables = { ...recorded, init: { ...recorded.init, mem: [] } };
     expect(replayCase(withoutTables)).not.toEqual([]);
+  });
+
+  test('a difference without an excuse fails, the same with one is skipped under its tag', () => {
+    const recorded = sample.find((candidate) => candidate.id.startsWith('s1-') && candidate.tags.includes('out.ok'));
+    if (recorded === undefined) throw new Error('no successful stage 1 case in the sample');
+    const broken = { ...recorded, init: { ...recorded.init, mem: [] } };
+    expect(judgeCase(recorded).verdict).toBe('passed');
+    expect(judgeCase(broken).verdict).toBe('failed');
+    expect(judgeCase({ ...broken, tags: [...broken.tags, 'dev.reserved-tg'] })).toMatchObject({
+      verdict: 'skipped',
+      tag: 'dev.reserved-tg',
+    });
   });
 });

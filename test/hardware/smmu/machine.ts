@@ -19,7 +19,7 @@ import { levelShift, stage1StartLevel } from '../../../src/hardware/smmu/walk.js
 import type { ScheduleSpec } from '../../../src/runtime/node-runtime.js';
 import { NodeRuntime } from '../../../src/runtime/node-runtime.js';
 import type { Task } from '../../../src/runtime/task.js';
-import { SparseMemory } from './sparse-memory.js';
+import { SparseMemory } from '../../../src/conformance/sparse-memory.js';
 
 export const STREAM = 5;
 const QUEUE_LOG2 = 4;

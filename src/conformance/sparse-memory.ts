@@ -1,5 +1,5 @@
 /** Sparse RAM for SMMU tests, laid out as that of the recorded machine: 80 GiB at 1 GiB; elsewhere nothing answers. */
-import type { SmmuMemory } from '../../../src/hardware/smmu/ports.js';
+import type { SmmuMemory } from '../hardware/smmu/ports.js';
 
 const RAM_START = 0x40000000;
 const RAM_END = 0x1440000000;
