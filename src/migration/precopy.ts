@@ -113,9 +113,12 @@ class MigrationStopped extends Error {
 
 /** Moves a running guest to another host. Every failure is a result; only a broken testbed throws. */
 export function* migrate(guest: Guest, request: MigrationRequest): Task<MigrationResult> {
+  const id = guest.host.lab.newId();
+  guest.runtime.emit('migration.start', { id, guest: guest.name, from: guest.host.name, to: request.to.name });
   const migration = new Migration(guest, request);
   const result = yield* migration.run();
   guest.runtime.emit('migration.end', {
+    id,
     guest: guest.name,
     from: result.from,
     to: request.to.name,

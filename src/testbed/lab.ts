@@ -7,6 +7,7 @@
 import type { HostDescription } from '../hardware/description.js';
 import type { HostReply, HostRequest, LabCommand, LabReply, ProcessSpec, TransactionRecord } from '../host/protocol.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
+import type { RandomStream } from '../runtime/random.js';
 import type { TaskHandle } from '../runtime/scheduler.js';
 import { invariant, WaitQueue, type Task } from '../runtime/task.js';
 import { KernelError } from '../uapi/errno.js';
@@ -29,9 +30,11 @@ export class Lab implements Node {
   readonly #pending = new Map<number, PendingReply>();
   #outbox: NodeMessage[] = [];
   #requestCount = 0;
+  readonly #ids: RandomStream;
 
   constructor(seed: number, schedule: ScheduleSpec, hosts: readonly HostDescription[], links: readonly LinkSpec[]) {
     this.runtime = new NodeRuntime(MAIN_NODE, seed, schedule);
+    this.#ids = this.runtime.random('ids');
     this.#hosts = new Map(hosts.map((description) => [description.name, new HostClient(this, description)]));
     this.#links = links.flatMap((spec) => [
       new Link(this.runtime, spec.between[0], spec.between[1], spec),
@@ -53,6 +56,11 @@ export class Lab implements Node {
   /** The direction of a link that leads from one host to another; undefined where they are not connected. */
   link(from: string, to: string): Link | undefined {
     return this.#links.find((link) => link.from === from && link.to === to);
+  }
+
+  /** A name for something that happens in this run, e.g. a migration: unlike any other, and the same again with the same seed. */
+  newId(): string {
+    return this.#ids.id();
   }
 
   /** Runs a task beside the caller. */
