@@ -4,7 +4,7 @@
  * Colours carry nothing that the signs do not say as well; without them the text is the same.
  */
 import type { ScenarioOutcome } from '../scenario/execute.js';
-import { conflictText, endText, type CheckVerdict, type StepResult } from '../scenario/results.js';
+import { conflictText, type CheckVerdict, type StepResult } from '../scenario/results.js';
 import { checkDetail, countVerdict, runDigest, type FinishedRun } from './summary.js';
 
 /** How to colour; the identity where colours are off. */
@@ -31,13 +31,11 @@ export function headline(outcome: ScenarioOutcome): string {
   return texts.slice(-4).join('; ');
 }
 
-/** Lines under the headline: what lies over what, where a transaction ended. */
+/** Lines under the headline: what lies over what. */
 export function noteLines(outcome: ScenarioOutcome): string[] {
   return outcome.steps.flatMap(({ result }) => {
     if (result.verdict === 'ok') return [];
-    const conflicts = (result.conflicts ?? []).map(conflictText);
-    const ends = (result.ends ?? []).filter((end) => end.kind !== 'memory').map(endText);
-    return [...conflicts, ...ends];
+    return (result.conflicts ?? []).map(conflictText);
   });
 }
 

@@ -100,7 +100,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
   const ends = yield* endsSince(holder, from);
   const what = `${holder.device.bdf}: ${dmaText(step)}`;
   if (ends.some((end) => end.kind === 'aborted'))
-    return { verdict: 'refused', text: `${what} aborted: ${endsText(ends)}`, ends };
+    return { verdict: 'refused', text: `${what} ${endsText(ends)}`, ends };
   if (ends.length === 0 || ends.some((end) => end.kind !== 'memory'))
     return { verdict: 'silent', text: `${what} ended in ${ends.length === 0 ? 'nothing' : endsText(ends)}`, ends };
   if (outcome.status !== 'done') return { verdict: 'refused', text: `${what}: ${outcome.error}`, ends };
