@@ -3,14 +3,13 @@
  *
  * `smmuv3 FILE…` replays recorded vectors, `layouts FILE…` holds the uAPI declarations against compiled ones, `all` does both
  * for everything below $IOVADUCT_ORACLE (default ../shared/oracle), or for the committed sample where that is absent.
+ * The report goes to standard output, with `--json -` to standard error; its last line is `N passed, N failed, N skipped`.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import type { Command } from 'commander';
-import type { RecordedLayouts } from '../conformance/layouts.js';
-import type { RecordedCase } from '../conformance/smmuv3.js';
 import { EXIT, UsageError } from './exit-codes.js';
 
 interface ConformOptions {
@@ -24,11 +23,16 @@ interface Failure {
   readonly differences: readonly string[];
 }
 
-/** Running totals of one call. */
+/** Running totals of one call, and where the report goes. */
 class Tally {
   passed = 0;
   readonly failures: Failure[] = [];
   readonly skipped = new Map<string, number>();
+  readonly #out: NodeJS.WritableStream;
+
+  constructor(out: NodeJS.WritableStream) {
+    this.#out = out;
+  }
 
   get skippedCount(): number {
     return [...this.skipped.values()].reduce((sum, count) => sum + count, 0);
@@ -40,9 +44,12 @@ class Tally {
 
   fail(failure: Failure): void {
     this.failures.push(failure);
-    process.stdout.write(
-      `FAILED ${failure.what} (${basename(failure.file)})\n${failure.differences.map((line) => `  ${line}\n`).join('')}`,
-    );
+    this.write(`FAILED ${failure.what} (${basename(failure.file)})`);
+    for (const line of failure.differences) this.write(`  ${line}`);
+  }
+
+  write(line: string): void {
+    this.#out.write(`${line}\n`);
   }
 }
 
@@ -64,28 +71,31 @@ function parseJson(file: string, line: number, text: string): unknown {
 }
 
 async function conformSmmuv3(files: readonly string[], options: ConformOptions, tally: Tally): Promise<void> {
-  const { judgeCase } = await import('../conformance/smmuv3.js');
+  const { isRecordedCase, judgeCase } = await import('../conformance/smmuv3.js');
+  const { differenceText } = await import('../conformance/smmuv3-excuses.js');
   for (const file of files) {
     const lines = readText(file).split('\n');
     let count = 0;
     for (const [index, line] of lines.entries()) {
       if (line === '') continue;
-      const recorded = parseJson(file, index + 1, line) as RecordedCase;
+      const recorded = parseJson(file, index + 1, line);
+      if (!isRecordedCase(recorded)) throw new UsageError(`${file}:${index + 1}:1: not a recorded SMMUv3 case`);
       if (options.only !== undefined && !recorded.id.includes(options.only)) continue;
       const { verdict, tag, differences } = judgeCase(recorded);
       count++;
       if (verdict === 'passed') tally.passed++;
       else if (verdict === 'skipped') tally.skip(tag ?? '');
-      else tally.fail({ file, what: recorded.id, differences });
+      else tally.fail({ file, what: recorded.id, differences: differences.map(differenceText) });
     }
     process.stderr.write(`${basename(file)}: ${count} cases\n`);
   }
 }
 
 async function conformLayouts(files: readonly string[], options: ConformOptions, tally: Tally): Promise<void> {
-  const { checkLayouts } = await import('../conformance/layouts.js');
+  const { checkLayouts, isRecordedLayouts } = await import('../conformance/layouts.js');
   for (const file of files) {
-    const recorded = parseJson(file, 1, readText(file)) as RecordedLayouts;
+    const recorded = parseJson(file, 1, readText(file));
+    if (!isRecordedLayouts(recorded)) throw new UsageError(`${file}:1:1: not recorded layouts`);
     const checks = checkLayouts(recorded).filter(
       (check) => options.only === undefined || check.name.includes(options.only),
     );
@@ -124,22 +134,39 @@ async function conformAll(options: ConformOptions, tally: Tally): Promise<void> 
   if (waiting.length > 0) process.stderr.write(`not replayed yet: ${waiting.join(', ')}\n`);
 }
 
-async function conform(corpus: string, files: readonly string[], options: ConformOptions): Promise<void> {
-  const tally = new Tally();
-  if (corpus === 'all') await conformAll(options, tally);
-  else if (files.length === 0) throw new UsageError(`conform ${corpus}: which files?`);
-  else if (corpus === 'smmuv3') await conformSmmuv3(files, options, tally);
-  else if (corpus === 'layouts') await conformLayouts(files, options, tally);
-  else throw new UsageError(`conform ${corpus}: not built yet; there are smmuv3, layouts and all`);
+async function report(tally: Tally, json: string | undefined): Promise<void> {
+  const { EXCUSES } = await import('../conformance/smmuv3-excuses.js');
   const { passed, failures, skipped, skippedCount } = tally;
-  for (const [tag, count] of [...skipped].sort()) process.stdout.write(`skipped ${count} ${tag}\n`);
-  if (options.json !== undefined) {
-    const text = `${JSON.stringify({ passed, failed: failures.length, skipped: Object.fromEntries(skipped), failures }, undefined, 2)}\n`;
-    if (options.json === '-') process.stdout.write(text);
-    else writeFileSync(options.json, text);
+  for (const { tag, reason } of EXCUSES) {
+    const count = skipped.get(tag);
+    if (count !== undefined) tally.write(`skipped ${count} ${tag}: ${reason}`);
   }
-  process.stdout.write(`${passed} passed, ${failures.length} failed, ${skippedCount} skipped\n`);
-  if (failures.length > 0) process.exitCode = EXIT.failed;
+  if (json !== undefined) {
+    const document = {
+      passed,
+      failed: failures.length,
+      skipped: skippedCount,
+      skippedByTag: Object.fromEntries([...skipped].sort()),
+      failures,
+    };
+    const text = `${JSON.stringify(document, undefined, 2)}\n`;
+    if (json === '-') process.stdout.write(text);
+    else writeFileSync(json, text);
+  }
+  tally.write(`${passed} passed, ${failures.length} failed, ${skippedCount} skipped`);
+}
+
+async function conform(corpus: string, files: readonly string[], options: ConformOptions): Promise<void> {
+  const tally = new Tally(options.json === '-' ? process.stderr : process.stdout);
+  if (corpus === 'all') await conformAll(options, tally);
+  else if (corpus !== 'smmuv3' && corpus !== 'layouts')
+    throw new UsageError(`conform ${corpus}: not built yet; there are smmuv3, layouts and all`);
+  else if (files.length === 0) throw new UsageError(`conform ${corpus}: which files?`);
+  else await (corpus === 'smmuv3' ? conformSmmuv3 : conformLayouts)(files, options, tally);
+  if (tally.passed + tally.failures.length + tally.skippedCount === 0)
+    throw new UsageError(`conform ${corpus}: nothing to judge`);
+  await report(tally, options.json);
+  if (tally.failures.length > 0) process.exitCode = EXIT.failed;
 }
 
 /** Adds `conform`. */
@@ -150,6 +177,6 @@ export function addConformCommand(program: Command): void {
     .argument('<corpus>', 'smmuv3, layouts or all')
     .argument('[files...]', 'recorded files, gzip or not')
     .option('--only <pattern>', 'cases whose name contains this')
-    .option('--json <file>', 'write the outcome as JSON')
+    .option('--json <file>', 'write the outcome as JSON; - is standard output')
     .action(conform);
 }

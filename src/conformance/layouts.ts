@@ -20,6 +20,13 @@ export interface RecordedLayouts {
   readonly enums: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
+/** Whether parsed JSON has the three parts of `layouts.json`. */
+export function isRecordedLayouts(value: unknown): value is RecordedLayouts {
+  if (typeof value !== 'object' || value === null) return false;
+  const { structs, constants, enums } = value as Partial<Record<keyof RecordedLayouts, unknown>>;
+  return [structs, constants, enums].every((part) => typeof part === 'object' && part !== null);
+}
+
 /** One declaration held against the record; `difference` is undefined when they agree. */
 export interface LayoutCheck {
   readonly name: string;

@@ -2,10 +2,13 @@
 import { u64 } from '../layout/struct.js';
 import { WaitQueue, type Task } from '../runtime/task.js';
 import { EAGAIN, EINVAL } from '../uapi/errno.js';
-import { EFD_NONBLOCK, EFD_SEMAPHORE } from '../uapi/syscall.js';
+import { EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE } from '../uapi/syscall.js';
 import { OpenFile, type SyscallContext } from './files.js';
 
 const MAX_COUNT = (1n << 64n) - 2n;
+
+/** Flags an eventfd may have. */
+export const EFD_FLAGS = EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC;
 
 /** An eventfd. Signalled by interrupts and by writes. */
 export class EventFile extends OpenFile {
@@ -40,7 +43,7 @@ export class EventFile extends OpenFile {
   }
 
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
-    if (bytes.length < u64.sizeBytes) return -EINVAL;
+    if (bytes.length !== u64.sizeBytes) return -EINVAL;
     const added = u64.read(new DataView(bytes.buffer, bytes.byteOffset), 0);
     if (added > MAX_COUNT) return -EINVAL;
     while (this.#count + added > MAX_COUNT) {

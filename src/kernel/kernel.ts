@@ -16,7 +16,7 @@ import type { Task } from '../runtime/task.js';
 import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH } from '../uapi/errno.js';
 import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRequest } from '../uapi/syscall.js';
 import { SYSCALL_NS } from './costs.js';
-import { EventFile } from './eventfd.js';
+import { EFD_FLAGS, EventFile } from './eventfd.js';
 import { SyscallContext, type OpenFile } from './files.js';
 import { IommuCore } from './iommu/iommu.js';
 import { IommufdContext, IommufdFile } from './iommufd/main.js';
@@ -206,6 +206,7 @@ export class Kernel {
       case 'ftruncate':
         return { result: files.get(request.fd)?.ftruncate(request.length) ?? -EBADF };
       case 'eventfd2':
+        if ((request.flags & ~EFD_FLAGS) !== 0) return { result: -EINVAL };
         return { result: files.install(new EventFile(request.initval, request.flags)) };
       case 'setrlimit':
         process.rlimits.memlockBytes = request.value;
@@ -239,7 +240,7 @@ export class Kernel {
     }
     if (path.startsWith('/dev/vfio/devices/')) {
       const vfio = this.#vfio.byName(path.slice('/dev/vfio/devices/'.length));
-      return vfio === undefined || vfio.isGoing ? -ENOENT : files.install(new VfioPciFile(vfio, this.#irq));
+      return vfio === undefined ? -ENOENT : files.install(new VfioPciFile(vfio, this.#irq));
     }
     const node = path.startsWith('/sys/') ? this.#sysfs.lookup(path) : undefined;
     if (node === undefined) return -ENOENT;

@@ -14,6 +14,7 @@ import type { Device } from './device.js';
 import { OpenFile, type SyscallContext } from './files.js';
 import type { IommuGroup } from './iommu/group.js';
 import type { IommuCore } from './iommu/iommu.js';
+import { PAGE_BYTES } from './mm/mm.js';
 import type { PciCore } from './pci/pci-core.js';
 import type { VfioCore } from './vfio/vfio-core.js';
 
@@ -142,7 +143,7 @@ export class Sysfs {
                 ),
               drivers_probe: () => ({
                 kind: 'file',
-                write: (name) => this.#withDevice(name, (device) => this.#pci.probe(device)),
+                write: (name) => this.#withDevice(name, (device) => this.#probe(device)),
               }),
             }),
         }),
@@ -172,7 +173,6 @@ export class Sysfs {
           (device) => device.name,
           (device) => this.#device(device),
         ),
-      name: () => text(''),
       reserved_regions: () => text(this.#iommu.reservedRegionsText(group)),
       type: () => text(`${this.#iommu.groupTypeText(group)}\n`),
     });
@@ -247,6 +247,11 @@ export class Sysfs {
     return matches ? yield* this.#pci.bind(device, name) : -ENODEV;
   }
 
+  /** `drivers_probe` says EINVAL whatever kept the driver from taking the device. */
+  *#probe(device: Device): Task<number> {
+    return (yield* this.#pci.probe(device)) < 0 ? -EINVAL : 0;
+  }
+
   *#withDevice(bdf: string, act: (device: Device) => Task<number>): Task<number> {
     const device = this.#pci.device(bdf);
     return device === undefined ? -ENODEV : yield* act(device);
@@ -258,7 +263,7 @@ function* failWith(rc: number): Task<number> {
 }
 
 function* setOverride(device: Device, name: string): Task<number> {
-  if (name.length > 255) return -EINVAL;
+  if (name.length >= PAGE_BYTES - 1) return -EINVAL;
   device.driverOverride = name === '' ? undefined : name;
   return 0;
 }

@@ -86,3 +86,4 @@ export const O_RDWR = 2;
 export const O_NONBLOCK = 0o4000;
 export const EFD_SEMAPHORE = 1;
 export const EFD_NONBLOCK = O_NONBLOCK;
+export const EFD_CLOEXEC = 0o2000000;

@@ -1,14 +1,13 @@
-/** Processes, memory and files at the system-call boundary. */
+/** Address spaces and physical pages at the system-call boundary. */
 import { describe, expect, test } from 'vitest';
-import {
-  IOMMU_IOAS_ALLOC,
-  IOMMU_IOAS_MAP,
-  IOMMU_IOAS_MAP_READABLE,
-  IOMMU_IOAS_MAP_WRITEABLE,
-} from '../../src/uapi/iommufd.js';
-import { EFD_NONBLOCK, EFD_SEMAPHORE, O_RDWR, PROT_READ } from '../../src/uapi/syscall.js';
-import { VfioDevice } from '../../src/vmm/vfio-device.js';
-import { errorOf, onHost } from './on-host.js';
+import type { Task } from '../../src/runtime/task.js';
+import type { HostClient } from '../../src/testbed/lab.js';
+import type { Process } from '../../src/testbed/process.js';
+import { fnv1a32 } from '../../src/uapi/dma-engine.js';
+import { IOMMU_IOAS_MAP, IOMMU_IOAS_MAP_READABLE, IOMMU_IOAS_UNMAP } from '../../src/uapi/iommufd.js';
+import { PROT_READ, type Contiguity } from '../../src/uapi/syscall.js';
+import { DmaEngineDriver } from '../../src/vmm/dma-engine-driver.js';
+import { countersOf, deviceWithMemory, errorOf, mapAt, onHost } from './on-host.js';
 
 const PAGE = 4096n;
 
@@ -57,87 +56,103 @@ describe('memory', () => {
       expect(yield* errorOf(p.mmap({ length: 1n << 45n }))).toBe('ENOMEM');
       expect((yield* host.command({ lab: 'counters' })).counters).toEqual(before);
     }));
-  test('memory that is pinned outlives its mapping and is free after the last pin', () =>
+  test('munmap takes whole mappings, a range with several at once; cutting one is EINVAL', () =>
+    onHost(function* (p) {
+      const va = yield* p.mmap({ length: 2n * PAGE });
+      const above = yield* p.mmap({ length: PAGE, addr: va + 4n * PAGE });
+      expect(yield* errorOf(p.munmap(va, PAGE))).toBe('EINVAL');
+      expect(yield* errorOf(p.munmap(va + 1n, PAGE))).toBe('EINVAL');
+      expect(yield* errorOf(p.munmap(va, 0n))).toBe('EINVAL');
+      expect(yield* errorOf(p.load(above, 1))).toBe('ok');
+      yield* p.munmap(va, 5n * PAGE);
+      expect(yield* errorOf(p.load(va, 1))).toBe('EFAULT');
+      expect(yield* errorOf(p.load(above, 1))).toBe('EFAULT');
+    }));
+  test('mappings that cannot be are EINVAL or ENOMEM', () =>
+    onHost(function* (p) {
+      expect(yield* errorOf(p.mmap({ length: 0n }))).toBe('EINVAL');
+      expect(yield* errorOf(p.mmap({ length: PAGE, addr: 0x1234n }))).toBe('EINVAL');
+      expect(yield* errorOf(p.mmap({ length: PAGE, addr: 1n << 47n }))).toBe('ENOMEM');
+    }));
+  test('bytes go across neighbouring mappings, not across a hole; a store that fails half way has stored the half', () =>
+    onHost(function* (p) {
+      const va = yield* p.mmap({ length: PAGE });
+      yield* p.mmap({ length: PAGE, addr: va + PAGE });
+      yield* p.store(va + PAGE - 2n, Uint8Array.of(1, 2, 3, 4));
+      expect([...(yield* p.load(va + PAGE - 2n, 4))]).toEqual([1, 2, 3, 4]);
+      expect(yield* errorOf(p.store(va + 2n * PAGE - 2n, Uint8Array.of(5, 6, 7)))).toBe('EFAULT');
+      expect([...(yield* p.load(va + 2n * PAGE - 2n, 2))]).toEqual([5, 6]);
+    }));
+  test('memory is zero again for the next owner', () =>
+    onHost(function* (p) {
+      for (let round = 0; round < 2; round++) {
+        const va = yield* p.mmap({ length: 16n * PAGE });
+        expect((yield* p.load(va, 65536)).every((byte) => byte === 0)).toBe(true);
+        yield* p.store(va, new Uint8Array(65536).fill(0xee));
+        yield* p.munmap(va, 16n * PAGE);
+      }
+    }));
+});
+
+describe('physical pages', () => {
+  /** Physical page numbers behind a mapping, as a device's transactions meet them. */
+  function* physicalPages(p: Process, host: HostClient, pages: number, contiguity: Contiguity): Task<number[]> {
+    const { device, fd, ioas } = yield* deviceWithMemory(p);
+    const va = yield* p.mmap({ length: BigInt(pages) * PAGE, contiguity });
+    yield* mapAt(p, fd, ioas, va, BigInt(pages) * PAGE, 0x80000000n);
+    const driver = yield* DmaEngineDriver.start(device);
+    yield* driver.run({ op: 'SUM', from: 0x80000000n, lengthBytes: pages * 4096 });
+    const records = (yield* host.transactions()).filter((record) => record.direction === 'read');
+    return records.map((record) => Number((record.ends[0]?.address ?? 0n) / PAGE));
+  }
+
+  test.each([2, 3, 4, 5, 16, 33])('%i scattered pages: none follows its physical neighbour', (pages) =>
     onHost(function* (p, host) {
-      const free = (yield* host.command({ lab: 'counters' })).counters?.['freePages'] ?? 0;
-      const va = yield* p.mmap({ length: 16n * PAGE, contiguity: 'scattered' });
-      const device = '/sys/bus/pci/devices/0000:01:00.0';
-      yield* p.writeFile(`${device}/driver_override`, 'vfio-pci');
-      yield* p.writeFile('/sys/bus/pci/drivers_probe', '0000:01:00.0');
-      const fd = yield* p.open('/dev/iommu', O_RDWR);
-      const { value } = yield* p.ioctl(fd, IOMMU_IOAS_ALLOC, {});
-      yield* p.ioctl(fd, IOMMU_IOAS_MAP, {
-        flags: IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
-        ioas_id: value.out_ioas_id,
-        user_va: va,
-        length: 16n * PAGE,
-      });
-      const opened = yield* VfioDevice.open(p, '0000:01:00.0');
-      yield* opened.bind(fd);
-      yield* opened.attach(value.out_ioas_id);
+      const pfns = yield* physicalPages(p, host, pages, 'scattered');
+      expect(new Set(pfns).size).toBe(pages);
+      expect(pfns.filter((pfn, i) => pfn === (pfns[i - 1] ?? 0) + 1)).toEqual([]);
+    }),
+  );
+  test('a 2 MiB huge page is contiguous and aligned', () =>
+    onHost(function* (p, host) {
+      const [first = 0, ...rest] = yield* physicalPages(p, host, 512, 'huge-2m');
+      expect(first % 512).toBe(0);
+      expect(rest).toEqual(rest.map((_, i) => first + 1 + i));
+    }));
+  test('what is pinned outlives its mapping and is free after the last pin, the rest of the mapping at once', () =>
+    onHost(function* (p, host) {
+      const { device, fd, ioas } = yield* deviceWithMemory(p);
+      const before = yield* countersOf(host);
+      const va = yield* p.mmap({ length: 16n * PAGE });
+      yield* p.store(va + 4n * PAGE, Uint8Array.of(0x77));
+      yield* mapAt(p, fd, ioas, va + 4n * PAGE, 3n * PAGE, 0x80000000n);
+      yield* mapAt(p, fd, ioas, va + 4n * PAGE, PAGE, 0x90000000n);
       yield* p.munmap(va, 16n * PAGE);
-      const pinned = (yield* host.command({ lab: 'counters' })).counters;
-      expect(pinned?.['pinnedPages']).toBe(16);
-      expect(pinned?.['freePages']).toBe(free - 16);
-      yield* opened.close();
-      yield* p.close(fd);
-      const after = (yield* host.command({ lab: 'counters' })).counters;
-      expect(after?.['pinnedPages']).toBe(0);
-      expect(after?.['freePages']).toBe(free);
+      const free = function* (): Task<number> {
+        return (yield* countersOf(host))['freePages'] ?? 0;
+      };
+      expect(yield* free()).toBe((before['freePages'] ?? 0) - 3);
+      const reuse = yield* p.mmap({ length: 64n * PAGE });
+      yield* p.store(reuse, new Uint8Array(64 * 4096).fill(0x11));
+      const driver = yield* DmaEngineDriver.start(device);
+      const { sum } = yield* driver.run({ op: 'SUM', from: 0x80000000n, lengthBytes: 1 });
+      expect(sum).toBe(fnv1a32(Uint8Array.of(0x77)));
+      yield* p.munmap(reuse, 64n * PAGE);
+      yield* p.ioctl(fd, IOMMU_IOAS_UNMAP, { ioas_id: ioas, iova: 0x80000000n, length: 3n * PAGE });
+      expect(yield* free()).toBe((before['freePages'] ?? 0) - 1);
+      yield* p.ioctl(fd, IOMMU_IOAS_UNMAP, { ioas_id: ioas, iova: 0x90000000n, length: PAGE });
+      expect(yield* free()).toBe(before['freePages']);
     }));
-});
-
-describe('descriptors', () => {
-  test('the lowest free number is handed out; a closed one is EBADF', () =>
-    onHost(function* (p) {
-      const [a, b, c] = [yield* p.eventfd(), yield* p.eventfd(), yield* p.eventfd()];
-      expect([a, b, c]).toEqual([0, 1, 2]);
-      yield* p.close(b);
-      expect(yield* errorOf(p.read(b, 8))).toBe('EBADF');
-      expect(yield* p.eventfd()).toBe(b);
-      expect(yield* errorOf(p.ioctlValue(a, 'ioctl', 0x1234, 0n))).toBe('ENOTTY');
-    }));
-  test('a bad pointer is EFAULT, an unknown path ENOENT, a directory EISDIR', () =>
-    onHost(function* (p) {
-      const fd = yield* p.open('/dev/iommu', O_RDWR);
-      expect(yield* errorOf(p.ioctlValue(fd, 'IOMMU_IOAS_ALLOC', IOMMU_IOAS_ALLOC.number, 0x1000n))).toBe('EFAULT');
-      expect(yield* errorOf(p.open('/dev/nothing', O_RDWR))).toBe('ENOENT');
-      expect(yield* errorOf(p.open('/sys/kernel', O_RDWR))).toBe('EISDIR');
-    }));
-  test('memfds share their pages between mappings', () =>
-    onHost(function* (p) {
-      const fd = yield* p.memfd('m', 4n * PAGE);
-      const one = yield* p.mmapFile(fd, 0n, 4n * PAGE);
-      const two = yield* p.mmapFile(fd, PAGE, PAGE);
-      yield* p.close(fd);
-      yield* p.store(one + PAGE, Uint8Array.of(42));
-      expect([...(yield* p.load(two, 1))]).toEqual([42]);
-    }));
-});
-
-describe('eventfds', () => {
-  const word = (n: bigint): Uint8Array => new Uint8Array(new BigUint64Array([n]).buffer);
-  const number = (bytes: Uint8Array): bigint => new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
-
-  test('count, semaphore, nonblocking', () =>
-    onHost(function* (p) {
-      const plain = yield* p.eventfd(3);
-      yield* p.write(plain, word(4n));
-      expect(number(yield* p.read(plain, 8))).toBe(7n);
-      const semaphore = yield* p.eventfd(2, EFD_SEMAPHORE | EFD_NONBLOCK);
-      expect(number(yield* p.read(semaphore, 8))).toBe(1n);
-      expect(number(yield* p.read(semaphore, 8))).toBe(1n);
-      expect(yield* errorOf(p.read(semaphore, 8))).toBe('EAGAIN');
-      expect(yield* errorOf(p.read(plain, 4))).toBe('EINVAL');
-    }));
-  test('a reader waits for the writer', () =>
+  test('pinning holes and read-only memory for writing is EFAULT and pins nothing', () =>
     onHost(function* (p, host) {
-      const fd = yield* p.eventfd();
-      const { lab } = host;
-      const reader = lab.spawn('reader', p.read(fd, 8));
-      yield 1_000_000;
-      expect(reader.isDone).toBe(false);
-      yield* p.write(fd, word(9n));
-      expect(number(yield* reader.join())).toBe(9n);
+      const { fd, ioas } = yield* deviceWithMemory(p);
+      const { pinnedPages } = yield* countersOf(host);
+      const va = yield* p.mmap({ length: PAGE });
+      const ro = yield* p.mmap({ length: PAGE, prot: PROT_READ });
+      expect(yield* errorOf(mapAt(p, fd, ioas, va, 2n * PAGE, 0x80000000n))).toBe('EFAULT');
+      expect(yield* errorOf(mapAt(p, fd, ioas, ro, PAGE, 0x80000000n))).toBe('EFAULT');
+      expect((yield* countersOf(host))['pinnedPages']).toBe(pinnedPages);
+      const readable = { flags: IOMMU_IOAS_MAP_READABLE, ioas_id: ioas, user_va: ro, length: PAGE };
+      expect(yield* errorOf(p.ioctl(fd, IOMMU_IOAS_MAP, readable))).toBe('ok');
     }));
 });

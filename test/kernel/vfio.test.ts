@@ -65,7 +65,7 @@ describe('the cdev', () => {
       const device = yield* opened(p);
       const { fd } = yield* ioasOf(p);
       const event = yield* p.eventfd();
-      expect(yield* errorOf(p.ioctl(device.fd, VFIO_DEVICE_BIND_IOMMUFD, { iommufd: event }))).toBe('EBADF');
+      expect(yield* errorOf(p.ioctl(device.fd, VFIO_DEVICE_BIND_IOMMUFD, { iommufd: event }))).toBe('EBADFD');
       expect(yield* errorOf(p.ioctl(device.fd, VFIO_DEVICE_BIND_IOMMUFD, { iommufd: -1 }))).toBe('EINVAL');
       expect(yield* errorOf(p.ioctl(device.fd, VFIO_DEVICE_BIND_IOMMUFD, { iommufd: fd, argsz: 8 }))).toBe('EINVAL');
       yield* device.bind(fd);
@@ -178,7 +178,7 @@ describe('leaving', () => {
       expect(yield* p.list('/sys/bus/pci/devices')).toContain(BDF);
       yield* device.attach(ioas);
       const second = yield* errorOf(VfioDevice.open(p, BDF));
-      expect(second).toBe('ENOENT');
+      expect(second).toBe('ENODEV');
       yield* device.close();
       yield 1_000_000;
       expect(yield* p.list('/sys/bus/pci/devices')).not.toContain(BDF);

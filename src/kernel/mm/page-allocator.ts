@@ -37,12 +37,11 @@ class PinCounts {
     return sum;
   }
 
-  isAnyPinned(extent: PageExtent): boolean {
-    if (this.count(extent.pfn) > 0) return true;
-    for (const [at, step] of this.#steps) {
-      if (step > 0 && at > extent.pfn && at < extent.pfn + extent.pages) return true;
-    }
-    return false;
+  /** The extent cut where the count changes. */
+  uniformPieces(extent: PageExtent): PageExtent[] {
+    const end = extent.pfn + extent.pages;
+    const cuts = [...this.#steps.keys()].filter((at) => at > extent.pfn && at < end).sort((a, b) => a - b);
+    return [extent.pfn, ...cuts].map((pfn, i) => ({ pfn, pages: (cuts[i] ?? end) - pfn }));
   }
 
   #step(pfn: number, by: number): void {
@@ -99,10 +98,10 @@ export class PageAllocator {
 
   /** Lets go of pages; pinned ones stay until they are unpinned. */
   release(extents: readonly PageExtent[]): void {
-    for (const extent of extents) {
-      if (this.#pins.isAnyPinned(extent)) this.#orphans.push(extent);
-      else this.#giveBack(extent);
-    }
+    const free: PageExtent[] = [];
+    for (const piece of extents.flatMap((extent) => this.#pins.uniformPieces(extent)))
+      (this.#pins.count(piece.pfn) > 0 ? this.#orphans : free).push(piece);
+    this.#giveBack(free);
   }
 
   pin(extent: PageExtent): void {
@@ -112,9 +111,12 @@ export class PageAllocator {
   unpin(extent: PageExtent): void {
     invariant(this.#pins.count(extent.pfn) > 0, `unpin of page ${extent.pfn} that is not pinned`);
     this.#pins.add(extent, -1);
-    const orphans = this.#orphans;
-    this.#orphans = [];
-    this.release(orphans);
+    const end = extent.pfn + extent.pages;
+    const isTouched = (orphan: PageExtent): boolean => orphan.pfn < end && orphan.pfn + orphan.pages > extent.pfn;
+    const touched = this.#orphans.filter(isTouched);
+    if (touched.length === 0) return;
+    this.#orphans = this.#orphans.filter((orphan) => !isTouched(orphan));
+    this.release(touched);
   }
 
   /** First fit, at most `pages`, aligned; a run too short for an aligned piece is passed over. */
@@ -134,9 +136,9 @@ export class PageAllocator {
     return undefined;
   }
 
-  #giveBack(extent: PageExtent): void {
-    this.#memory.clearPages(extent.pfn, extent.pages);
-    const runs = [...this.#free, extent].sort((a, b) => a.pfn - b.pfn);
+  #giveBack(extents: readonly PageExtent[]): void {
+    for (const extent of extents) this.#memory.clearPages(extent.pfn, extent.pages);
+    const runs = [...this.#free, ...extents].sort((a, b) => a.pfn - b.pfn);
     const merged: PageExtent[] = [];
     for (const run of runs) {
       const last = merged.at(-1);
@@ -150,9 +152,10 @@ export class PageAllocator {
   }
 }
 
-/** Single pages in an order in which no two neighbours are physically adjacent (for three pages or more). */
+/** Single pages in an order in which none follows its physical neighbour (from four pages on, in neither direction). */
 function scatter(extents: readonly PageExtent[]): PageExtent[] {
   const pfns = extents.flatMap((extent) => Array.from({ length: extent.pages }, (_, i) => extent.pfn + i));
+  if (pfns.length < 4) return pfns.reverse().map((pfn) => ({ pfn, pages: 1 }));
   const half = Math.ceil(pfns.length / 2);
   const order = pfns.map((_, i) => (i % 2 === 0 ? half - 1 - i / 2 : pfns.length - 1 - (i - 1) / 2));
   return order.map((slot) => ({ pfn: pfns[slot] ?? 0, pages: 1 }));

@@ -1,15 +1,25 @@
 /**
  * Configuration space as vfio-pci shows it to user space.
  *
- * Most of it is the device's own. Virtualised: BARs (user space sizes and moves them without moving the real ones), and the
- * MSI-X enable bit, which VFIO_DEVICE_SET_IRQS owns. The command register's memory and bus-master bits go through.
+ * Most of it is the device's own. Virtualised: BARs (user space sizes and moves them without moving the real ones), the MSI-X
+ * enable bit, which VFIO_DEVICE_SET_IRQS owns, and the reset bit, which resets as VFIO_DEVICE_RESET does. The command
+ * register's memory and bus-master bits go through.
  *
  * Source: Linux drivers/vfio/pci/vfio_pci_config.c; PCIe 5.0 7.5.1.
  */
-import { PCI_BAR0, PCI_CAP_ID_MSIX, PCI_COMMAND, type PciFunction } from '../../hardware/pcie/function.js';
+import {
+  PCI_BAR0,
+  PCI_CAP_ID_EXP,
+  PCI_CAP_ID_MSIX,
+  PCI_COMMAND,
+  PCI_EXP_DEVCTL,
+  type PciFunction,
+} from '../../hardware/pcie/function.js';
 
 /** End of the six BARs. */
 const BARS_END = 0x28;
+/** Initiate Function Level Reset, in the upper byte of Device Control. */
+const FLR_BIT = 0x80;
 
 /** One opened device's view. */
 export class VirtualConfigSpace {
@@ -17,11 +27,14 @@ export class VirtualConfigSpace {
   /** What user space wrote to the BAR registers. */
   readonly #bars = new Uint8Array(BARS_END - PCI_BAR0);
   readonly #msixControl: number;
+  /** Upper byte of Device Control where the function can reset itself; -1 where it cannot. */
+  readonly #deviceControl: number;
 
   constructor(fn: PciFunction) {
     this.#fn = fn;
     const msix = fn.findCapability(PCI_CAP_ID_MSIX);
     this.#msixControl = msix === 0 ? -1 : msix + 3;
+    this.#deviceControl = fn.hasFlr ? fn.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL + 1 : -1;
     for (let i = 0; i < this.#bars.length; i++) this.#bars[i] = fn.configRead(PCI_BAR0 + i, 1);
   }
 
@@ -32,8 +45,15 @@ export class VirtualConfigSpace {
     });
   }
 
-  write(offset: number, bytes: Uint8Array): void {
-    bytes.forEach((byte, i) => this.#writeByte(offset + i, byte));
+  /** Whether the write asked for a function-level reset, which is the caller's to do: state must survive it. */
+  write(offset: number, bytes: Uint8Array): boolean {
+    let isReset = false;
+    bytes.forEach((byte, i) => {
+      const isFlr = offset + i === this.#deviceControl && (byte & FLR_BIT) !== 0;
+      this.#writeByte(offset + i, isFlr ? byte & ~FLR_BIT : byte);
+      isReset ||= isFlr;
+    });
+    return isReset;
   }
 
   #writeByte(at: number, byte: number): void {

@@ -36,7 +36,12 @@ export class VfioDevice {
 export class VfioCore {
   readonly #devices: (VfioDevice | undefined)[] = [];
 
+  /** Devices user space can see: one that is leaving shows no character device any more. */
   get devices(): readonly VfioDevice[] {
+    return this.#registered.filter((device) => !device.isGoing);
+  }
+
+  get #registered(): readonly VfioDevice[] {
     return this.#devices.filter((device) => device !== undefined);
   }
 
@@ -58,7 +63,7 @@ export class VfioCore {
   }
 
   *unregister(device: Device): Task<void> {
-    const vfio = this.of(device);
+    const vfio = this.#registered.find((entry) => entry.device === device);
     if (vfio === undefined) return;
     vfio.isGoing = true;
     while (vfio.openCount > 0) yield vfio.closed;

@@ -9,17 +9,18 @@
  * Source: Linux drivers/vfio/device_cdev.c, pci/vfio_pci_core.c, vfio_pci_intrs.c, vfio_pci_rdwr.c; domain.md A1.30-A1.37,
  * A2.20-A2.24; recorded sequences of oracle/linux.
  */
-import { s32, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
+import { s32, u16, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
 import {
   CONFIG_BYTES,
   MSIX_ENTRY_BYTES,
   PCI_COMMAND,
   PCI_COMMAND_MEMORY,
   PCI_CAP_ID_MSIX,
+  type PciFunction,
 } from '../../hardware/pcie/function.js';
 import { Mutex } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
-import { EAGAIN, EBADF, EFAULT, EINVAL, EIO, ENODEV, ENOTTY } from '../../uapi/errno.js';
+import { EAGAIN, EBADF, EBADFD, EFAULT, EINVAL, EIO, ENODEV, ENOTTY } from '../../uapi/errno.js';
 import type { Ioctl } from '../../uapi/ioctl.js';
 import {
   VFIO_DEVICE_ATTACH_IOMMUFD_PT,
@@ -33,7 +34,9 @@ import {
   VFIO_DEVICE_GET_REGION_INFO,
   VFIO_DEVICE_RESET,
   VFIO_DEVICE_SET_IRQS,
+  VFIO_IRQ_INFO_AUTOMASKED,
   VFIO_IRQ_INFO_EVENTFD,
+  VFIO_IRQ_INFO_MASKABLE,
   VFIO_IRQ_INFO_NORESIZE,
   VFIO_IRQ_SET_ACTION_TRIGGER,
   VFIO_IRQ_SET_ACTION_TYPE_MASK,
@@ -41,11 +44,12 @@ import {
   VFIO_IRQ_SET_DATA_EVENTFD,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_IRQ_SET_DATA_TYPE_MASK,
-  VFIO_PCI_BAR5_REGION_INDEX,
   VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
   VFIO_PCI_NUM_IRQS,
+  VFIO_PCI_INTX_IRQ_INDEX,
   VFIO_PCI_NUM_REGIONS,
+  VFIO_PCI_VGA_REGION_INDEX,
   VFIO_REGION_INFO_FLAG_READ,
   VFIO_REGION_INFO_FLAG_WRITE,
 } from '../../uapi/vfio.js';
@@ -67,7 +71,16 @@ import type { VfioDevice } from './vfio-core.js';
 
 /** VFIO_PCI_OFFSET_SHIFT */
 const REGION_SHIFT = 40n;
+/** Vector Control of an MSI-X table entry; bit 0 masks the vector. */
+const VECTOR_CONTROL = 12;
 const REGION_MASK = (1n << REGION_SHIFT) - 1n;
+
+/** An access to a region, cut to what lies in it. */
+interface RegionAccess {
+  readonly bar: number | undefined;
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
 
 interface Trigger {
   readonly eventfd: EventFile;
@@ -126,11 +139,13 @@ export class VfioPciFile extends OpenFile {
     if (access.bar === undefined) return this.#config.read(access.offset, lengthBytes);
     const { function: fn } = this.#vfio.device;
     if (!fn.decodesMemory) return -EIO;
-    const out = new Uint8Array(lengthBytes);
-    for (let at = 0; at < lengthBytes;) {
-      const width = accessWidth(access.offset + at, lengthBytes - at);
-      const value = fn.barRead(access.bar, access.offset + at, width);
-      for (let i = 0; i < width; i++) out[at + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
+    const out = new Uint8Array(access.lengthBytes).fill(0xff);
+    for (let at = 0; at < out.length;) {
+      const width = accessWidth(access.offset + at, out.length - at);
+      if (!this.#isMsixTable(access.bar, access.offset + at)) {
+        const value = fn.barRead(access.bar, access.offset + at, width);
+        for (let i = 0; i < width; i++) out[at + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
+      }
       at += width;
     }
     return out;
@@ -141,19 +156,19 @@ export class VfioPciFile extends OpenFile {
     if (typeof access === 'number') return access;
     yield 'vfio:region-write';
     if (access.bar === undefined) {
-      this.#config.write(access.offset, bytes);
+      if (this.#config.write(access.offset, bytes)) yield* this.#locked(() => this.#reset());
       return bytes.length;
     }
     const { function: fn } = this.#vfio.device;
     if (!fn.decodesMemory) return -EIO;
-    for (let at = 0; at < bytes.length;) {
-      const width = accessWidth(access.offset + at, bytes.length - at);
+    for (let at = 0; at < access.lengthBytes;) {
+      const width = accessWidth(access.offset + at, access.lengthBytes - at);
       let value = 0;
       for (let i = width - 1; i >= 0; i--) value = value * 256 + (bytes[at + i] ?? 0);
-      fn.barWrite(access.bar, access.offset + at, width, value);
+      if (!this.#isMsixTable(access.bar, access.offset + at)) fn.barWrite(access.bar, access.offset + at, width, value);
       at += width;
     }
-    return bytes.length;
+    return access.lengthBytes;
   }
 
   override *release(): Task<void> {
@@ -188,10 +203,10 @@ export class VfioPciFile extends OpenFile {
     if (value === undefined) return rc;
     if (value.flags !== 0 || value.iommufd < 0) return -EINVAL;
     if (this.#idev !== undefined) return -EINVAL;
-    if (this.#vfio.isGoing) return -EAGAIN;
-    if (this.#vfio.isBound) return -EINVAL;
     const file = ctx.process.files.get(value.iommufd);
-    if (!(file instanceof IommufdFile)) return -EBADF;
+    if (!(file instanceof IommufdFile)) return file === undefined ? -EBADF : -EBADFD;
+    if (this.#vfio.isBound) return -EINVAL;
+    if (this.#vfio.isGoing) return -EAGAIN;
     const bound = yield* iommufd_device_bind(file, this.#vfio.device, ctx);
     if (typeof bound === 'number') return bound;
     this.#idev = bound.idev;
@@ -251,7 +266,7 @@ export class VfioPciFile extends OpenFile {
   #getRegionInfo(ctx: SyscallContext, arg: bigint): number {
     const { rc, value } = readStruct(ctx, VFIO_DEVICE_GET_REGION_INFO, arg);
     if (value === undefined) return rc;
-    if (value.index >= VFIO_PCI_NUM_REGIONS) return -EINVAL;
+    if (value.index >= VFIO_PCI_VGA_REGION_INDEX) return -EINVAL;
     const size = this.#regionSize(value.index);
     const flags = size === 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
     const offset = BigInt(value.index) << REGION_SHIFT;
@@ -268,13 +283,18 @@ export class VfioPciFile extends OpenFile {
     const { rc, value } = readStruct(ctx, VFIO_DEVICE_GET_IRQ_INFO, arg);
     if (value === undefined) return rc;
     if (value.index >= VFIO_PCI_NUM_IRQS) return -EINVAL;
-    const isMsix = value.index === VFIO_PCI_MSIX_IRQ_INDEX;
-    const count = isMsix ? this.#vfio.device.function.msixVectors : 0;
+    const isIntx = value.index === VFIO_PCI_INTX_IRQ_INDEX;
+    const flags = isIntx ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED : VFIO_IRQ_INFO_NORESIZE;
     return writeStruct(ctx, VFIO_DEVICE_GET_IRQ_INFO.struct, arg, {
       ...value,
-      flags: VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-      count,
+      flags: VFIO_IRQ_INFO_EVENTFD | flags,
+      count: this.#irqCount(value.index),
     });
+  }
+
+  /** Interrupts behind an index: functions here have MSI-X and nothing else. */
+  #irqCount(index: number): number {
+    return index === VFIO_PCI_MSIX_IRQ_INDEX ? this.#vfio.device.function.msixVectors : 0;
   }
 
   #regionSize(index: number): number {
@@ -282,17 +302,26 @@ export class VfioPciFile extends OpenFile {
     return this.#vfio.device.function.bars.find((bar) => bar.index === index)?.sizeBytes ?? 0;
   }
 
-  /** What a file offset means; EINVAL for regions that do not exist and accesses beyond their end. `bar` undefined = config. */
-  #region(
-    position: bigint,
-    lengthBytes: number,
-  ): { readonly bar: number | undefined; readonly offset: number } | number {
+  /**
+   * What a file offset means; `bar` undefined = config. EINVAL for regions that do not exist, and beyond the end of a BAR;
+   * an access that begins inside a BAR is cut at its end. EFAULT for what is not wholly inside configuration space.
+   */
+  #region(position: bigint, lengthBytes: number): RegionAccess | number {
     if (this.#idev === undefined) return -EINVAL;
     const index = Number(position >> REGION_SHIFT);
     const offset = Number(position & REGION_MASK);
     const size = index < VFIO_PCI_NUM_REGIONS ? this.#regionSize(index) : 0;
-    if (size === 0 || offset + lengthBytes > size) return -EINVAL;
-    return { bar: index <= VFIO_PCI_BAR5_REGION_INDEX ? index : undefined, offset };
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX)
+      return offset + lengthBytes > size ? -EFAULT : { bar: undefined, offset, lengthBytes };
+    if (offset >= size) return -EINVAL;
+    return { bar: index, offset, lengthBytes: Math.min(lengthBytes, size - offset) };
+  }
+
+  /** Whether a byte of a BAR belongs to the MSI-X table, which is the kernel's: it reads as ones and ignores writes. */
+  #isMsixTable(bar: number, offset: number): boolean {
+    const { function: fn } = this.#vfio.device;
+    const table = msixTable(fn);
+    return bar === table?.bar && offset >= table.offset && offset < table.offset + fn.msixVectors * MSIX_ENTRY_BYTES;
   }
 
   // --- interrupts ---
@@ -304,9 +333,8 @@ export class VfioPciFile extends OpenFile {
     const action = value.flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
     if ((value.flags & ~(VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK)) !== 0) return -EINVAL;
     if (value.index >= VFIO_PCI_NUM_IRQS) return -EINVAL;
-    const available = value.index === VFIO_PCI_MSIX_IRQ_INDEX ? this.#vfio.device.function.msixVectors : 0;
-    if (value.start >= Math.max(available, 1) || value.start + value.count > available) return -EINVAL;
-    if (action !== VFIO_IRQ_SET_ACTION_TRIGGER) return -ENOTTY;
+    const available = this.#irqCount(value.index);
+    if (value.start >= available || value.start + value.count > available) return -EINVAL;
     const elementBytes =
       type === VFIO_IRQ_SET_DATA_NONE
         ? 0
@@ -319,6 +347,7 @@ export class VfioPciFile extends OpenFile {
     if (elementBytes < 0 || value.argsz - VFIO_DEVICE_SET_IRQS.struct.sizeBytes < dataBytes) return -EINVAL;
     const data = ctx.copy_from_user(arg + BigInt(VFIO_DEVICE_SET_IRQS.struct.sizeBytes), dataBytes);
     if (data === undefined) return -EFAULT;
+    if (action !== VFIO_IRQ_SET_ACTION_TRIGGER) return -ENOTTY;
     if (type === VFIO_IRQ_SET_DATA_NONE && value.count === 0) {
       yield* this.#disableMsix();
       return 0;
@@ -327,39 +356,40 @@ export class VfioPciFile extends OpenFile {
     return this.#fire(value.start, value.count, type === VFIO_IRQ_SET_DATA_BOOL ? data : undefined);
   }
 
-  /** Gives vectors their eventfds (-1: none); a first call enables MSI-X. All or nothing. */
+  /**
+   * Gives vectors their eventfds (-1: none). The first call enables MSI-X with as many vectors as it reaches, which stay as
+   * many until MSI-X is disabled (NORESIZE). When one fails, those set before it have none, and a first call disables again.
+   */
   *#setTriggers(ctx: SyscallContext, start: number, count: number, data: Uint8Array): Task<number> {
     const view = new DataView(data.buffer, data.byteOffset, data.length);
-    const eventfds: (EventFile | undefined)[] = [];
+    const isFirst = this.#triggers.length === 0;
+    if (isFirst) {
+      this.#triggers = Array.from({ length: start + count }, () => undefined);
+      this.#setMsixEnable(true);
+    }
     for (let i = 0; i < count; i++) {
-      const fd = s32.read(view, i * s32.sizeBytes);
-      const file = fd < 0 ? undefined : ctx.process.files.get(fd);
-      if (fd >= 0 && !(file instanceof EventFile)) return file === undefined ? -EBADF : -EINVAL;
-      eventfds.push(file instanceof EventFile ? file : undefined);
+      const rc = yield* this.#setTrigger(ctx, start + i, s32.read(view, i * s32.sizeBytes));
+      if (rc >= 0) continue;
+      for (let set = start; set < start + i; set++) yield* this.#setTrigger(ctx, set, -1);
+      if (isFirst) yield* this.#disableMsix();
+      return rc;
     }
-    if (start > this.#triggers.length) return -EINVAL;
-    const done: number[] = [];
-    for (const [i, eventfd] of eventfds.entries()) {
-      const rc = yield* this.#setTrigger(start + i, eventfd);
-      if (rc < 0) {
-        for (const vector of done) yield* this.#setTrigger(vector, undefined);
-        return rc;
-      }
-      done.push(start + i);
-    }
-    this.#setMsixEnable(true);
     return 0;
   }
 
-  *#setTrigger(vector: number, eventfd: EventFile | undefined): Task<number> {
+  /** Frees a vector's interrupt and requests it for another eventfd: EBADF no descriptor, EINVAL no eventfd or no such vector. */
+  *#setTrigger(ctx: SyscallContext, vector: number, fd: number): Task<number> {
     const { device } = this.#vfio;
     const before = this.#triggers[vector];
     if (before !== undefined) {
       this.#maskVector(vector);
       yield* this.#irq.free(device, vector, before.vector);
+      this.#triggers[vector] = undefined;
     }
-    this.#triggers[vector] = undefined;
-    if (eventfd === undefined) return 0;
+    if (fd < 0) return 0;
+    if (vector >= this.#triggers.length) return -EINVAL;
+    const eventfd = ctx.process.files.get(fd);
+    if (!(eventfd instanceof EventFile)) return eventfd === undefined ? -EBADF : -EINVAL;
     const set = yield* this.#irq.request(device, vector, () => eventfd.signal());
     if (typeof set === 'number') return set;
     this.#triggers[vector] = { eventfd, vector: set };
@@ -394,35 +424,48 @@ export class VfioPciFile extends OpenFile {
   }
 
   #programVector(vector: number, message: MsiVector): void {
-    const { function: fn } = this.#vfio.device;
-    const bar = fn.msixBar;
-    if (bar === undefined) return;
-    const entry = vector * MSIX_ENTRY_BYTES;
-    fn.barWrite(bar, entry, u32.sizeBytes, Number(message.address & 0xffff_ffffn));
-    fn.barWrite(bar, entry + 4, u32.sizeBytes, Number(message.address >> 32n));
-    fn.barWrite(bar, entry + 8, u32.sizeBytes, message.data);
-    fn.barWrite(bar, entry + 12, u32.sizeBytes, 0);
+    const { address } = message;
+    this.#writeVector(vector, 0, Number(address & 0xffff_ffffn));
+    this.#writeVector(vector, 4, Number(address >> 32n));
+    this.#writeVector(vector, 8, message.data);
+    this.#writeVector(vector, VECTOR_CONTROL, 0);
   }
 
   #maskVector(vector: number): void {
-    const bar = this.#vfio.device.function.msixBar;
-    if (bar !== undefined) this.#vfio.device.function.barWrite(bar, vector * MSIX_ENTRY_BYTES + 12, u32.sizeBytes, 1);
+    this.#writeVector(vector, VECTOR_CONTROL, 1);
+  }
+
+  #writeVector(vector: number, field: number, value: number): void {
+    const { function: fn } = this.#vfio.device;
+    const table = msixTable(fn);
+    if (table === undefined) return;
+    fn.barWrite(table.bar, table.offset + vector * MSIX_ENTRY_BYTES + field, u32.sizeBytes, value);
   }
 
   // --- reset ---
 
+  /** pci_try_reset_function: the device forgets; command register and MSI-X are put back. */
   *#reset(): Task<number> {
     yield FLR_NS;
     const { function: fn } = this.#vfio.device;
     if (!fn.isPresent) return -ENODEV;
     const triggers = this.#triggers;
+    const command = fn.configRead(PCI_COMMAND, u16.sizeBytes);
     fn.reset();
-    fn.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+    fn.configWrite(PCI_COMMAND, u16.sizeBytes, command);
     for (const [vector, trigger] of triggers.entries())
       if (trigger !== undefined) this.#programVector(vector, trigger.vector);
     if (triggers.length > 0) this.#setMsixEnable(true);
     return 0;
   }
+}
+
+/** Where a function's MSI-X table lies (PCIe 5.0 7.7.2.3); undefined without MSI-X. */
+function msixTable(fn: PciFunction): { readonly bar: number; readonly offset: number } | undefined {
+  const capability = fn.findCapability(PCI_CAP_ID_MSIX);
+  if (capability === 0) return undefined;
+  const word = fn.configRead(capability + 4, u32.sizeBytes);
+  return { bar: word & 7, offset: (word & ~7) >>> 0 };
 }
 
 /** Widest access of at most 4 bytes that fits `left` bytes at `offset`. */
