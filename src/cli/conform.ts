@@ -1,8 +1,8 @@
 /**
  * `iovaduct conform`: recorded corpora as judges.
  *
- * `smmuv3 FILE…` replays recorded vectors, `layouts FILE…` holds the uAPI declarations against compiled ones, `all` does both
- * for everything below $IOVADUCT_ORACLE (default ../shared/oracle), or for the committed sample where that is absent.
+ * `smmuv3 FILE…` replays recorded vectors, `hosts FILE…` boots recorded hosts, `layouts FILE…` holds the uAPI declarations
+ * against compiled ones, `all` does it for everything below $IOVADUCT_ORACLE (default ../shared/oracle), or for the committed sample where that is absent.
  * The report goes to standard output, with `--json -` to standard error; its last line is `N passed, N failed, N skipped`.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -107,8 +107,30 @@ async function conformLayouts(files: readonly string[], options: ConformOptions,
   }
 }
 
+async function conformHosts(files: readonly string[], options: ConformOptions, tally: Tally): Promise<void> {
+  const { judgeHost, recordedGroups } = await import('../conformance/hosts.js');
+  for (const file of files) {
+    const what = basename(file).replace(/\.json(\.gz)?$/, '');
+    if (options.only !== undefined && !what.includes(options.only)) continue;
+    const text = readText(file);
+    if (recordedGroups(parseJson(file, 1, text)) === undefined)
+      throw new UsageError(`${file}:1:1: not a host snapshot`);
+    const differences = await judgeHost(file, text);
+    if (differences.length === 0) tally.passed++;
+    else tally.fail({ file, what, differences });
+  }
+  process.stderr.write(`${files.length} host snapshots\n`);
+}
+
 /** Corpora for which there is no replayer yet. */
-const NOT_REPLAYED = ['linux/mock.jsonl.gz', 'linux/hardware.jsonl.gz', 'linux/hotplug.jsonl.gz', 'hosts'];
+const NOT_REPLAYED = ['linux/mock.jsonl.gz', 'linux/hardware.jsonl.gz', 'linux/hotplug.jsonl.gz'];
+
+/** Files of a directory of recordings, sorted; says so when there are none. */
+function recordings(directory: string, pattern: RegExp): string[] {
+  const names = existsSync(directory) ? readdirSync(directory).filter((name) => pattern.test(name)) : [];
+  if (names.length === 0) process.stderr.write(`missing: recordings in ${directory}\n`);
+  return names.sort().map((name) => join(directory, name));
+}
 
 async function conformAll(options: ConformOptions, tally: Tally): Promise<void> {
   const oracle = process.env['IOVADUCT_ORACLE'] ?? '../shared/oracle';
@@ -118,21 +140,17 @@ async function conformAll(options: ConformOptions, tally: Tally): Promise<void> 
   const layouts = join(root, 'linux', 'layouts.json');
   if (existsSync(layouts)) await conformLayouts([layouts], options, tally);
   else process.stderr.write(`missing: ${layouts}\n`);
-  const smmuv3 = join(root, 'smmuv3');
-  const files = existsSync(smmuv3)
-    ? readdirSync(smmuv3)
-        .filter((name) => name.endsWith('.jsonl.gz'))
-        .sort()
-    : [];
-  if (files.length === 0) process.stderr.write(`missing: ${smmuv3}/*.jsonl.gz\n`);
-  await conformSmmuv3(
-    files.map((name) => join(smmuv3, name)),
-    options,
-    tally,
-  );
+  await conformSmmuv3(recordings(join(root, 'smmuv3'), /\.jsonl\.gz$/), options, tally);
+  await conformHosts(recordings(join(root, 'hosts'), /\.json(\.gz)?$/), options, tally);
   const waiting = NOT_REPLAYED.filter((name) => existsSync(join(root, name)));
   if (waiting.length > 0) process.stderr.write(`not replayed yet: ${waiting.join(', ')}\n`);
 }
+
+const REPLAYERS: Readonly<Record<string, typeof conformSmmuv3 | undefined>> = {
+  smmuv3: conformSmmuv3,
+  hosts: conformHosts,
+  layouts: conformLayouts,
+};
 
 async function report(tally: Tally, json: string | undefined): Promise<void> {
   const { EXCUSES } = await import('../conformance/smmuv3-excuses.js');
@@ -159,10 +177,13 @@ async function report(tally: Tally, json: string | undefined): Promise<void> {
 async function conform(corpus: string, files: readonly string[], options: ConformOptions): Promise<void> {
   const tally = new Tally(options.json === '-' ? process.stderr : process.stdout);
   if (corpus === 'all') await conformAll(options, tally);
-  else if (corpus !== 'smmuv3' && corpus !== 'layouts')
-    throw new UsageError(`conform ${corpus}: not built yet; there are smmuv3, layouts and all`);
-  else if (files.length === 0) throw new UsageError(`conform ${corpus}: which files?`);
-  else await (corpus === 'smmuv3' ? conformSmmuv3 : conformLayouts)(files, options, tally);
+  else {
+    const replayer = REPLAYERS[corpus];
+    if (replayer === undefined)
+      throw new UsageError(`conform ${corpus}: not built yet; there are ${Object.keys(REPLAYERS).join(', ')} and all`);
+    if (files.length === 0) throw new UsageError(`conform ${corpus}: which files?`);
+    await replayer(files, options, tally);
+  }
   if (tally.passed + tally.failures.length + tally.skippedCount === 0)
     throw new UsageError(`conform ${corpus}: nothing to judge`);
   await report(tally, options.json);
@@ -173,8 +194,8 @@ async function conform(corpus: string, files: readonly string[], options: Confor
 export function addConformCommand(program: Command): void {
   program
     .command('conform')
-    .description('replay recorded corpora: smmuv3 FILE…, layouts FILE…, or all')
-    .argument('<corpus>', 'smmuv3, layouts or all')
+    .description('replay recorded corpora: smmuv3, hosts or layouts FILE…, or all')
+    .argument('<corpus>', 'smmuv3, hosts, layouts or all')
     .argument('[files...]', 'recorded files, gzip or not')
     .option('--only <pattern>', 'cases whose name contains this')
     .option('--json <file>', 'write the outcome as JSON; - is standard output')

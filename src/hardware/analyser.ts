@@ -14,6 +14,8 @@ export interface TransactionEnd {
   readonly address?: bigint;
   /** `0000:03:00.0 BAR 2`, `its@c6000000`, the name of the SMMU event, ... */
   readonly where: string;
+  /** The component that sent it there: `switch port 0000:02:00.0`, `root complex pci0000:00`, the SMMU, the system bus. */
+  readonly hop: string;
 }
 
 /** One transaction. */
@@ -31,7 +33,13 @@ function isContinuation(last: TransactionEnd, next: TransactionEnd): boolean {
   const length = BigInt(last.lengthBytes);
   const isAddressNext =
     last.address === undefined ? next.address === undefined : next.address === last.address + length;
-  return last.kind === next.kind && last.where === next.where && next.iova === last.iova + length && isAddressNext;
+  return (
+    last.kind === next.kind &&
+    last.where === next.where &&
+    last.hop === next.hop &&
+    next.iova === last.iova + length &&
+    isAddressNext
+  );
 }
 
 /** The transactions of one board, oldest first. */
@@ -58,7 +66,10 @@ export class BusAnalyser {
     const { device, direction, iova, lengthBytes } = transaction;
     this.#records.push({ ...transaction, ends, number: this.#records.length, timeNs: this.#runtime.now });
     const ended = ends
-      .map((end) => `${end.kind}:${end.where}${end.address === undefined ? '' : `@0x${end.address.toString(16)}`}`)
+      .map(
+        (end) =>
+          `${end.kind}:${end.where}|${end.hop}${end.address === undefined ? '' : `@0x${end.address.toString(16)}`}`,
+      )
       .join('+');
     this.#runtime.emit('dma', { device, direction, iova, length: lengthBytes, ended });
   }

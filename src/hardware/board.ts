@@ -17,6 +17,8 @@ import { PhysicalMemory } from './memory.js';
 import type { Interrupt, MsiController } from './msi/controller.js';
 import { Its } from './msi/its.js';
 import { Gicv2m, X86Msi } from './msi/simple.js';
+import { functionType } from './pcie/config-builder.js';
+import type { Capture } from './pcie/fabric.js';
 import { HostBridge } from './pcie/host-bridge.js';
 import { PciFunction, type Bar } from './pcie/function.js';
 import { TLB_WORDS } from './smmu/ports.js';
@@ -28,6 +30,7 @@ const KERNEL_FRAMES = 16384;
 /** The window starts at a multiple of this (core: largest buddy order). */
 const WINDOW_ALIGN_BYTES = 4096 * FRAME_BYTES;
 const DMA_ENGINE_BAR_BYTES = 4096;
+const IN_RC_FRAME_BYTES = 4096;
 
 /** Physical address of the kernel window: the top of the first bank with room. RangeError when there is none. */
 function kernelWindowBase(banks: readonly AddressRange[]): number {
@@ -83,6 +86,8 @@ export class Board {
     for (const controller of description.msiControllers) this.#addMsiController(controller);
     for (const bridge of description.hostBridges) this.#addHostBridge(bridge);
     for (const fn of description.functions) this.#addFunction(fn);
+    for (const fn of this.functions.values()) this.#linkVirtualFunction(fn);
+    for (const bridge of this.hostBridges) bridge.assignResources();
   }
 
   /** The kernel's handler for interrupts that arrive at a CPU. */
@@ -109,8 +114,8 @@ export class Board {
 
   /** The controller a function's MSIs go to. */
   msiControllerOf(fn: PciFunction): MsiController | undefined {
-    const name = fn.description.msi ?? this.bridgeOf(fn).description.msi;
-    return name === undefined ? undefined : this.msiControllers.get(name);
+    const doorbell = this.bridgeOf(fn).doorbellOf(fn);
+    return doorbell === undefined ? undefined : this.msiControllers.get(doorbell.name);
   }
 
   /** Puts a card into its slot: 0, -ENODEV no such slot, -EBUSY taken. The kernel learns of it. */
@@ -120,7 +125,6 @@ export class Board {
     if (fn.isPresent) return -EBUSY;
     fn.isPresent = true;
     fn.reset();
-    this.bridgeOf(fn).assignBars(fn);
     this.#runtime.emit('slot.present', { device: bdf });
     this.#hotplugHandler(bdf, 'present');
     return 0;
@@ -196,8 +200,9 @@ export class Board {
       runtime: this.#runtime,
       bus: this.bus,
       analyser: this.analyser,
-      smmu: description.iommu === undefined ? undefined : this.smmus.get(description.iommu),
-      msiController: (fn) => this.msiControllerOf(fn),
+      smmus: this.smmus,
+      captures: this.#captures(description),
+      msiControllers: this.msiControllers,
     });
     this.hostBridges.push(bridge);
   }
@@ -209,14 +214,37 @@ export class Board {
       ({ description: d }) => d.segment === segment && d.firstBus <= bus && bus <= d.lastBus,
     );
     if (bridge === undefined) throw new RangeError(`${description.bdf} is below no host bridge`);
-    const fn = new PciFunction(this.#runtime, description, barsOf(description), bridge);
+    const type = functionType(description, bus === bridge.description.firstBus);
+    const slot = description.bdf.slice(0, -1);
+    const isMultifunction = this.description.functions.some((f) => f !== description && f.bdf.startsWith(slot));
+    const fn = new PciFunction(this.#runtime, description, barsOf(description), bridge, { type, isMultifunction });
     bridge.functions.push(fn);
     this.functions.set(fn.bdf, fn);
     if (description.model === 'dma-engine') {
       fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
       fn.model = new DmaEngine(this.#runtime, fn);
     }
-    for (const frame of fn.frames()) this.bus.attach(frame);
-    if (fn.isPresent) bridge.assignBars(fn);
+    for (const frame of fn.frames((bar) => bridge.fabric.isReachable(fn, bar))) this.bus.attach(frame);
+  }
+
+  #linkVirtualFunction(fn: PciFunction): void {
+    const { physfn } = fn.description;
+    if (physfn === undefined) return;
+    const pf = this.functions.get(physfn);
+    if (pf === undefined) throw new RangeError(`${fn.bdf}: there is no physical function ${physfn}`);
+    pf.virtualFunctions.push(fn);
+    if (pf.description.config === undefined) fn.isPresent = false;
+  }
+
+  /** Doorbells inside a root complex that its functions use. */
+  #captures({ msi, msiMap }: HostDescription['hostBridges'][number]): Capture[] {
+    const names = [msi, ...(msiMap ?? []).map((entry) => entry.target)];
+    return this.description.msiControllers
+      .filter((controller) => controller.kind === 'in-rc' && names.includes(controller.name))
+      .map(({ name, base, sizeBytes }) => ({
+        name,
+        start: Number(base),
+        last: Number(base) + (sizeBytes ?? IN_RC_FRAME_BYTES) - 1,
+      }));
   }
 }

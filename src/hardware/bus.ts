@@ -41,6 +41,37 @@ function accessWidth(offset: number, left: number): number {
   return left >= 2 && offset % 2 === 0 ? 2 : 1;
 }
 
+/** Reads registers from `offset` on, in the widest aligned accesses. */
+export function readFrame(
+  lengthBytes: number,
+  offset: number,
+  read: (offset: number, sizeBytes: number) => number,
+): Uint8Array {
+  const out = new Uint8Array(lengthBytes);
+  for (let at = 0; at < lengthBytes;) {
+    const width = accessWidth(offset + at, lengthBytes - at);
+    const value = read(offset + at, width);
+    for (let i = 0; i < width; i++) out[at + i] = (value >>> (8 * i)) & 0xff;
+    at += width;
+  }
+  return out;
+}
+
+/** Writes registers from `offset` on, in the widest aligned accesses. */
+export function writeFrame(
+  bytes: Uint8Array,
+  offset: number,
+  write: (offset: number, sizeBytes: number, value: number) => void,
+): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  for (let at = 0; at < bytes.length;) {
+    const width = accessWidth(offset + at, bytes.length - at);
+    const value = width === 4 ? view.getUint32(at, true) : width === 2 ? view.getUint16(at, true) : view.getUint8(at);
+    write(offset + at, width, value);
+    at += width;
+  }
+}
+
 /** The decode of one board. */
 export class SystemBus {
   readonly memory: PhysicalMemory;
@@ -73,15 +104,8 @@ export class SystemBus {
     if (bytes !== undefined) return { end: RAM, bytes };
     const frame = this.#frameAt(pa, lengthBytes);
     if (frame === undefined) return { end: NOWHERE };
-    const out = new Uint8Array(lengthBytes);
-    for (let at = 0; at < lengthBytes;) {
-      const offset = pa - (frame.base() ?? 0) + at;
-      const width = accessWidth(offset, lengthBytes - at);
-      const value = frame.read(offset, width);
-      for (let i = 0; i < width; i++) out[at + i] = (value >>> (8 * i)) & 0xff;
-      at += width;
-    }
-    return { end: endOf(frame), bytes: out };
+    const bytesRead = readFrame(lengthBytes, pa - (frame.base() ?? 0), (at, width) => frame.read(at, width));
+    return { end: endOf(frame), bytes: bytesRead };
   }
 
   /** Writes for a device; the range lies in one 4 KiB page. */
@@ -89,14 +113,7 @@ export class SystemBus {
     if (this.memory.write(pa, bytes)) return RAM;
     const frame = this.#frameAt(pa, bytes.length);
     if (frame === undefined) return NOWHERE;
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-    for (let at = 0; at < bytes.length;) {
-      const offset = pa - (frame.base() ?? 0) + at;
-      const width = accessWidth(offset, bytes.length - at);
-      const value = width === 4 ? view.getUint32(at, true) : width === 2 ? view.getUint16(at, true) : view.getUint8(at);
-      frame.write(offset, width, value, origin);
-      at += width;
-    }
+    writeFrame(bytes, pa - (frame.base() ?? 0), (at, width, value) => frame.write(at, width, value, origin));
     return endOf(frame);
   }
 

@@ -17,15 +17,27 @@ export type ReservedRegionType = 'direct' | 'direct-relaxable' | 'reserved' | 'm
 /** A region that firmware or a driver reserves for some devices. */
 export interface ReservedRegionDescription extends AddressRange {
   readonly type: ReservedRegionType;
+  /** `rmrr`: a `direct` region that Linux relaxes for USB and graphics functions (ACPI DMAR). */
+  readonly table?: 'rmrr';
   /** Who wants it, for reports: `its@c6000000`, `RMRR of 00:1f.2`, `HyperTransport`. */
   readonly owner: string;
   /** BDFs it applies to; all devices when not given. */
   readonly devices?: readonly string[];
 }
 
-/** One SMMUv3 (or, until their boards exist, a stand-in for another IOMMU with its address width). */
+/**
+ * Which IOMMU the kernel finds. It decides the kernel's driver: when devices get their groups, which regions it reserves. DMA
+ * is translated by an SMMUv3 whatever the kind, with the address width given, until the other kinds have boards of their own.
+ */
+export type IommuKind = 'arm-smmu-v3' | 'arm-smmu' | 'intel-vtd' | 'amd-vi' | 'virtio-iommu';
+
+/** One IOMMU. */
 export interface SmmuDescription {
   readonly name: string;
+  /** `arm-smmu-v3` when not given. */
+  readonly kind?: IommuKind;
+  /** AMD-Vi: the IOMMU leaves the HyperTransport hole to DMA (EFR2.HTRangeIgnore). */
+  readonly ignoresHtRange?: boolean;
   readonly base: bigint;
   readonly stage1: boolean;
   readonly stage2: boolean;
@@ -39,6 +51,10 @@ export interface SmmuDescription {
   /** Width of StreamIDs (IDR1.SIDSIZE). */
   readonly streamIdBits: number;
   readonly rangeInvalidation: boolean;
+  /** VT-d caching mode, AMD-Vi NpCache: a virtual IOMMU that must be told of every mapping; its kernel does not defer flushes. */
+  readonly cachesNotPresent?: boolean;
+  /** virtio-iommu: what it tells about its endpoints (PROBE, RESV_MEM). */
+  readonly probedRegions?: readonly ReservedRegionDescription[];
   /** The driver's IOVA window for doorbells (MSI_IOVA_BASE/LENGTH); absent where doorbells need no mapping. */
   readonly softwareMsi?: AddressRange;
 }
@@ -46,9 +62,11 @@ export interface SmmuDescription {
 /** Something that turns a write into an interrupt. */
 export interface MsiControllerDescription {
   readonly name: string;
-  readonly kind: 'its' | 'gicv2m' | 'x86';
+  readonly kind: 'its' | 'gicv2m' | 'x86' | 'in-rc';
   /** ITS: base of the ITS frame (GITS_TRANSLATER at +0x10040). GICv2m: base of the frame (SETSPI_NS at +0x40). x86: 0xfee00000. */
   readonly base: bigint;
+  /** `in-rc`: bytes of the frame inside the root complex; 4096 when not given. */
+  readonly sizeBytes?: number;
   /** True where the doorbell is decoded before the IOMMU (HiSilicon hip06/07 ITS, x86). */
   readonly bypassesIommu: boolean;
   /** Interrupt remapping or ITS DeviceIDs: IRQ_DOMAIN_FLAG_ISOLATED_MSI. */
@@ -62,6 +80,15 @@ export interface BridgeWindow extends AddressRange {
   readonly prefetchable: boolean;
 }
 
+/** Requester IDs to the IDs an IOMMU or an interrupt controller sees (`iommu-map`, `msi-map`, IORT ID mappings). */
+export interface IdMapping {
+  readonly firstRequesterId: number;
+  readonly count: number;
+  /** Name of the IOMMU or the MSI controller. */
+  readonly target: string;
+  readonly firstId: number;
+}
+
 /** A PCIe host bridge (root complex). */
 export interface HostBridgeDescription {
   readonly name: string;
@@ -73,8 +100,66 @@ export interface HostBridgeDescription {
   /** IOMMU behind which the bridge's devices sit; absent: DMA is not translated. */
   readonly iommu?: string;
   readonly msi?: string;
-  /** StreamID = streamIdBase + requester ID. */
+  /** StreamID = streamIdBase + requester ID, where there is no `iommuMap`. */
   readonly streamIdBase: number;
+  /** Instead of `iommu` and `streamIdBase`; requester IDs in no mapping are not translated. */
+  readonly iommuMap?: readonly IdMapping[];
+  /** Instead of `msi`, with the DeviceIDs the controller sees. */
+  readonly msiMap?: readonly IdMapping[];
+  /** Bits of the requester ID that leave the root complex (`iommu-map-mask`); 0: all functions look alike (Juno). */
+  readonly requesterIdMask?: number;
+  /** `dma-ranges`: bus addresses that leave the root complex upwards, `cpuStart` where the first one comes out. All when not given. */
+  readonly inbound?: readonly InboundWindow[];
+  /** Bus addresses at which the root complex aborts whatever comes from below. */
+  readonly abortRanges?: readonly AddressRange[];
+  /** Whether requests from below to another root port or to a function of the root bus are routed there. True when not given. */
+  readonly peerToPeer?: boolean;
+}
+
+/** Bus addresses that reach memory, and the CPU address of the first. */
+export interface InboundWindow extends AddressRange {
+  readonly cpuStart: bigint;
+}
+
+/** What a function is on the fabric: a PCI Express device/port type (PCIe 5.0 7.5.3.2), or conventional PCI. */
+export type FunctionType =
+  | 'endpoint'
+  | 'rc-integrated-endpoint'
+  | 'root-port'
+  | 'upstream-port'
+  | 'downstream-port'
+  | 'pcie-to-pci-bridge'
+  | 'conventional'
+  | 'conventional-bridge';
+
+/** Access Control Services a function implements (PCIe 5.0 7.7.8.2). */
+export type AcsFlag = 'SV' | 'TB' | 'RR' | 'CR' | 'UF' | 'EC' | 'DT';
+
+/** What a bridge leads to. Windows are chosen by firmware where they are not given. */
+export interface BridgeDescription {
+  readonly secondaryBus: number;
+  readonly subordinateBus: number;
+  /** Non-prefetchable window, 1 MiB granules below 4 GiB. */
+  readonly memory?: AddressRange;
+  /** Prefetchable window, 1 MiB granules. */
+  readonly prefetchable?: AddressRange;
+}
+
+/** A slot of a root or downstream port. */
+export interface SlotDescription {
+  readonly number: number;
+  /** Slot Capabilities HPS: a card may leave without a word. */
+  readonly surprise: boolean;
+}
+
+/** A physical function's virtual functions (PCIe 5.0 9.3.3). */
+export interface SriovDescription {
+  readonly totalVfs: number;
+  /** VFs enabled by the driver at boot (`sriov_numvfs`). */
+  readonly numVfs: number;
+  readonly offset: number;
+  readonly stride: number;
+  readonly deviceId: number;
 }
 
 /** A PCI function present at power-on, or one that can be plugged. */
@@ -82,6 +167,18 @@ export interface PciFunctionDescription {
   /** `0000:7d:00.1` */
   readonly bdf: string;
   readonly model: 'dma-engine' | 'nic' | 'generic' | 'bridge';
+  /** By its place when not given: on a root bus a root port or an integrated endpoint, else a downstream port or an endpoint. */
+  readonly type?: FunctionType;
+  readonly bridge?: BridgeDescription;
+  readonly slot?: SlotDescription;
+  /** ACS capability: `none`, or what it implements. Root and downstream ports have all but EC, others one without peer-to-peer. */
+  readonly acs?: 'none' | readonly AcsFlag[];
+  /** A function of this device decodes requests to its siblings' BARs itself, without ACS redirection. */
+  readonly internalPeerToPeer?: boolean;
+  readonly ats?: boolean;
+  readonly sriov?: SriovDescription;
+  /** The physical function of a virtual one. */
+  readonly physfn?: string;
   readonly vendor: number;
   readonly device: number;
   /** 24-bit class code. */
@@ -119,10 +216,10 @@ export interface HostDescription {
   readonly hostBridges: readonly HostBridgeDescription[];
   readonly functions: readonly PciFunctionDescription[];
   readonly reservedRegions: readonly ReservedRegionDescription[];
-  /** IOMMU groups as lists of BDFs, where they are known from outside; a function in no list has a group of its own. */
-  readonly groups?: readonly (readonly string[])[];
-  /** Type of the groups' default domains (`iommu.passthrough`, `iommu.strict`); `DMA` when not given. */
-  readonly defaultDomain?: 'DMA' | 'DMA-FQ' | 'identity';
+  /** How the machine describes itself to its kernel: decides when ACS is asked for. ACPI on x86, else device tree, when not given. */
+  readonly firmware?: 'acpi' | 'device-tree';
+  /** /proc/cmdline: `iommu.passthrough=1`, `iommu.strict=0`, `pci=disable_acs_redir=…`, `intremap=off`, … */
+  readonly commandLine?: string;
   /** vfio_iommu_type1/iommufd `allow_unsafe_interrupts`. */
   readonly allowUnsafeInterrupts: boolean;
   /**

@@ -7,12 +7,18 @@ export interface Device {
   /** `0000:7d:00.1` */
   readonly name: string;
   readonly function: PciFunction;
-  /** What the IOMMU sees of its transactions. */
-  readonly streamId: number;
+  /** The bridge above; undefined on a root bus. */
+  readonly parent: Device | undefined;
+  /** Other functions may be in its slot. False for virtual functions. */
+  readonly isMultifunction: boolean;
+  /** What the IOMMU sees of its transactions, its own ID first, then those of bridges that alias it. */
+  readonly streamIds: readonly number[];
   /** Name of the IOMMU in front of it; undefined where DMA is not translated. */
   readonly iommu: string | undefined;
   /** Name of the controller its MSIs go to. */
   readonly msiController: string | undefined;
+  /** What the controller sees of its messages. */
+  readonly msiDeviceId: number;
   driver: string | undefined;
   /** Text of `driver_override`. */
   driverOverride: string | undefined;

@@ -91,25 +91,25 @@ class ItsDomain implements IrqDomain {
       this.#tables.set(device, table);
       yield* this.#issue({
         OP: ITS_OP.MAPD,
-        DeviceID: device.streamId,
+        DeviceID: device.msiDeviceId,
         Size: EVENT_BITS - 1,
         ITT_address: table.address / 256,
         Valid: 1,
       });
     }
-    yield* this.#issue({ OP: ITS_OP.MAPTI, DeviceID: device.streamId, EventID: event, pINTID: intid, ICID: 0 });
+    yield* this.#issue({ OP: ITS_OP.MAPTI, DeviceID: device.msiDeviceId, EventID: event, pINTID: intid, ICID: 0 });
     return event;
   }
 
   *unmap(device: Device, event: number): Task<void> {
-    yield* this.#issue({ OP: ITS_OP.DISCARD, DeviceID: device.streamId, EventID: event });
+    yield* this.#issue({ OP: ITS_OP.DISCARD, DeviceID: device.msiDeviceId, EventID: event });
   }
 
   /** Unmaps a device that goes away. */
   *forget(device: Device): Task<void> {
     const table = this.#tables.get(device);
     if (table === undefined) return;
-    yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID: device.streamId, Valid: 0 });
+    yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID: device.msiDeviceId, Valid: 0 });
     this.#tables.delete(device);
     table.free();
   }

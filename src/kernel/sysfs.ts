@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommu.c (reserved_regions, type), drivers/pci/pci-sysfs.c, Documentation/ABI/testing/
  * sysfs-bus-pci, sysfs-kernel-iommu_groups; domain.md B1, IF-1, IF-2.
  */
-import { CONFIG_BYTES } from '../hardware/pcie/function.js';
+import { CONFIG_BYTES } from '../uapi/pci-regs.js';
 import type { Task } from '../runtime/task.js';
 import { EINVAL, EIO, ENODEV } from '../uapi/errno.js';
 import type { Device } from './device.js';

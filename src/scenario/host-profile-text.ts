@@ -1,6 +1,14 @@
 /** Host descriptions as profile files: the way back of hosts.ts, for `host import`. */
 import { stringify } from 'yaml';
-import type { AddressRange, HostDescription, PciFunctionDescription } from '../hardware/description.js';
+import type {
+  AddressRange,
+  HostBridgeDescription,
+  HostDescription,
+  IdMapping,
+  PciFunctionDescription,
+  ReservedRegionDescription,
+  SmmuDescription,
+} from '../hardware/description.js';
 import { hexText, sizeText } from './units.js';
 
 /** Addresses are written as hexadecimal integers: a string here, unquoted in the text. */
@@ -10,26 +18,104 @@ function range(value: AddressRange): object {
   return { start: hexText(value.start), last: hexText(value.last) };
 }
 
+function hex(value: number, digits: number): string {
+  return `0x${value.toString(16).padStart(digits, '0')}`;
+}
+
 function pciFunction(fn: PciFunctionDescription): object {
+  const { bridge, sriov, bars } = fn;
   return {
     bdf: fn.bdf,
     model: fn.model,
-    vendor: `0x${fn.vendor.toString(16).padStart(4, '0')}`,
-    device: `0x${fn.device.toString(16).padStart(4, '0')}`,
-    class: `0x${fn.classCode.toString(16).padStart(6, '0')}`,
-    ...(fn.driver === undefined ? {} : { driver: fn.driver }),
-    ...(fn.msi === undefined ? {} : { msi: fn.msi }),
-    ...(fn.absent === undefined ? {} : { absent: fn.absent }),
-    ...(fn.bars === undefined || fn.bars.length === 0
-      ? {}
-      : {
-          bars: fn.bars.map((bar) => ({
+    vendor: hex(fn.vendor, 4),
+    device: hex(fn.device, 4),
+    class: hex(fn.classCode, 6),
+    driver: fn.driver,
+    msi: fn.msi,
+    absent: fn.absent,
+    type: fn.type,
+    bridge: bridge && {
+      buses: [bridge.secondaryBus, bridge.subordinateBus],
+      memory: bridge.memory && range(bridge.memory),
+      prefetchable: bridge.prefetchable && range(bridge.prefetchable),
+    },
+    slot: fn.slot,
+    acs: fn.acs,
+    'internal-peer-to-peer': fn.internalPeerToPeer,
+    ats: fn.ats,
+    sriov: sriov && {
+      total: sriov.totalVfs,
+      enabled: sriov.numVfs,
+      offset: sriov.offset,
+      stride: sriov.stride,
+      device: sriov.deviceId,
+    },
+    physfn: fn.physfn,
+    bars:
+      bars === undefined || bars.length === 0
+        ? undefined
+        : bars.map((bar) => ({
             index: bar.index,
             size: sizeText(BigInt(bar.sizeBytes)),
             is64: bar.is64,
-            ...(bar.start === undefined ? {} : { start: hexText(bar.start) }),
+            start: bar.start === undefined ? undefined : hexText(bar.start),
           })),
-        }),
+  };
+}
+
+function region(value: ReservedRegionDescription): object {
+  return { ...range(value), type: value.type, table: value.table, owner: value.owner, devices: value.devices };
+}
+
+function iommu(smmu: SmmuDescription): object {
+  return {
+    name: smmu.name,
+    kind: smmu.kind,
+    base: hexText(smmu.base),
+    stage1: smmu.stage1,
+    stage2: smmu.stage2,
+    'input-bits': smmu.inputBits,
+    'output-bits': smmu.outputBits,
+    httu: smmu.httu,
+    granules: smmu.granules,
+    'stream-id-bits': smmu.streamIdBits,
+    'range-invalidation': smmu.rangeInvalidation,
+    'caches-not-present': smmu.cachesNotPresent,
+    'ignores-ht-range': smmu.ignoresHtRange,
+    'probed-regions': smmu.probedRegions?.map(region),
+    'software-msi': smmu.softwareMsi && range(smmu.softwareMsi),
+  };
+}
+
+function idMap(entries: readonly IdMapping[] | undefined): object[] | undefined {
+  return entries?.map((entry) => ({
+    first: hex(entry.firstRequesterId, 4),
+    count: hex(entry.count, 1),
+    target: entry.target,
+    id: hex(entry.firstId, 4),
+  }));
+}
+
+function hostBridge(bridge: HostBridgeDescription): object {
+  return {
+    name: bridge.name,
+    segment: bridge.segment,
+    buses: [bridge.firstBus, bridge.lastBus],
+    ecam: bridge.ecam && range(bridge.ecam),
+    windows: bridge.windows.map((window) => ({
+      ...range(window),
+      'cpu-start': window.cpuStart === window.start ? undefined : hexText(window.cpuStart),
+      prefetchable: window.prefetchable,
+    })),
+    iommu: bridge.iommu,
+    msi: bridge.msi,
+    'stream-id-base': bridge.streamIdBase,
+    'iommu-map': idMap(bridge.iommuMap),
+    'msi-map': idMap(bridge.msiMap),
+    'requester-id-mask': bridge.requesterIdMask,
+    'dma-ranges': bridge.inbound?.map((w) => ({ ...range(w), 'cpu-start': hexText(w.cpuStart) })),
+    'abort-ranges': bridge.abortRanges?.map(range),
+    'peer-to-peer': bridge.peerToPeer,
   };
 }
 
@@ -40,53 +126,25 @@ export function hostProfileText(host: HostDescription): string {
     sources: host.sources,
     arch: host.arch,
     kernel: host.kernelRelease,
+    firmware: host.firmware,
+    'command-line': host.commandLine,
     'page-size': host.pageShift === 12 ? '4 KiB' : '64 KiB',
     memory: host.memory.map(range),
-    iommus: host.iommus.map((smmu) => ({
-      name: smmu.name,
-      base: hexText(smmu.base),
-      stage1: smmu.stage1,
-      stage2: smmu.stage2,
-      'input-bits': smmu.inputBits,
-      'output-bits': smmu.outputBits,
-      httu: smmu.httu,
-      granules: smmu.granules,
-      'stream-id-bits': smmu.streamIdBits,
-      'range-invalidation': smmu.rangeInvalidation,
-      ...(smmu.softwareMsi === undefined ? {} : { 'software-msi': range(smmu.softwareMsi) }),
-    })),
+    iommus: host.iommus.map(iommu),
     'msi-controllers': host.msiControllers.map((msi) => ({
       name: msi.name,
       kind: msi.kind,
       base: hexText(msi.base),
+      size: msi.sizeBytes === undefined ? undefined : sizeText(BigInt(msi.sizeBytes)),
       'bypasses-iommu': msi.bypassesIommu,
       isolated: msi.isolated,
     })),
-    'host-bridges': host.hostBridges.map((bridge) => ({
-      name: bridge.name,
-      segment: bridge.segment,
-      buses: [bridge.firstBus, bridge.lastBus],
-      ...(bridge.ecam === undefined ? {} : { ecam: range(bridge.ecam) }),
-      windows: bridge.windows.map((window) => ({
-        ...range(window),
-        ...(window.cpuStart === window.start ? {} : { 'cpu-start': hexText(window.cpuStart) }),
-        prefetchable: window.prefetchable,
-      })),
-      ...(bridge.iommu === undefined ? {} : { iommu: bridge.iommu }),
-      ...(bridge.msi === undefined ? {} : { msi: bridge.msi }),
-      'stream-id-base': bridge.streamIdBase,
-    })),
+    'host-bridges': host.hostBridges.map(hostBridge),
     functions: host.functions.map(pciFunction),
-    'reserved-regions': host.reservedRegions.map((region) => ({
-      ...range(region),
-      type: region.type,
-      owner: region.owner,
-      ...(region.devices === undefined ? {} : { devices: region.devices }),
-    })),
-    ...(host.groups === undefined ? {} : { groups: host.groups.filter((group) => group.length > 0) }),
-    ...(host.defaultDomain === undefined ? {} : { 'default-domain': host.defaultDomain }),
+    'reserved-regions': host.reservedRegions.map(region),
     'allow-unsafe-interrupts': host.allowUnsafeInterrupts,
-    ...(host.allowMixedMsi === undefined ? {} : { 'allow-mixed-msi': host.allowMixedMsi }),
+    'allow-mixed-msi': host.allowMixedMsi,
   };
-  return stringify(profile, { defaultStringType: 'QUOTE_DOUBLE', defaultKeyType: 'PLAIN' }).replace(HEX, '$1');
+  const text = stringify(profile, { defaultStringType: 'QUOTE_DOUBLE', defaultKeyType: 'PLAIN', keepUndefined: false });
+  return text.replace(HEX, '$1');
 }

@@ -13,8 +13,8 @@ import type {
   AddressRange,
   BridgeWindow,
   HostDescription,
+  IdMapping,
   PciFunctionDescription,
-  ReservedRegionDescription,
 } from '../hardware/description.js';
 import { address, bdf, count, findOverlap, range, size } from './fields.js';
 import { snapshotToHost } from './snapshot.js';
@@ -41,12 +41,17 @@ const iommu = z.strictObject({
   'stream-id-bits': count(8, 32).default(16),
   'range-invalidation': z.boolean().default(false),
   'software-msi': range.optional(),
+  kind: z.enum(['arm-smmu-v3', 'arm-smmu', 'intel-vtd', 'amd-vi', 'virtio-iommu']).optional(),
+  'caches-not-present': z.boolean().optional(),
+  'ignores-ht-range': z.boolean().optional(),
+  'probed-regions': z.array(z.lazy(() => reservedRegion)).optional(),
 });
 
 const msiController = z.strictObject({
   name: identifier,
-  kind: z.enum(['its', 'gicv2m', 'x86']),
+  kind: z.enum(['its', 'gicv2m', 'x86', 'in-rc']),
   base: address,
+  size: size.optional(),
   'bypasses-iommu': z.boolean().default(false),
   isolated: z.boolean().default(true),
 });
@@ -60,21 +65,50 @@ const bridgeWindow = z
   })
   .refine((window) => window.start <= window.last, 'window is reversed');
 
+/** Requester IDs from `first` on, `count` of them, are `id` and on at `target`. */
+const idMapping = z.strictObject({
+  first: count(0, 0xffff),
+  count: count(1, 0x1_0000),
+  target: identifier,
+  id: count(0, 0xffff_ffff),
+});
+
+const inboundWindow = z
+  .strictObject({ start: address, last: address, 'cpu-start': address.optional() })
+  .refine((window) => window.start <= window.last, 'window is reversed');
+
+const busNumbers = z
+  .tuple([count(0, 255), count(0, 255)])
+  .refine(([first, last]) => first <= last, 'bus numbers are reversed');
+
 const hostBridge = z.strictObject({
   name: identifier,
   segment: count(0, 0xffff).default(0),
-  buses: z
-    .tuple([count(0, 255), count(0, 255)])
-    .refine(([first, last]) => first <= last, 'bus numbers are reversed')
-    .default([0, 255]),
+  buses: busNumbers.default([0, 255]),
   ecam: range.optional(),
   windows: z.array(bridgeWindow).default([]),
   iommu: identifier.optional(),
   msi: identifier.optional(),
   'stream-id-base': count(0, 0xffff_ffff).default(0),
+  'iommu-map': z.array(idMapping).optional(),
+  'msi-map': z.array(idMapping).optional(),
+  'requester-id-mask': count(0, 0xffff).optional(),
+  'dma-ranges': z.array(inboundWindow).min(1).optional(),
+  'abort-ranges': z.array(range).optional(),
+  'peer-to-peer': z.boolean().optional(),
 });
 
 const bar = z.strictObject({ index: count(0, 5), size, is64: z.boolean().default(false), start: address.optional() });
+
+const bridge = z.strictObject({ buses: busNumbers, memory: range.optional(), prefetchable: range.optional() });
+const slot = z.strictObject({ number: count(0, 8191), surprise: z.boolean().default(false) });
+const sriov = z.strictObject({
+  total: count(1, 256),
+  enabled: count(0, 256).default(0),
+  offset: count(0, 0xffff),
+  stride: count(0, 0xffff),
+  device: count(0, 0xffff),
+});
 
 /** A PCI function as profiles and the `devices` of a scenario's host give it. */
 export const pciFunction = z.strictObject({
@@ -87,6 +121,25 @@ export const pciFunction = z.strictObject({
   bars: z.array(bar).max(6).optional(),
   msi: identifier.optional(),
   absent: z.boolean().optional(),
+  type: z
+    .enum([
+      'endpoint',
+      'rc-integrated-endpoint',
+      'root-port',
+      'upstream-port',
+      'downstream-port',
+      'pcie-to-pci-bridge',
+      'conventional',
+      'conventional-bridge',
+    ])
+    .optional(),
+  bridge: bridge.optional(),
+  slot: slot.optional(),
+  acs: z.union([z.literal('none'), z.array(z.enum(['SV', 'TB', 'RR', 'CR', 'UF', 'EC', 'DT']))]).optional(),
+  'internal-peer-to-peer': z.boolean().optional(),
+  ats: z.boolean().optional(),
+  sriov: sriov.optional(),
+  physfn: bdf.optional(),
 });
 
 const reservedRegion = z
@@ -94,7 +147,8 @@ const reservedRegion = z
     start: address,
     last: address,
     type: z.enum(['direct', 'direct-relaxable', 'reserved', 'msi', 'software-msi']),
-    owner: z.string().min(1).max(80),
+    owner: z.string().min(1).max(200),
+    table: z.literal('rmrr').optional(),
     devices: z.array(bdf).optional(),
   })
   .refine((region) => region.start <= region.last, 'region is reversed');
@@ -115,37 +169,64 @@ export const hostProfile = z.strictObject({
   'host-bridges': z.array(hostBridge).default([]),
   functions: z.array(pciFunction).default([]),
   'reserved-regions': z.array(reservedRegion).default([]),
-  groups: z.array(z.array(bdf).min(1)).optional(),
-  /** Type of the groups' default domains. */
-  'default-domain': z.enum(['DMA', 'DMA-FQ', 'identity']).optional(),
+  firmware: z.enum(['acpi', 'device-tree']).optional(),
+  'command-line': z.string().optional(),
   'allow-unsafe-interrupts': z.boolean().default(false),
   'allow-mixed-msi': z.boolean().default(false),
 });
 
 type HostProfile = z.output<typeof hostProfile>;
 
+/** The value's own keys, without those that are undefined. */
+function given<T extends object>(values: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  const present = Object.entries(values).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(present) as { [K in keyof T]: Exclude<T[K], undefined> };
+}
+
 /** A function of a profile as the board wants it. */
-export function functionDescription(given: z.output<typeof pciFunction>): PciFunctionDescription {
-  return {
-    bdf: given.bdf,
-    model: given.model,
-    vendor: given.vendor,
-    device: given.device,
-    classCode: given.class,
-    ...(given.driver === undefined ? {} : { driver: given.driver }),
-    ...(given.msi === undefined ? {} : { msi: given.msi }),
-    ...(given.absent === undefined ? {} : { absent: given.absent }),
-    ...(given.bars === undefined
-      ? {}
-      : {
-          bars: given.bars.map((b) => ({
-            index: b.index,
-            sizeBytes: Number(b.size),
-            is64: b.is64,
-            ...(b.start === undefined ? {} : { start: b.start }),
-          })),
-        }),
-  };
+export function functionDescription(fn: z.output<typeof pciFunction>): PciFunctionDescription {
+  const { bars, bridge: leadsTo, sriov: virtual } = fn;
+  return given({
+    bdf: fn.bdf,
+    model: fn.model,
+    vendor: fn.vendor,
+    device: fn.device,
+    classCode: fn.class,
+    driver: fn.driver,
+    msi: fn.msi,
+    absent: fn.absent,
+    type: fn.type,
+    slot: fn.slot,
+    acs: fn.acs,
+    internalPeerToPeer: fn['internal-peer-to-peer'],
+    ats: fn.ats,
+    physfn: fn.physfn,
+    bridge:
+      leadsTo &&
+      given({
+        secondaryBus: leadsTo.buses[0],
+        subordinateBus: leadsTo.buses[1],
+        memory: leadsTo.memory,
+        prefetchable: leadsTo.prefetchable,
+      }),
+    sriov: virtual && {
+      totalVfs: virtual.total,
+      numVfs: virtual.enabled,
+      offset: virtual.offset,
+      stride: virtual.stride,
+      deviceId: virtual.device,
+    },
+    bars: bars?.map((b) => given({ index: b.index, sizeBytes: Number(b.size), is64: b.is64, start: b.start })),
+  });
+}
+
+function idMappings(entries: readonly z.output<typeof idMapping>[] | undefined): IdMapping[] | undefined {
+  return entries?.map((entry) => ({
+    firstRequesterId: entry.first,
+    count: entry.count,
+    target: entry.target,
+    firstId: entry.id,
+  }));
 }
 
 function windowDescription(window: z.output<typeof bridgeWindow>): BridgeWindow {
@@ -157,58 +238,74 @@ function windowDescription(window: z.output<typeof bridgeWindow>): BridgeWindow 
   };
 }
 
-function regionDescription(region: z.output<typeof reservedRegion>): ReservedRegionDescription {
-  const { devices, ...rest } = region;
-  return devices === undefined ? rest : { ...rest, devices };
-}
-
-function describeHost(name: string, given: HostProfile): HostDescription {
-  return {
+function describeHost(name: string, profile: HostProfile): HostDescription {
+  return given({
     name,
-    title: given.title,
-    sources: given.sources,
-    arch: given.arch,
-    kernelRelease: given.kernel,
-    pageShift: given['page-size'] === '4 KiB' ? 12 : 16,
-    memory: given.memory,
-    iommus: given.iommus.map((smmu) => ({
-      name: smmu.name,
-      base: smmu.base,
-      stage1: smmu.stage1,
-      stage2: smmu.stage2,
-      inputBits: smmu['input-bits'],
-      outputBits: Number(smmu['output-bits']),
-      httu: smmu.httu,
-      granules: smmu.granules,
-      streamIdBits: smmu['stream-id-bits'],
-      rangeInvalidation: smmu['range-invalidation'],
-      ...(smmu['software-msi'] === undefined ? {} : { softwareMsi: smmu['software-msi'] }),
-    })),
-    msiControllers: given['msi-controllers'].map((msi) => ({
-      name: msi.name,
-      kind: msi.kind,
-      base: msi.base,
-      bypassesIommu: msi['bypasses-iommu'],
-      isolated: msi.isolated,
-    })),
-    hostBridges: given['host-bridges'].map((bridge) => ({
-      name: bridge.name,
-      segment: bridge.segment,
-      firstBus: bridge.buses[0],
-      lastBus: bridge.buses[1],
-      windows: bridge.windows.map(windowDescription),
-      streamIdBase: bridge['stream-id-base'],
-      ...(bridge.ecam === undefined ? {} : { ecam: bridge.ecam }),
-      ...(bridge.iommu === undefined ? {} : { iommu: bridge.iommu }),
-      ...(bridge.msi === undefined ? {} : { msi: bridge.msi }),
-    })),
-    functions: given.functions.map(functionDescription),
-    reservedRegions: given['reserved-regions'].map(regionDescription),
-    ...(given.groups === undefined ? {} : { groups: given.groups }),
-    ...(given['default-domain'] === undefined ? {} : { defaultDomain: given['default-domain'] }),
-    allowUnsafeInterrupts: given['allow-unsafe-interrupts'],
-    allowMixedMsi: given['allow-mixed-msi'],
-  };
+    title: profile.title,
+    sources: profile.sources,
+    arch: profile.arch,
+    kernelRelease: profile.kernel,
+    firmware: profile.firmware,
+    commandLine: profile['command-line'],
+    pageShift: profile['page-size'] === '4 KiB' ? (12 as const) : (16 as const),
+    memory: profile.memory,
+    iommus: profile.iommus.map((smmu) =>
+      given({
+        name: smmu.name,
+        kind: smmu.kind,
+        base: smmu.base,
+        stage1: smmu.stage1,
+        stage2: smmu.stage2,
+        inputBits: smmu['input-bits'],
+        outputBits: Number(smmu['output-bits']),
+        httu: smmu.httu,
+        granules: smmu.granules,
+        streamIdBits: smmu['stream-id-bits'],
+        rangeInvalidation: smmu['range-invalidation'],
+        cachesNotPresent: smmu['caches-not-present'],
+        ignoresHtRange: smmu['ignores-ht-range'],
+        probedRegions: smmu['probed-regions']?.map(given),
+        softwareMsi: smmu['software-msi'],
+      }),
+    ),
+    msiControllers: profile['msi-controllers'].map((msi) =>
+      given({
+        name: msi.name,
+        kind: msi.kind,
+        base: msi.base,
+        sizeBytes: msi.size === undefined ? undefined : Number(msi.size),
+        bypassesIommu: msi['bypasses-iommu'],
+        isolated: msi.isolated,
+      }),
+    ),
+    hostBridges: profile['host-bridges'].map((host) =>
+      given({
+        name: host.name,
+        segment: host.segment,
+        firstBus: host.buses[0],
+        lastBus: host.buses[1],
+        ecam: host.ecam,
+        windows: host.windows.map(windowDescription),
+        iommu: host.iommu,
+        msi: host.msi,
+        streamIdBase: host['stream-id-base'],
+        iommuMap: idMappings(host['iommu-map']),
+        msiMap: idMappings(host['msi-map']),
+        requesterIdMask: host['requester-id-mask'],
+        inbound: host['dma-ranges']?.map(({ start, last, 'cpu-start': cpuStart = start }) => ({
+          start,
+          last,
+          cpuStart,
+        })),
+        abortRanges: host['abort-ranges'],
+        peerToPeer: host['peer-to-peer'],
+      }),
+    ),
+    functions: profile.functions.map(functionDescription),
+    reservedRegions: profile['reserved-regions'].map(given),
+    allowUnsafeInterrupts: profile['allow-unsafe-interrupts'],
+    allowMixedMsi: profile['allow-mixed-msi'],
+  });
 }
 
 interface Flaw {
@@ -237,6 +334,12 @@ export function hostFlaws(host: HostDescription): Flaw[] {
       flaws.push({ path: [...path, 'iommu'], message: `no iommu ${bridge.iommu}` });
     if (bridge.msi !== undefined && !msis.has(bridge.msi))
       flaws.push({ path: [...path, 'msi'], message: `no msi-controller ${bridge.msi}` });
+    bridge.iommuMap?.forEach(({ target }, i) => {
+      if (!iommus.has(target)) flaws.push({ path: [...path, 'iommu-map', i], message: `no iommu ${target}` });
+    });
+    bridge.msiMap?.forEach(({ target }, i) => {
+      if (!msis.has(target)) flaws.push({ path: [...path, 'msi-map', i], message: `no msi-controller ${target}` });
+    });
   });
   const seen = new Set<string>();
   host.functions.forEach((fn, index) => {
@@ -247,6 +350,14 @@ export function hostFlaws(host: HostDescription): Flaw[] {
     const bus = parseInt(fn.bdf.slice(5, 7), 16);
     const bridge = host.hostBridges.find((b) => b.segment === segment && b.firstBus <= bus && bus <= b.lastBus);
     if (bridge === undefined) flaws.push({ path: [...path, 'bdf'], message: `no host bridge leads to ${fn.bdf}` });
+    const { bridge: below } = fn;
+    if (below !== undefined && (below.secondaryBus <= bus || below.subordinateBus > (bridge?.lastBus ?? 0xff)))
+      flaws.push({
+        path: [...path, 'bridge'],
+        message: 'buses behind a bridge come after its own, within the host bridge',
+      });
+    if (fn.physfn !== undefined && !host.functions.some((pf) => pf.bdf === fn.physfn))
+      flaws.push({ path: [...path, 'physfn'], message: `there is no ${fn.physfn}` });
     if (fn.msi !== undefined && !msis.has(fn.msi))
       flaws.push({ path: [...path, 'msi'], message: `no msi-controller ${fn.msi}` });
   });

@@ -1,10 +1,11 @@
 /**
  * Snapshots of real hosts → {@link HostDescription}.
  *
- * A snapshot is what a booted kernel said about itself: /proc/iomem, the IOMMU groups with their reserved_regions, the PCI
- * functions with their configuration space, firmware tables (domain.md F1, IF-1 to IF-7). From it this module makes a host
- * whose groups, reserved regions, memory and functions are the recorded ones. What a snapshot cannot say is chosen here:
- *   - IOMMUs other than the SMMUv3 are stood in for by an SMMUv3 of the same address width;
+ * A snapshot is what a booted kernel said about itself: /proc/iomem, the PCI functions with their configuration space, firmware
+ * tables, the command line (domain.md F1, IF-1 to IF-8). From it this module makes a host with the recorded memory and
+ * functions; its groups and reserved regions are for the emulated kernel to find, the printed ones are not looked at. What a
+ * snapshot cannot say is chosen here:
+ *   - IOMMUs other than the SMMUv3 translate through an SMMUv3 of the same address width;
  *   - functions have the recorded configuration space and BARs but move no data (model `generic`).
  *
  * Pasted reserved_regions text alone (`grep -h .` or `grep .` over /sys/kernel/iommu_groups) is read by
@@ -12,8 +13,10 @@
  */
 import { z } from 'zod';
 import type {
+  AcsFlag,
   AddressRange,
   BridgeWindow,
+  FunctionType,
   HostBridgeDescription,
   HostDescription,
   MsiControllerDescription,
@@ -22,21 +25,29 @@ import type {
   ReservedRegionType,
   SmmuDescription,
 } from '../hardware/description.js';
+import { FirmwareError } from '../firmware/table.js';
+import { doorbellPage, readFirmware, type FirmwareView, type FoundController } from './snapshot-firmware.js';
+import {
+  configRead,
+  expressType,
+  findExtendedCapability,
+  PCI_ACS,
+  PCI_ACS_CAP,
+  PCI_EXP_TYPE,
+  PCI_EXT_CAP_ID_ACS,
+  PCI_SECONDARY_BUS,
+  PCI_SUBORDINATE_BUS,
+} from '../uapi/pci-regs.js';
 import { InputError, SourceText } from './text.js';
 
 const HEX_BYTES = /^(?:[0-9a-f]{2})*$/i;
-
-const group = z.object({
-  devices: z.array(z.string()),
-  reserved_regions: z.string().default(''),
-  type: z.string().default('DMA'),
-});
 
 const iommuClass = z.object({
   path: z.string().default(''),
   devices: z.array(z.string()).default([]),
   address: z.string().optional(),
   cap: z.string().optional(),
+  features: z.string().optional(),
 });
 
 const pciEntry = z.object({
@@ -46,6 +57,7 @@ const pciEntry = z.object({
   config: z.string().regex(HEX_BYTES, 'configuration space is not hexadecimal').default(''),
   resource: z.string().default(''),
   driver: z.string().optional(),
+  physfn: z.string().optional(),
   path: z.string().default(''),
 });
 
@@ -53,16 +65,14 @@ const snapshotFile = z.object({
   name: z.string(),
   arch: z.enum(['arm64', 'amd64']),
   release: z.string(),
+  cmdline: z.string().default(''),
   iomem: z.string(),
-  iommuGroups: z.record(z.string(), group).default({}),
   iommuClass: z.record(z.string(), iommuClass).default({}),
   pci: z.record(z.string(), pciEntry).default({}),
   acpi: z.record(z.string(), z.string()).optional(),
   deviceTree: z.record(z.string(), z.record(z.string(), z.union([z.string(), z.array(z.string())]))).optional(),
   dmesg: z.union([z.string(), z.array(z.string())]).default([]),
 });
-
-const DEFAULT_DOMAINS = ['DMA', 'DMA-FQ', 'identity'] as const;
 
 type Snapshot = z.output<typeof snapshotFile>;
 
@@ -155,93 +165,94 @@ function vtdBits(cap: string): number {
   return Math.min(mgaw, levels, 52);
 }
 
-function describeIommu(snapshot: Snapshot, iomem: readonly IomemEntry[], name: string): SmmuDescription {
+/** Register base of an IOMMU of /sys/class/iommu; undefined for a virtio-iommu on PCI. */
+function iommuBase(snapshot: Snapshot, iomem: readonly IomemEntry[], name: string): bigint | undefined {
+  const smmu = /^smmu3?\.0x([0-9a-f]+)$/.exec(name);
+  if (smmu !== null) return BigInt(`0x${smmu[1] ?? '0'}`);
+  const address = snapshot.iommuClass[name]?.address;
+  if (address !== undefined) return BigInt(`0x${address}`);
+  return name.startsWith('ivhd') ? iomem.find((entry) => entry.name === 'amd_iommu')?.start : undefined;
+}
+
+/** NpCache in the capability header of an AMD IOMMU; HTRangeIgnore in its second feature register. */
+const AMD_NP_CACHE = 1n << 26n;
+const AMD_HT_RANGE_IGNORE = 1n << 11n;
+const VTD_CACHING_MODE = 1n << 7n;
+
+function describeIommu(
+  snapshot: Snapshot,
+  iomem: readonly IomemEntry[],
+  name: string,
+  controllers: readonly FoundController[],
+): SmmuDescription {
   const given = snapshot.iommuClass[name];
-  const smmu = /^smmu3\.0x([0-9a-f]+)$/.exec(name);
-  if (smmu !== null) {
+  const base = iommuBase(snapshot, iomem, name);
+  const cap = BigInt(`0x${given?.cap ?? '0'}`);
+  if (name.startsWith('smmu')) {
     const widths = matchDmesg(snapshot, /ias (\d+)-bit, oas (\d+)-bit/);
     const oas = Number(widths?.[2] ?? 48);
     return {
-      ...standIn(name, BigInt(`0x${smmu[1] ?? '0'}`), 48),
+      ...standIn(name, base ?? 0n, 48),
+      kind: name.startsWith('smmu3.') ? 'arm-smmu-v3' : 'arm-smmu',
       outputBits: OUTPUT_SIZES.includes(oas) ? oas : 48,
       softwareMsi: { start: 0x0800_0000n, last: 0x080f_ffffn },
     };
   }
-  if (given?.address !== undefined) {
-    return standIn(name, BigInt(`0x${given.address}`), given.cap === undefined ? 48 : vtdBits(given.cap));
+  if (name.startsWith('dmar')) {
+    const bits = given?.cap === undefined ? 48 : vtdBits(given.cap);
+    const cachesNotPresent = (cap & VTD_CACHING_MODE) !== 0n;
+    return { ...standIn(name, base ?? freeFrame(iomem), bits), kind: 'intel-vtd', cachesNotPresent };
   }
-  const amd = iomem.find((entry) => entry.name === 'amd_iommu');
-  if (amd !== undefined) return standIn(name, amd.start, 48);
+  if (name.startsWith('ivhd')) {
+    // Until 6.6 sysfs printed the second register first.
+    const registers = given?.features?.split(':') ?? [];
+    const efr2 = registers[/^[0-5]\.|^6\.[0-6]\D/.test(snapshot.release) ? 0 : 1] ?? '0';
+    return {
+      ...standIn(name, base ?? freeFrame(iomem), 48),
+      kind: 'amd-vi',
+      cachesNotPresent: (cap & AMD_NP_CACHE) !== 0n,
+      ignoresHtRange: (BigInt(`0x${efr2}`) & AMD_HT_RANGE_IGNORE) !== 0n,
+    };
+  }
   const virtio = matchDmesg(snapshot, /virtio_iommu \S+: input address: (\d+) bits/);
-  return standIn(name, freeFrame(iomem), Math.min(Number(virtio?.[1] ?? 48), 48));
+  const inputBits = Math.min(Number(virtio?.[1] ?? 48), 48);
+  return {
+    ...standIn(name, freeFrame(iomem), inputBits),
+    kind: 'virtio-iommu',
+    probedRegions: [probedMsi(controllers)],
+  };
 }
 
-function littleEndian(bytes: Uint8Array, offset: number, length: number): bigint {
-  let value = 0n;
-  for (let i = length - 1; i >= 0; i--) value = (value << 8n) | BigInt(bytes[offset + i] ?? 0);
-  return value;
+/** What a virtual machine monitor lets its virtio-iommu say: the doorbell page of the machine's MSI controller. */
+function probedMsi(controllers: readonly FoundController[]): ReservedRegionDescription {
+  const [controller] = controllers;
+  const owner = 'virtio-iommu RESV_MEM';
+  if (controller === undefined) return { start: 0xfee0_0000n, last: 0xfeef_ffffn, type: 'msi', owner };
+  return { ...doorbellPage(controller), type: 'msi', owner };
 }
 
 function hexBytes(text: string): Uint8Array {
   return Uint8Array.from(Buffer.from(text, 'hex'));
 }
 
-/** GIC ITS (type 15) and GICv2m (type 13) entries of the ACPI MADT: base addresses at offset 8. */
-function madtControllers(table: string): { readonly kind: 'its' | 'gicv2m'; readonly base: bigint }[] {
-  const bytes = hexBytes(table);
-  const found: { kind: 'its' | 'gicv2m'; base: bigint }[] = [];
-  for (let offset = 44; offset + 2 <= bytes.length;) {
-    const type = bytes[offset] ?? 0;
-    const length = bytes[offset + 1] ?? 0;
-    if (length < 2) break;
-    if (type === 15) found.push({ kind: 'its', base: littleEndian(bytes, offset + 8, 8) });
-    if (type === 13) found.push({ kind: 'gicv2m', base: littleEndian(bytes, offset + 8, 8) });
-    offset += length;
-  }
-  return found;
-}
-
-/** First address of a device-tree `reg` of two address and two size cells. */
-function regBase(node: Readonly<Record<string, string | readonly string[]>>): bigint {
-  const reg = node['reg'];
-  return typeof reg === 'string' && reg.length >= 16 ? BigInt(`0x${reg.slice(0, 16)}`) : 0n;
-}
-
-function deviceTreeControllers(snapshot: Snapshot): { readonly kind: 'its' | 'gicv2m'; readonly base: bigint }[] {
-  return Object.values(snapshot.deviceTree ?? {}).flatMap((node): { kind: 'its' | 'gicv2m'; base: bigint }[] => {
-    const compatible = node['compatible'] ?? [];
-    if (compatible.includes('arm,gic-v3-its')) return [{ kind: 'its', base: regBase(node) }];
-    if (compatible.includes('arm,gic-v2m-frame')) return [{ kind: 'gicv2m', base: regBase(node) }];
-    return [];
-  });
-}
-
-/** Offset and size of the page range that Linux reserves around a doorbell. */
-const DOORBELL: Readonly<Record<'its' | 'gicv2m', readonly [bigint, bigint]>> = {
-  its: [0x1_0000n, 0x1_0000n],
-  gicv2m: [0n, 0x1000n],
-};
-
-function describeMsi(snapshot: Snapshot, regions: readonly ReservedRegionDescription[]): MsiControllerDescription[] {
+function describeMsi(
+  snapshot: Snapshot,
+  view: FirmwareView,
+  iommus: readonly SmmuDescription[],
+): MsiControllerDescription[] {
   if (snapshot.arch !== 'arm64') {
     const remapping = matchDmesg(snapshot, /DMAR-IR: Enabled IRQ remapping|AMD-Vi: Interrupt remapping enabled/);
     const isolated = remapping !== undefined;
     return [{ name: 'x86-msi', kind: 'x86', base: 0xfee0_0000n, bypassesIommu: true, isolated }];
   }
-  const madt = snapshot.acpi?.['APIC'];
-  const found = madt === undefined ? deviceTreeControllers(snapshot) : madtControllers(madt);
-  return found.map(({ kind, base }) => {
-    const [offset, length] = DOORBELL[kind];
-    const start = base + offset;
-    const last = start + length - 1n;
-    return {
-      name: `${kind}@${base.toString(16)}`,
-      kind,
-      base,
-      bypassesIommu: regions.some((region) => region.type === 'msi' && region.start <= start && last <= region.last),
-      isolated: kind === 'its',
-    };
-  });
+  return view.controllers.map(({ name, kind, base }) => ({
+    name,
+    kind,
+    base,
+    // A virtio-iommu lets messages to the doorbell it reports through untranslated.
+    bypassesIommu: view.bypassing.has(name) || iommus.some((iommu) => iommu.kind === 'virtio-iommu'),
+    isolated: kind === 'its',
+  }));
 }
 
 interface RootBus {
@@ -276,11 +287,11 @@ function bridgeWindows(iomem: readonly IomemEntry[], root: RootBus, isFirst: boo
 function describeBridges(
   snapshot: Snapshot,
   iomem: readonly IomemEntry[],
+  view: FirmwareView,
   msi: string | undefined,
 ): HostBridgeDescription[] {
   const roots = rootBuses(snapshot);
   const ecam = iomem.find((entry) => entry.name.startsWith('PCI ECAM'));
-  const [iommu] = Object.keys(snapshot.iommuClass);
   return roots.map((root, index): HostBridgeDescription => {
     const next = roots[index + 1];
     return {
@@ -291,8 +302,11 @@ function describeBridges(
       windows: bridgeWindows(iomem, root, index === 0),
       streamIdBase: 0,
       ...(ecam === undefined || index > 0 ? {} : { ecam: { start: ecam.start, last: ecam.last } }),
-      ...(iommu === undefined ? {} : { iommu }),
+      iommuMap: view.iommuMap(root.segment),
       ...(msi === undefined ? {} : { msi }),
+      ...(view.msiMap(root.segment).length === 0 ? {} : { msiMap: view.msiMap(root.segment) }),
+      ...(view.requesterIdMask === undefined ? {} : { requesterIdMask: view.requesterIdMask }),
+      ...(view.inbound === undefined ? {} : { inbound: view.inbound }),
     };
   });
 }
@@ -316,6 +330,39 @@ function describeBars(resource: string): Bar[] {
     });
 }
 
+const TYPE_NAMES: readonly (readonly [number, FunctionType])[] = [
+  [PCI_EXP_TYPE.ENDPOINT, 'endpoint'],
+  [PCI_EXP_TYPE.LEG_END, 'endpoint'],
+  [PCI_EXP_TYPE.ROOT_PORT, 'root-port'],
+  [PCI_EXP_TYPE.UPSTREAM, 'upstream-port'],
+  [PCI_EXP_TYPE.DOWNSTREAM, 'downstream-port'],
+  [PCI_EXP_TYPE.PCI_BRIDGE, 'pcie-to-pci-bridge'],
+  [PCI_EXP_TYPE.RC_END, 'rc-integrated-endpoint'],
+];
+
+/** What configuration space says of a function's place on the fabric, in the words of a profile. */
+function describeFromConfig(config: Uint8Array, classCode: number): Partial<PciFunctionDescription> {
+  if (config.length < 64) return {};
+  const isBridge = classCode >> 8 === 0x0604;
+  const express = expressType(config);
+  const type = TYPE_NAMES.find(([code]) => code === express)?.[1];
+  const acsAt = findExtendedCapability(config, PCI_EXT_CAP_ID_ACS);
+  const capability = PCI_ACS_CAP.get([configRead(config, acsAt + PCI_ACS_CAP.offset, 4)], 'CAP');
+  const flags = (Object.keys(PCI_ACS) as AcsFlag[]).filter((flag) => (capability & PCI_ACS[flag]) !== 0);
+  return {
+    type: type ?? (isBridge ? 'conventional-bridge' : 'conventional'),
+    acs: acsAt === 0 ? 'none' : flags,
+    ...(isBridge
+      ? {
+          bridge: {
+            secondaryBus: configRead(config, PCI_SECONDARY_BUS, 1),
+            subordinateBus: configRead(config, PCI_SUBORDINATE_BUS, 1),
+          },
+        }
+      : {}),
+  };
+}
+
 function describeFunction(bdf: string, entry: z.output<typeof pciEntry>): PciFunctionDescription {
   const classCode = Number(entry.class);
   const config = hexBytes(entry.config);
@@ -326,7 +373,9 @@ function describeFunction(bdf: string, entry: z.output<typeof pciEntry>): PciFun
     device: Number(entry.device),
     classCode,
     bars: describeBars(entry.resource),
+    ...describeFromConfig(config, classCode),
     ...(entry.driver === undefined ? {} : { driver: entry.driver }),
+    ...(entry.physfn === undefined ? {} : { physfn: entry.physfn }),
     ...(config.length === 0 ? {} : { config }),
   };
 }
@@ -363,32 +412,21 @@ export function parseReservedRegions(file: string, text: string): ReservedRegion
   return [...found.values()];
 }
 
-function regionOwner(region: AddressRange & { readonly type: ReservedRegionType }): string {
-  if (region.start === 0xfee0_0000n && region.type === 'msi') return 'x86 MSI window';
-  if (region.start === 0xfd_0000_0000n && region.type === 'reserved') return 'HyperTransport';
-  if (region.type === 'msi') return `MSI doorbell at 0x${region.start.toString(16)}`;
-  if (region.type === 'direct-relaxable' && region.start === 0n) return 'ISA bridge';
-  return region.type === 'reserved' ? 'IOMMU driver' : 'firmware';
-}
-
-/** The recorded regions with the devices they were listed for, less the windows the SMMU's driver adds by itself. */
-function describeRegions(file: string, snapshot: Snapshot): ReservedRegionDescription[] {
-  const byText = new Map<string, { region: ReservedRegionLine; devices: string[] }>();
-  const hasSmmu = Object.keys(snapshot.iommuClass).some((name) => name.startsWith('smmu3.'));
-  const all = Object.values(snapshot.iommuGroups).flatMap((entry) => entry.devices);
-  for (const entry of Object.values(snapshot.iommuGroups)) {
-    for (const region of parseReservedRegions(file, entry.reserved_regions)) {
-      if (hasSmmu && region.type === 'msi' && region.start === 0x0800_0000n) continue;
-      const key = `${region.start} ${region.last} ${region.type}`;
-      const known = byText.get(key) ?? { region, devices: [] };
-      known.devices.push(...entry.devices);
-      byText.set(key, known);
-    }
-  }
-  return [...byText.values()].map(({ region: { start, last, type }, devices }) => {
-    const owner = regionOwner({ start, last, type });
-    return { start, last, type, owner, ...(devices.length === all.length ? {} : { devices: devices.sort() }) };
+/** @throws InputError naming the table that is broken */
+function readTables(source: SourceText, snapshot: Snapshot, iomem: readonly IomemEntry[]): FirmwareView {
+  const acpi = Object.fromEntries(Object.entries(snapshot.acpi ?? {}).map(([name, hex]) => [name, hexBytes(hex)]));
+  const functions = new Map(Object.entries(snapshot.pci).map(([bdf, { config }]) => [bdf, hexBytes(config)]));
+  const iommus = Object.keys(snapshot.iommuClass).map((name) => {
+    const base = iommuBase(snapshot, iomem, name);
+    return base === undefined ? { name } : { name, base };
   });
+  try {
+    return readFirmware({ acpi, deviceTree: snapshot.deviceTree ?? {}, functions, iommus });
+  } catch (error) {
+    if (!(error instanceof FirmwareError)) throw error;
+    const name = Object.keys(acpi).includes(error.table) ? ['acpi', error.table] : ['acpi'];
+    throw new InputError([source.problem(name, error.message)]);
+  }
 }
 
 /**
@@ -405,26 +443,26 @@ export function snapshotToHost(file: string, text: string, name: string): HostDe
     throw refuse('iomem', 'all addresses of /proc/iomem are zero: it was not read as root');
   const memory = memoryBanks(iomem);
   if (memory.length === 0) throw refuse('iomem', 'no System RAM in /proc/iomem');
-  const regions = describeRegions(file, snapshot);
-  const msiControllers = describeMsi(snapshot, regions);
-  const groups = Object.values(snapshot.iommuGroups).map((entry) => entry.devices);
-  const [first] = Object.values(snapshot.iommuGroups);
-  const defaultDomain = DEFAULT_DOMAINS.find((type) => type === first?.type);
+  const view = readTables(source, snapshot, iomem);
+  const iommus = Object.keys(snapshot.iommuClass).map((iommu) =>
+    describeIommu(snapshot, iomem, iommu, view.controllers),
+  );
+  const msiControllers = describeMsi(snapshot, view, iommus);
   return {
     name,
     title: `snapshot ${snapshot.name}`,
     sources: [snapshot.name],
     arch: snapshot.arch === 'arm64' ? 'arm64' : 'x86',
     kernelRelease: snapshot.release,
+    firmware: view.kind,
+    commandLine: snapshot.cmdline,
     pageShift: 12,
     memory,
-    iommus: Object.keys(snapshot.iommuClass).map((iommu) => describeIommu(snapshot, iomem, iommu)),
+    iommus,
     msiControllers,
-    hostBridges: describeBridges(snapshot, iomem, msiControllers[0]?.name),
+    hostBridges: describeBridges(snapshot, iomem, view, msiControllers[0]?.name),
     functions: Object.entries(snapshot.pci).map(([bdf, entry]) => describeFunction(bdf, entry)),
-    reservedRegions: regions,
-    groups,
-    ...(defaultDomain === undefined ? {} : { defaultDomain }),
+    reservedRegions: view.regions,
     allowUnsafeInterrupts: false,
   };
 }

@@ -64,6 +64,7 @@ describe('a transaction', () => {
             lengthBytes: bytes.length,
             address: BigInt(RAM + 100),
             where: 'RAM',
+            hop: 'system bus',
           },
         ],
       })),
@@ -107,7 +108,7 @@ describe('a transaction', () => {
     machine.board.bus.mmioWrite32(SMMU_CR0, 1);
     expect(machine.run(fn.dmaWrite(BigInt(RAM), Uint8Array.of(1))).ok).toBe(false);
     expect(machine.board.analyser.records[0]?.ends).toEqual([
-      { kind: 'aborted', iova: BigInt(RAM), lengthBytes: 1, where: 'C_BAD_STREAMID' },
+      { kind: 'aborted', iova: BigInt(RAM), lengthBytes: 1, where: 'C_BAD_STREAMID', hop: 'smmu0' },
     ]);
   });
 });

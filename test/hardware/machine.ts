@@ -2,12 +2,8 @@
 import { Board } from '../../src/hardware/board.js';
 import type { HostDescription } from '../../src/hardware/description.js';
 import type { Interrupt } from '../../src/hardware/msi/controller.js';
-import {
-  PCI_COMMAND,
-  PCI_COMMAND_MASTER,
-  PCI_COMMAND_MEMORY,
-  type PciFunction,
-} from '../../src/hardware/pcie/function.js';
+import { type PciFunction } from '../../src/hardware/pcie/function.js';
+import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from '../../src/uapi/pci-regs.js';
 import type { RunEvent } from '../../src/runtime/events.js';
 import { NodeRuntime, type ScheduleSpec } from '../../src/runtime/node-runtime.js';
 import type { Task } from '../../src/runtime/task.js';

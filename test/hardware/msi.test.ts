@@ -80,7 +80,7 @@ describe('ITS', () => {
     expect(its.ring(its.enabled('0000:01:00.0'), DOORBELL, 1).ok).toBe(true);
     expect(its.interrupts).toEqual([{ controller: 'its0', intid: 8200 }]);
     expect(its.board.analyser.records.at(-1)?.ends).toEqual([
-      { kind: 'doorbell', iova: DOORBELL, lengthBytes: 4, address: DOORBELL, where: 'its0' },
+      { kind: 'doorbell', iova: DOORBELL, lengthBytes: 4, address: DOORBELL, where: 'its0', hop: 'system bus' },
     ]);
   });
 

@@ -32,7 +32,10 @@ function race(seed: number, fault?: FaultId): Outcome {
   const device: Device = {
     name: BDF,
     function: fn,
-    streamId: fn.requesterId,
+    parent: undefined,
+    isMultifunction: false,
+    streamIds: [fn.requesterId],
+    msiDeviceId: fn.requesterId,
     iommu: 'smmu0',
     msiController: 'its0',
     driver: undefined,

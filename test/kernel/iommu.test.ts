@@ -236,11 +236,11 @@ describe('changing an entry the hardware reads', () => {
 });
 
 describe('groups and ownership', () => {
-  it('numbers groups lowest free first and keeps listed devices together', () => {
-    const m = new Machine(hostDescription({}, { groups: [['0000:01:00.0', '0000:01:00.1']] }));
-    const a = m.addDevice('0000:01:00.0', 0x100);
+  it('numbers groups lowest free first and keeps functions together that are not isolated', () => {
+    const m = new Machine(hostDescription());
+    const a = m.addDevice('0000:01:00.0', 0x100, true);
     const b = m.addDevice('0000:02:00.0', 0x200);
-    const c = m.addDevice('0000:01:00.1', 0x101);
+    const c = m.addDevice('0000:01:00.1', 0x101, true);
     expect([a, b, c].map((d) => d.group?.id)).toEqual([0, 1, 0]);
     m.run(m.core.removeDevice(b));
     const d = m.addDevice('0000:03:00.0', 0x300);

@@ -320,8 +320,11 @@ describe('attach, map, DMA, detach on the SMMU', () => {
   });
 
   it('moves a whole group by replace and keeps it on failure', () => {
-    const b = new Bench(new Machine(hostDescription({}, { groups: [['0000:01:00.0', '0000:01:00.1']] })));
-    const [one, two] = [b.machine.addDevice('0000:01:00.0', 0x100), b.machine.addDevice('0000:01:00.1', 0x101)];
+    const b = new Bench(new Machine(hostDescription()));
+    const [one, two] = [
+      b.machine.addDevice('0000:01:00.0', 0x100, true),
+      b.machine.addDevice('0000:01:00.1', 0x101, true),
+    ];
     const [first, second, conflicting] = [b.ioas(), b.ioas(), b.ioas()];
     b.map(first, 0x40000000, MIB);
     b.map(second, 0x40000000, MIB, RAM_VA + 0x100000n);
@@ -541,7 +544,7 @@ describe('concurrency', () => {
         if (typeof bound === 'number') throw new Error(`bind: ${bound}`);
         for (let round = 0; round < 4; round++) {
           expect(yield* iommufd_device_attach(bound.idev, ioas)).toBeGreaterThan(0);
-          const access = { streamId: device.streamId, iova: 0x40000000n, write: true };
+          const access = { streamId: device.streamIds[0] ?? 0, iova: 0x40000000n, write: true };
           expect(yield* b.machine.smmu.translate(access)).toMatchObject({ ok: true, pa: RAM_PFN * 4096 });
           yield* iommufd_device_detach(bound.idev);
         }

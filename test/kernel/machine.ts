@@ -138,14 +138,30 @@ export class Machine {
     return result.value;
   }
 
-  addDevice(name: string, streamId: number): Device {
-    const device = { name, streamId, iommu: 'smmu0', msiController: 'its', group: undefined } as unknown as Device;
+  /** A function of an IOMMU's own; `isMultifunction`: with siblings that it is not isolated from. */
+  addDevice(name: string, streamId: number, isMultifunction = false): Device {
+    const fn = {
+      requesterId: streamId,
+      expressType: 0,
+      findExtendedCapability: () => 0,
+      description: { vendor: 0, device: 0, classCode: 0 },
+    };
+    const device = {
+      name,
+      function: fn,
+      parent: undefined,
+      isMultifunction,
+      streamIds: [streamId],
+      iommu: 'smmu0',
+      msiController: 'its',
+      group: undefined,
+    } as unknown as Device;
     expect(this.run(this.core.addDevice(device))).toBe(0);
     return device;
   }
 
   dma(device: Device, iova: number, write = true): TranslateResult {
-    return this.run(this.smmu.translate({ streamId: device.streamId, iova: BigInt(iova), write }));
+    return this.run(this.smmu.translate({ streamId: device.streamIds[0] ?? 0, iova: BigInt(iova), write }));
   }
 
   domain(device: Device, flags = 0): ArmSmmuDomain {

@@ -23,7 +23,7 @@ import {
 } from '../../src/uapi/vfio.js';
 import { DmaEngineDriver } from '../../src/vmm/dma-engine-driver.js';
 import { bindToVfioPci, VfioDevice } from '../../src/vmm/vfio-device.js';
-import { ampereLike, d05Like } from '../fixtures/hosts.js';
+import { ampereLike, d05Like, dmaEngineAt } from '../fixtures/hosts.js';
 import { errorOf, onHost } from './on-host.js';
 
 const BDF = '0000:01:00.0';
@@ -106,7 +106,7 @@ describe('the cdev', () => {
         expect(yield* errorOf(two.attach(ioas))).toBe('EINVAL');
         yield* two.attach(first.ioas);
       },
-      ampereLike({ groups: [[BDF, OTHER]] }),
+      ampereLike({ functions: [BDF, OTHER].map((bdf) => dmaEngineAt(bdf, { acs: 'none' })) }),
     ));
 });
 

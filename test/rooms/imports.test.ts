@@ -19,6 +19,7 @@ const ROOMS = [
   'kernel',
   'hardware',
   'core',
+  'firmware',
   'runtime',
   'uapi',
   'layout',

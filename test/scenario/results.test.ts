@@ -37,8 +37,8 @@ describe('expectations', () => {
     expect(verdict(expectation, REFUSED)).toBe(expected);
   });
   test('every piece must have landed there', () => {
-    const memory = { kind: 'memory' as const, iova: 0n, lengthBytes: 8, where: 'memory' };
-    const doorbell = { kind: 'doorbell' as const, iova: 8n, lengthBytes: 8, where: 'its@c6000000' };
+    const memory = { kind: 'memory' as const, iova: 0n, lengthBytes: 8, where: 'memory', hop: 'system bus' };
+    const doorbell = { kind: 'doorbell' as const, iova: 8n, lengthBytes: 8, where: 'its@c6000000', hop: 'system bus' };
     const landed = { kind: 'memory' as const };
     expect(verdict({ landed }, { verdict: 'ok', text: '', ends: [memory] })).toBe('pass');
     expect(verdict({ landed }, { verdict: 'ok', text: '', ends: [memory, doorbell] })).toBe('fail');

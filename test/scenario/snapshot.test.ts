@@ -15,7 +15,7 @@ describe('shipped snapshots', () => {
     expect(hostFlaws(host)).toEqual([]);
     expect(host.functions.length).toBeGreaterThan(4);
     expect(host.iommus).toHaveLength(1);
-    expect(host.groups?.length).toBeGreaterThan(3);
+    expect(host.hostBridges[0]?.iommuMap?.length).toBeGreaterThan(0);
   });
 
   test('SMMUv3: the MSI window is the driver’s own, not a region of the hardware', () => {
@@ -33,31 +33,30 @@ describe('shipped snapshots', () => {
   test('virtio-iommu: the region is the true doorbell, which bypasses the IOMMU', () => {
     const host = shipped('arm64-viommu-gicv3-flat-6.12');
     expect(host.msiControllers).toMatchObject([{ kind: 'its', bypassesIommu: true }]);
-    expect(host.reservedRegions).toMatchObject([{ start: 0x8090000n, last: 0x809ffffn, type: 'msi' }]);
+    expect(host.iommus[0]?.probedRegions).toMatchObject([{ start: 0x8090000n, last: 0x809ffffn, type: 'msi' }]);
     expect(host.iommus[0]?.inputBits).toBe(48);
+    // The virtio-iommu's own function, 00:01.0, is not translated.
+    expect(host.hostBridges[0]?.iommuMap).toEqual([
+      { firstRequesterId: 0, count: 8, target: '0000:00:01.0', firstId: 0 },
+      { firstRequesterId: 9, count: 0xfff7, target: '0000:00:01.0', firstId: 9 },
+    ]);
   });
 
-  test('Intel: VT-d width from its capability register, the ISA region only for its group', () => {
+  test('Intel: VT-d width and caching mode from its capability register, the devices of its scope', () => {
     const host = shipped('x86-intel-flat-7.3');
-    expect(host.iommus[0]).toMatchObject({ name: 'dmar0', base: 0xfed90000n, inputBits: 48 });
+    const unit = { name: 'dmar0', kind: 'intel-vtd', base: 0xfed90000n, inputBits: 48, cachesNotPresent: true };
+    expect(host.iommus[0]).toMatchObject(unit);
     expect(host.msiControllers[0]).toMatchObject({ kind: 'x86', isolated: true });
-    expect(host.reservedRegions).toContainEqual({
-      start: 0n,
-      last: 0xffffffn,
-      type: 'direct-relaxable',
-      owner: 'ISA bridge',
-      devices: ['0000:00:1f.0', '0000:00:1f.2', '0000:00:1f.3'],
-    });
-    expect(host.reservedRegions).toContainEqual(
-      expect.objectContaining({ start: 0xfee00000n, last: 0xfeefffffn, type: 'msi' }),
-    );
+    const scope = { firstRequesterId: 0x20, count: 1, target: 'dmar0', firstId: 0x20 };
+    expect(host.hostBridges[0]?.iommuMap).toContainEqual(scope);
   });
 
-  test('AMD: HyperTransport, and interrupts that are not isolated', () => {
+  test('AMD: the devices of its IVHD, and interrupts that are not isolated', () => {
     const host = shipped('x86-amd-flat-6.12');
-    expect(host.reservedRegions).toContainEqual(
-      expect.objectContaining({ start: 0xfd00000000n, last: 0xffffffffffn, type: 'reserved', owner: 'HyperTransport' }),
-    );
+    expect(host.iommus[0]).toMatchObject({ kind: 'amd-vi', ignoresHtRange: false, cachesNotPresent: true });
+    expect(host.hostBridges[0]?.iommuMap?.map((entry) => entry.firstRequesterId)).toEqual([
+      0, 0x18, 0x20, 0x28, 0x30, 0xf8, 0xfa, 0xfb,
+    ]);
     expect(host.msiControllers[0]?.isolated).toBe(false);
   });
 

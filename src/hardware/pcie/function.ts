@@ -1,46 +1,57 @@
 /**
- * A PCI Express function: configuration space, BARs, MSI-X, and its way to memory.
+ * A PCI function: configuration space, BARs, MSI-X, and its way to memory.
  *
- * Configuration space is 4096 real bytes (PCIe 5.0 chapter 7): type 0 header, capability list with PCI Express, power
- * management and MSI-X, writable bits as masks. BAR sizing works as in hardware: only address bits are writable. A function
- * without bus mastering neither reads nor writes memory nor sends interrupts; one without memory decode does not answer at
- * its BARs. What the function does is its device model's business. An imported function answers with its recorded bytes.
+ * Configuration space is 4096 real bytes: built from the description (config-builder.ts) or recorded, with writable bits as
+ * masks. BAR sizing works as in hardware: only address bits are writable. A function without bus mastering neither reads nor
+ * writes memory nor sends interrupts; one without memory decode does not answer at its BARs. A bridge's bus numbers and windows
+ * are its registers; the fabric routes by them. What the function does is its device model's business.
  *
- * Simplification: BAR registers keep their addresses over resets and while the slot is empty, as if firmware had put them back.
+ * Simplification: BARs, bus numbers and windows keep their values over resets and while the slot is empty, as if firmware had put
+ * them back.
  */
-import { bit, bits, reg32 } from '../../layout/bits.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import type { PciFunctionDescription } from '../description.js';
+import {
+  CONFIG_BYTES,
+  configRead,
+  expressType,
+  findCapability,
+  findExtendedCapability,
+  PCI_ACS_CAP,
+  PCI_ACS_CTRL,
+  PCI_ATS_CAP,
+  PCI_BAR0,
+  PCI_CAP_ID_EXP,
+  PCI_CAP_ID_MSIX,
+  PCI_CAP_ID_PM,
+  PCI_COMMAND,
+  PCI_COMMAND_MASTER,
+  PCI_COMMAND_MEMORY,
+  PCI_EXP_DEVCAP,
+  PCI_EXP_DEVCTL,
+  PCI_EXT_CAP_ID_ACS,
+  PCI_EXT_CAP_ID_ATS,
+  PCI_EXT_CAP_ID_SRIOV,
+  PCI_HEADER_TYPE,
+  PCI_HEADER_TYPE_BRIDGE,
+  PCI_MEMORY_BASE,
+  PCI_MSIX_ENTRY_SIZE,
+  PCI_MSIX_FLAGS,
+  PCI_PREF_BASE_UPPER32,
+  PCI_PREF_LIMIT_UPPER32,
+  PCI_PREF_MEMORY_BASE,
+  PCI_PRIMARY_BUS,
+  PCI_SECONDARY_BUS,
+  PCI_SRIOV_CTRL,
+  PCI_SRIOV_NUM_VF,
+  PCI_SUBORDINATE_BUS,
+} from '../../uapi/pci-regs.js';
 import type { MmioFrame } from '../bus.js';
+import type { PciFunctionDescription } from '../description.js';
+import { buildConfig, writableMask, type ConfigContext } from './config-builder.js';
 
-/** Configuration space offsets (PCIe 5.0 7.5.1). */
-export const PCI_COMMAND = 0x04;
-export const PCI_BAR0 = 0x10;
-export const PCI_CAPABILITY_LIST = 0x34;
-export const PCI_COMMAND_MEMORY = 0x2;
-export const PCI_COMMAND_MASTER = 0x4;
-export const PCI_CAP_ID_PM = 0x01;
-export const PCI_CAP_ID_EXP = 0x10;
-export const PCI_CAP_ID_MSIX = 0x11;
-/** Device Control of the PCI Express capability: bit 15 starts a function-level reset. */
-export const PCI_EXP_DEVCTL = 0x08;
-export const PCI_EXP_DEVCAP_FLR = 0x1000_0000;
-export const CONFIG_BYTES = 4096;
-
-/** Message Control and offsets of the MSI-X capability (PCIe 5.0 7.7.2); Message Control is the upper half of DW0. */
-export const MSIX_CAPABILITY = reg32('MSIX', 0, {
-  ID: bits(0, 8),
-  NEXT: bits(8, 8),
-  TABLE_SIZE: bits(16, 11),
-  FUNCTION_MASK: bit(30),
-  ENABLE: bit(31),
-});
-/** Where functions built here (not imported) have their capabilities. */
-const PM_CAPABILITY = 0x80;
-const MSIX_CAPABILITY_OFFSET = 0x90;
-/** Bytes of one MSI-X table entry: address low, address high, data, vector control. */
-export const MSIX_ENTRY_BYTES = 16;
+/** Where built functions have MSI-X. */
+const MSIX_AT = 0x90;
 
 /** One memory BAR. */
 export interface Bar {
@@ -92,10 +103,15 @@ function placeOf(place: BarPlace, bytes: Uint8Array, bar: number, offset: number
   return bar === place.bar && at >= 0 && at < bytes.length ? at : undefined;
 }
 
-function littleEndian(bytes: Uint8Array, offset: number, sizeBytes: number): number {
-  let value = 0;
-  for (let i = sizeBytes - 1; i >= 0; i--) value = value * 256 + (bytes[offset + i] ?? 0);
-  return value;
+/** Addresses, both ends included. */
+export interface AddressSpan {
+  readonly start: number;
+  readonly last: number;
+}
+
+/** A range of bus addresses that a bridge forwards downwards. */
+export interface DecodedWindow extends AddressSpan {
+  readonly prefetchable: boolean;
 }
 
 /** One function. */
@@ -105,17 +121,30 @@ export class PciFunction {
   /** bus << 8 | device << 3 | function */
   readonly requesterId: number;
   readonly bars: readonly Bar[];
+  /** PCI Express device/port type; undefined for a conventional function. */
+  readonly expressType: number | undefined;
+  readonly isBridge: boolean;
+  /** Of a physical function with SR-IOV, in order. */
+  readonly virtualFunctions: PciFunction[] = [];
   isPresent: boolean;
   model: DeviceModel | undefined;
   readonly #runtime: NodeRuntime;
-  readonly #config = new Uint8Array(CONFIG_BYTES);
-  readonly #writable = new Uint8Array(CONFIG_BYTES);
+  readonly #config: Uint8Array;
+  readonly #writable: Uint8Array;
   readonly #upstream: UpstreamPort;
+  /** Offset of the ACS capability, 0 without one. */
+  readonly #acsAt: number;
   #msix: MsixTable | undefined;
   /** CPU address minus bus address of its BARs. */
   readonly #cpuOffsets = new Map<number, number>();
 
-  constructor(runtime: NodeRuntime, description: PciFunctionDescription, bars: readonly Bar[], upstream: UpstreamPort) {
+  constructor(
+    runtime: NodeRuntime,
+    description: PciFunctionDescription,
+    bars: readonly Bar[],
+    upstream: UpstreamPort,
+    context: ConfigContext = { type: 'endpoint', isMultifunction: false },
+  ) {
     this.#runtime = runtime;
     this.description = description;
     this.bdf = description.bdf;
@@ -123,12 +152,50 @@ export class PciFunction {
     this.bars = bars;
     this.#upstream = upstream;
     this.isPresent = description.absent !== true;
-    if (description.config !== undefined) this.#config.set(description.config.subarray(0, CONFIG_BYTES));
-    else this.#buildHeader();
-    this.#writable.set([PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 0x04], PCI_COMMAND);
-    this.#resetCommand();
+    this.#config = new Uint8Array(CONFIG_BYTES);
+    this.#config.set(description.config?.subarray(0, CONFIG_BYTES) ?? buildConfig(description, context));
+    this.#writable = writableMask(this.#config);
+    this.expressType = expressType(this.#config);
+    this.isBridge = (this.#read(PCI_HEADER_TYPE, 1) & 0x7f) === PCI_HEADER_TYPE_BRIDGE;
+    this.#acsAt = this.findExtendedCapability(PCI_EXT_CAP_ID_ACS);
+    if (this.isBridge && description.bridge !== undefined) this.#setBuses(description.bridge);
+    this.#write(PCI_COMMAND, 2, 0);
     for (const bar of bars) this.#buildBar(bar);
     this.#findMsix();
+  }
+
+  // --- what it is ---
+
+  get bus(): number {
+    return this.requesterId >> 8;
+  }
+
+  get secondaryBus(): number {
+    return this.#read(PCI_SECONDARY_BUS, 1);
+  }
+
+  get subordinateBus(): number {
+    return this.#read(PCI_SUBORDINATE_BUS, 1);
+  }
+
+  /** A bridge's windows as its registers have them now (PCIe 7.5.1.3); none while it does not decode memory. */
+  get windows(): DecodedWindow[] {
+    if (!this.isBridge || !this.decodesMemory) return [];
+    const memory = this.#read(PCI_MEMORY_BASE, 4);
+    const pref = this.#read(PCI_PREF_MEMORY_BASE, 4);
+    const [baseHigh, limitHigh] =
+      (pref & 0xf) === 1 ? [this.#read(PCI_PREF_BASE_UPPER32, 4), this.#read(PCI_PREF_LIMIT_UPPER32, 4)] : [0, 0];
+    const window = (word: number, high: readonly [number, number], prefetchable: boolean): DecodedWindow => ({
+      start: high[0] * 2 ** 32 + (word & 0xfff0) * 2 ** 16,
+      last: high[1] * 2 ** 32 + ((word >>> 20) * 2 ** 20 + 0xf_ffff),
+      prefetchable,
+    });
+    return [window(memory, [0, 0], false), window(pref, [baseHigh, limitHigh], true)].filter((w) => w.start <= w.last);
+  }
+
+  /** ACS controls in force (PCIe 7.7.8.3). */
+  get acsControl(): number {
+    return this.#acsAt === 0 ? 0 : PCI_ACS_CAP.get([this.#read(this.#acsAt + PCI_ACS_CAP.offset, 4)], 'CTRL');
   }
 
   get isBusMaster(): boolean {
@@ -164,26 +231,53 @@ export class PciFunction {
       const byte = Math.floor(value / 2 ** (8 * i)) & 0xff;
       this.#config[offset + i] = ((this.#config[offset + i] ?? 0) & ~mask) | (byte & mask);
     }
-    const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL + 1;
+    const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1;
     const isFlr = this.hasFlr && offset <= control && control < offset + sizeBytes;
     if (isFlr && (Math.floor(value / 2 ** (8 * (control - offset))) & 0x80) !== 0) this.reset();
     else this.#sendPending();
+    this.#updateVirtualFunctions();
+  }
+
+  /** Virtual functions there are now: NumVFs of them while VF Enable is set (PCIe 9.3.3.3). */
+  #updateVirtualFunctions(): void {
+    if (this.virtualFunctions.length === 0) return;
+    const at = this.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
+    const isEnabled = at !== 0 && PCI_SRIOV_CTRL.get([this.#read(at + PCI_SRIOV_CTRL.offset, 4)], 'VFE') === 1;
+    const count = isEnabled ? this.#read(at + PCI_SRIOV_NUM_VF, 2) : 0;
+    for (const [index, vf] of this.virtualFunctions.entries()) {
+      const isThere = this.isPresent && index < count;
+      if (vf.isPresent && !isThere) vf.reset();
+      vf.isPresent = isThere;
+    }
   }
 
   /** Function-level reset capability (PCIe 7.5.3.3 bit 28). */
   get hasFlr(): boolean {
     const capability = this.findCapability(PCI_CAP_ID_EXP);
-    return capability !== 0 && (this.#read(capability + 4, 4) & PCI_EXP_DEVCAP_FLR) !== 0;
+    return capability !== 0 && PCI_EXP_DEVCAP.get([this.#read(capability + PCI_EXP_DEVCAP.offset, 4)], 'FLR') === 1;
   }
 
   /** Offset of a capability in configuration space, 0 when the function has none of that kind. */
   findCapability(id: number): number {
-    let at = this.#read(PCI_CAPABILITY_LIST, 1);
-    for (let guard = 0; at !== 0 && guard < 48; guard++) {
-      if (this.#read(at, 1) === id) return at;
-      at = this.#read(at + 1, 1);
-    }
-    return 0;
+    return findCapability(this.#config, id);
+  }
+
+  /** Offset of an extended capability, 0 when the function has none of that kind. */
+  findExtendedCapability(id: number): number {
+    return findExtendedCapability(this.#config, id);
+  }
+
+  /** Firmware's programming of a bridge's windows; an absent one is closed (base above limit). */
+  setWindows(memory: AddressSpan | undefined, prefetchable: AddressSpan | undefined): void {
+    const word = (span: AddressSpan | undefined, kind: number): number =>
+      span === undefined
+        ? 0x0000_fff0 | kind
+        : ((Math.floor(span.start / 2 ** 16) & 0xfff0) | kind | ((Math.floor(span.last / 2 ** 16) & 0xfff0) << 16)) >>>
+          0;
+    this.#write(PCI_MEMORY_BASE, 4, word(memory, 0));
+    this.#write(PCI_PREF_MEMORY_BASE, 4, word(prefetchable, 1) | 0x0001_0000);
+    this.#write(PCI_PREF_BASE_UPPER32, 4, Math.floor((prefetchable?.start ?? 0) / 2 ** 32));
+    this.#write(PCI_PREF_LIMIT_UPPER32, 4, Math.floor((prefetchable?.last ?? 0) / 2 ** 32));
   }
 
   /** Bus address a BAR is programmed to. */
@@ -195,8 +289,9 @@ export class PciFunction {
 
   /** Firmware's assignment of a BAR: bus address and the CPU address that leads there. */
   assignBar(bar: Bar, busAddress: number, cpuAddress: number): void {
-    this.configWrite(PCI_BAR0 + 4 * bar.index, 4, busAddress % 2 ** 32);
-    if (bar.is64) this.configWrite(PCI_BAR0 + 4 * bar.index + 4, 4, Math.floor(busAddress / 2 ** 32));
+    const at = PCI_BAR0 + 4 * bar.index;
+    this.#write(at, 4, (busAddress % 2 ** 32) + (this.#read(at, 1) & 0xf));
+    if (bar.is64) this.#write(at + 4, 4, Math.floor(busAddress / 2 ** 32));
     this.#cpuOffsets.set(bar.index, cpuAddress - busAddress);
   }
 
@@ -210,9 +305,9 @@ export class PciFunction {
     const msix = this.#msix;
     if (msix !== undefined) {
       const entry = placeOf(msix.table, msix.entries, bar, offset);
-      if (entry !== undefined) return littleEndian(msix.entries, entry, sizeBytes);
+      if (entry !== undefined) return configRead(msix.entries, entry, sizeBytes);
       const pending = placeOf(msix.pba, msix.pending, bar, offset);
-      if (pending !== undefined) return littleEndian(msix.pending, pending, sizeBytes);
+      if (pending !== undefined) return configRead(msix.pending, pending, sizeBytes);
     }
     return this.model?.barRead(bar, offset, sizeBytes) ?? 0;
   }
@@ -228,36 +323,42 @@ export class PciFunction {
     this.#sendPending();
   }
 
-  /** The BARs as frames on the system bus. */
-  frames(): MmioFrame[] {
+  /** The BARs as frames on the system bus; one that the bridges above do not lead to is not there. */
+  frames(isReachable: (bar: Bar) => boolean): MmioFrame[] {
     return this.bars.map((bar) => ({
       name: `${this.bdf} BAR ${bar.index}`,
       kind: 'peer',
-      base: () => this.barCpuAddress(bar),
+      base: () => (isReachable(bar) ? this.barCpuAddress(bar) : undefined),
       sizeBytes: bar.sizeBytes,
       read: (offset, sizeBytes) => this.barRead(bar.index, offset, sizeBytes),
       write: (offset, sizeBytes, value) => this.barWrite(bar.index, offset, sizeBytes, value),
     }));
   }
 
+  /** A bridge forwards both ways, as firmware and the kernel's port driver leave it. */
+  enableForwarding(): void {
+    this.#write(PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+  }
+
   /** Gives the function MSI-X: the table at offset 0 of a BAR of its own, the pending bits in the next half. */
   addMsix(bar: number, vectors: number): void {
     const sizeBytes = this.bars.find((candidate) => candidate.index === bar)?.sizeBytes ?? 0;
     invariant(
-      vectors * MSIX_ENTRY_BYTES <= sizeBytes / 2,
+      vectors * PCI_MSIX_ENTRY_SIZE <= sizeBytes / 2,
       `${this.bdf}: BAR ${bar} has no room for ${vectors} vectors`,
     );
-    const control = MSIX_CAPABILITY.make({ ID: PCI_CAP_ID_MSIX, TABLE_SIZE: vectors - 1 })[0] ?? 0;
-    this.#write(PM_CAPABILITY + 1, 1, MSIX_CAPABILITY_OFFSET);
-    this.#write(MSIX_CAPABILITY_OFFSET, 4, control);
-    this.#write(MSIX_CAPABILITY_OFFSET + 4, 4, bar);
-    this.#write(MSIX_CAPABILITY_OFFSET + 8, 4, (sizeBytes / 2) | bar);
+    const control = PCI_MSIX_FLAGS.make({ ID: PCI_CAP_ID_MSIX, QSIZE: vectors - 1 })[0] ?? 0;
+    this.#write(this.findCapability(PCI_CAP_ID_PM) + 1, 1, MSIX_AT);
+    this.#write(MSIX_AT, 4, control);
+    this.#write(MSIX_AT + 4, 4, bar);
+    this.#write(MSIX_AT + 8, 4, (sizeBytes / 2) | bar);
     this.#findMsix();
   }
 
   /** Function-level reset (PCIe 6.6.2): command register, MSI-X and the device go back to their reset state. */
   reset(): void {
-    this.#resetCommand();
+    this.#resetControls();
+    this.#updateVirtualFunctions();
     if (this.#msix !== undefined) this.#resetMsix(this.#msix);
     this.model?.reset();
     this.#runtime.emit('pci.reset', { device: this.bdf });
@@ -281,34 +382,24 @@ export class PciFunction {
       msix.pending[vector >> 3] = (msix.pending[vector >> 3] ?? 0) | (1 << (vector & 7));
       return;
     }
-    const view = new DataView(msix.entries.buffer, vector * MSIX_ENTRY_BYTES);
+    const view = new DataView(msix.entries.buffer, vector * PCI_MSIX_ENTRY_SIZE);
     yield* this.#upstream.msi(this, view.getBigUint64(0, true), view.getUint32(8, true));
   }
 
   // --- configuration space ---
 
   #read(offset: number, sizeBytes: number): number {
-    return littleEndian(this.#config, offset, sizeBytes);
+    return configRead(this.#config, offset, sizeBytes);
   }
 
   #write(offset: number, sizeBytes: number, value: number): void {
     for (let i = 0; i < sizeBytes; i++) this.#config[offset + i] = Math.floor((value >>> 0) / 2 ** (8 * i)) & 0xff;
   }
 
-  #buildHeader(): void {
-    const { vendor, device, classCode } = this.description;
-    this.#write(0x00, 2, vendor);
-    this.#write(0x02, 2, device);
-    this.#write(0x06, 2, 0x10);
-    this.#write(0x08, 1, 1);
-    this.#write(0x09, 3, classCode);
-    this.#write(0x2c, 2, vendor);
-    this.#write(0x2e, 2, device);
-    this.#write(PCI_CAPABILITY_LIST, 1, 0x40);
-    // PCI Express endpoint, with function-level reset (7.5.3.2, 7.5.3.3).
-    this.#write(0x40, 4, 0x0002_8000 | PCI_CAP_ID_EXP | (PM_CAPABILITY << 8));
-    this.#write(0x44, 4, PCI_EXP_DEVCAP_FLR);
-    this.#write(PM_CAPABILITY, 4, 0x0003_0000 | PCI_CAP_ID_PM);
+  #setBuses({ secondaryBus, subordinateBus }: NonNullable<PciFunctionDescription['bridge']>): void {
+    this.#write(PCI_PRIMARY_BUS, 1, this.bus);
+    this.#write(PCI_SECONDARY_BUS, 1, secondaryBus);
+    this.#write(PCI_SUBORDINATE_BUS, 1, subordinateBus);
   }
 
   #buildBar(bar: Bar): void {
@@ -324,8 +415,17 @@ export class PciFunction {
     this.#writable.set(sizingMask(isHuge ? bar.sizeBytes / 2 ** 32 : 1), at + 4);
   }
 
-  #resetCommand(): void {
+  /** Command, device control, and the switches of ACS, ATS and SR-IOV. A bridge has no reset of its own and keeps them. */
+  #resetControls(): void {
+    if (this.isBridge) return;
     this.#write(PCI_COMMAND, 2, 0);
+    const express = this.findCapability(PCI_CAP_ID_EXP);
+    if (express !== 0) this.#write(express + PCI_EXP_DEVCTL.offset, 2, 0);
+    if (this.#acsAt !== 0) this.#write(this.#acsAt + PCI_ACS_CTRL, 2, 0);
+    const ats = this.findExtendedCapability(PCI_EXT_CAP_ID_ATS);
+    if (ats !== 0) this.#write(ats + PCI_ATS_CAP.offset + 2, 2, 0);
+    const sriov = this.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
+    if (sriov !== 0) this.#write(sriov + PCI_SRIOV_CTRL.offset, 2, 0);
   }
 
   // --- MSI-X ---
@@ -334,7 +434,7 @@ export class PciFunction {
   #findMsix(): void {
     const capability = this.findCapability(PCI_CAP_ID_MSIX);
     if (capability === 0) return;
-    const vectors = MSIX_CAPABILITY.get([this.#read(capability, 4)], 'TABLE_SIZE') + 1;
+    const vectors = PCI_MSIX_FLAGS.get([this.#read(capability, 4)], 'QSIZE') + 1;
     const placeAt = (at: number): BarPlace => {
       const word = this.#read(at, 4);
       return { bar: word & 7, offset: (word & ~7) >>> 0 };
@@ -342,7 +442,7 @@ export class PciFunction {
     this.#msix = {
       capability,
       vectors,
-      entries: new Uint8Array(vectors * MSIX_ENTRY_BYTES),
+      entries: new Uint8Array(vectors * PCI_MSIX_ENTRY_SIZE),
       pending: new Uint8Array(Math.ceil(vectors / 64) * 8),
       table: placeAt(capability + 4),
       pba: placeAt(capability + 8),
@@ -356,16 +456,16 @@ export class PciFunction {
     this.#write(msix.capability, 4, this.#read(msix.capability, 4) & 0x3fff_ffff);
     msix.pending.fill(0);
     msix.entries.fill(0);
-    for (let vector = 0; vector < msix.vectors; vector++) msix.entries[vector * MSIX_ENTRY_BYTES + 12] = 1;
+    for (let vector = 0; vector < msix.vectors; vector++) msix.entries[vector * PCI_MSIX_ENTRY_SIZE + 12] = 1;
   }
 
-  #msixControl(msix: MsixTable, field: 'ENABLE' | 'FUNCTION_MASK'): number {
-    return MSIX_CAPABILITY.get([this.#read(msix.capability, 4)], field);
+  #msixControl(msix: MsixTable, field: 'ENABLE' | 'MASKALL'): number {
+    return PCI_MSIX_FLAGS.get([this.#read(msix.capability, 4)], field);
   }
 
   #isMasked(msix: MsixTable, vector: number): boolean {
-    const isVectorMasked = ((msix.entries[vector * MSIX_ENTRY_BYTES + 12] ?? 0) & 1) !== 0;
-    return isVectorMasked || this.#msixControl(msix, 'FUNCTION_MASK') === 1;
+    const isVectorMasked = ((msix.entries[vector * PCI_MSIX_ENTRY_SIZE + 12] ?? 0) & 1) !== 0;
+    return isVectorMasked || this.#msixControl(msix, 'MASKALL') === 1;
   }
 
   /** Sends what was pending and is masked no longer. */

@@ -1,19 +1,24 @@
 /**
  * A PCIe host bridge: where the functions below it meet memory.
  *
- * A transaction goes through these hops in order, each of which may end it: bus mastering of the function, doorbells that
- * are decoded before the IOMMU, the SMMU (page by page), the system bus. Between translation and access time passes,
- * so a translation can grow stale in flight; the SMMU is told of transactions in flight, so that CMD_SYNC waits for them.
- * Every piece is recorded by the bus analyser with the place where it really ended.
+ * A transaction goes through these hops in order, each of which may end it: bus mastering of the function, the fabric up to and
+ * through the root complex (fabric.ts), doorbells that are decoded before the IOMMU, the SMMU (page by page), the system bus.
+ * Between translation and access time passes, so a translation can grow stale in flight; the SMMU is told of transactions in
+ * flight, so that CMD_SYNC waits for them. Every byte is recorded once by the bus analyser, with the place where it ended and
+ * the hop that sent it there.
+ *
+ * A doorbell inside the root complex is asked before the fabric's root: it swallows what comes to its frame whoever it is from.
  */
-import { invariant, type Task } from '../../runtime/task.js';
+import type { Task } from '../../runtime/task.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { BusAnalyser, TransactionEnd } from '../analyser.js';
-import type { Origin, SystemBus } from '../bus.js';
-import type { HostBridgeDescription } from '../description.js';
+import { readFrame, writeFrame, type Origin, type SystemBus } from '../bus.js';
+import type { HostBridgeDescription, IdMapping } from '../description.js';
 import type { MsiController } from '../msi/controller.js';
 import type { Smmu } from '../smmu/smmu.js';
-import type { Bar, DmaResult, PciFunction, UpstreamPort } from './function.js';
+import { Fabric, type Capture, type Route } from './fabric.js';
+import type { DmaResult, PciFunction, UpstreamPort } from './function.js';
+import { assignResources } from './resources.js';
 
 /** Virtual time of one piece of a transaction: from the device to the SMMU, and from there to memory. */
 const TO_SMMU_NS = 100;
@@ -26,9 +31,12 @@ export interface HostBridgePorts {
   readonly runtime: NodeRuntime;
   readonly bus: SystemBus;
   readonly analyser: BusAnalyser;
-  readonly smmu: Smmu | undefined;
-  /** The interrupt controller of a function. */
-  readonly msiController: (fn: PciFunction) => MsiController | undefined;
+  /** SMMUs by name. */
+  readonly smmus: ReadonlyMap<string, Smmu>;
+  /** Doorbells inside this root complex. */
+  readonly captures: readonly Capture[];
+  /** The interrupt controllers of the board. */
+  readonly msiControllers: ReadonlyMap<string, MsiController>;
 }
 
 type Direction = 'read' | 'write' | 'msi';
@@ -38,37 +46,59 @@ interface Piece {
   readonly bytes?: Uint8Array;
 }
 
+/** Makes the end of the piece at hand. */
+type EndPiece = (kind: TransactionEnd['kind'], where: string, hop: string, address?: number) => Piece;
+
+/** Addresses are exact numbers up to here; nothing on a board is above. */
+const MAX_BUS_ADDRESS = 2n ** 52n - 1n;
+const SYSTEM_BUS = 'system bus';
+
+function mapId(map: readonly IdMapping[], id: number): { readonly target: string; readonly id: number } | undefined {
+  const found = map.find((entry) => id >= entry.firstRequesterId && id < entry.firstRequesterId + entry.count);
+  return found === undefined ? undefined : { target: found.target, id: found.firstId + id - found.firstRequesterId };
+}
+
 /** A host bridge and the functions below it. */
 export class HostBridge implements UpstreamPort {
   readonly description: HostBridgeDescription;
-  readonly functions: PciFunction[] = [];
+  readonly fabric: Fabric;
   readonly #ports: HostBridgePorts;
-  /** Next free bus address of each window. */
-  readonly #cursors: number[];
-  /** Functions that have their addresses: a card that comes back keeps them. */
-  readonly #assigned = new Set<PciFunction>();
+  readonly #name: string;
 
   constructor(description: HostBridgeDescription, ports: HostBridgePorts) {
     this.description = description;
+    this.fabric = new Fabric(description, ports.captures);
+    this.#name = `root complex ${description.name}`;
     this.#ports = ports;
-    this.#cursors = description.windows.map((window) => Number(window.start));
   }
 
-  /** StreamID of a function's transactions. */
-  streamId(fn: PciFunction): number {
-    return this.description.streamIdBase + fn.requesterId;
+  get functions(): PciFunction[] {
+    return this.fabric.functions;
   }
 
-  /** Firmware's part, once a function: an address for every BAR, in order, from the first window that has room; RangeError when none has. */
-  assignBars(fn: PciFunction): void {
-    if (this.#assigned.has(fn)) return;
-    this.#assigned.add(fn);
-    for (const bar of fn.bars) {
-      const given = fn.description.bars?.find((b) => b.index === bar.index)?.start;
-      if (given !== undefined) this.#assign(fn, bar, Number(given));
-      else if (!this.#assignFromWindow(fn, bar))
-        throw new RangeError(`${fn.bdf}: no window of ${this.description.name} has room for BAR ${bar.index}`);
-    }
+  /** The IOMMU behind which a requester ID's transactions are, and the StreamID they have there; undefined where there is none. */
+  streamOf(requesterId: number): { readonly iommu: string; readonly id: number } | undefined {
+    const { iommu, streamIdBase, iommuMap } = this.description;
+    const rid = requesterId & (this.description.requesterIdMask ?? 0xffff);
+    if (iommuMap === undefined) return iommu === undefined ? undefined : { iommu, id: streamIdBase + rid };
+    const found = mapId(iommuMap, rid);
+    return found === undefined ? undefined : { iommu: found.target, id: found.id };
+  }
+
+  /** The MSI controller of a requester ID, and the DeviceID it sees. */
+  doorbellOf(
+    fn: PciFunction,
+    requesterId: number = fn.requesterId,
+  ): { readonly name: string; readonly id: number } | undefined {
+    const { msi, streamIdBase, msiMap } = this.description;
+    const found = msiMap === undefined ? undefined : mapId(msiMap, requesterId);
+    const name = fn.description.msi ?? found?.target ?? msi;
+    return name === undefined ? undefined : { name, id: found?.id ?? streamIdBase + requesterId };
+  }
+
+  /** Firmware's part: addresses for everything below. @throws RangeError when there is no room */
+  assignResources(): void {
+    assignResources(this.description, this.fabric);
   }
 
   *dmaRead(fn: PciFunction, iova: bigint, lengthBytes: number): Task<DmaResult> {
@@ -104,7 +134,7 @@ export class HostBridge implements UpstreamPort {
       ends.push(piece.end);
       isOk = piece.end.kind !== 'aborted' && piece.end.kind !== 'nowhere';
       if (piece.bytes !== undefined) onRead?.(piece.bytes, done);
-      done += length;
+      done += piece.end.lengthBytes;
     }
     this.#ports.analyser.record({ device: fn.bdf, direction, iova, lengthBytes, ends });
     return isOk;
@@ -114,67 +144,88 @@ export class HostBridge implements UpstreamPort {
     fn: PciFunction,
     direction: Direction,
     iova: bigint,
-    lengthBytes: number,
+    wantedBytes: number,
     data: Uint8Array | undefined,
   ): Task<Piece> {
-    const { bus, smmu } = this.#ports;
-    const ended = (kind: TransactionEnd['kind'], where: string, address?: number): TransactionEnd => ({
-      kind,
-      iova,
-      lengthBytes,
-      where,
-      ...(address === undefined ? {} : { address: BigInt(address) }),
-    });
     yield TO_SMMU_NS;
-    if (!fn.isBusMaster) return { end: ended('aborted', `bus mastering of ${fn.bdf} is off`) };
-    const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: this.streamId(fn) };
-    const controller = this.#ports.msiController(fn);
-    if (controller?.decodesBeforeIommu(iova, lengthBytes) === true) {
-      if (data !== undefined) controller.ring(iova, data, origin);
-      return { end: ended('doorbell', controller.name, Number(iova)) };
+    let lengthBytes = wantedBytes;
+    const ended = (kind: TransactionEnd['kind'], where: string, hop: string, address?: number): Piece => ({
+      end: { kind, iova, lengthBytes, where, hop, ...(address === undefined ? {} : { address: BigInt(address) }) },
+    });
+    if (!fn.isPresent) return ended('aborted', `${fn.bdf} is gone`, fn.bdf);
+    if (!fn.isBusMaster) return ended('aborted', `bus mastering of ${fn.bdf} is off`, fn.bdf);
+    if (iova > MAX_BUS_ADDRESS) return ended('aborted', 'beyond the address bits of the fabric', this.#name);
+    const route = this.fabric.route({ from: fn, address: Number(iova), addressType: 'untranslated' });
+    lengthBytes = Math.min(wantedBytes, route.last - Number(iova) + 1);
+    const bytes = data?.subarray(0, lengthBytes);
+    switch (route.kind) {
+      case 'aborted':
+        return ended('aborted', route.why, route.hop);
+      case 'peer':
+        return this.#toPeer(route, bytes, lengthBytes, ended);
+      case 'doorbell': {
+        const controller = this.#ports.msiControllers.get(route.name);
+        const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: route.requesterId };
+        if (bytes !== undefined) controller?.ring(iova, bytes, origin);
+        return ended('doorbell', route.name, this.#name, Number(iova));
+      }
+      case 'upstream':
+        return yield* this.#upstream(fn, route, direction, bytes, lengthBytes, ended);
     }
+  }
+
+  #toPeer(
+    { target, bar, offset, hop }: Extract<Route, { kind: 'peer' }>,
+    bytes: Uint8Array | undefined,
+    lengthBytes: number,
+    ended: EndPiece,
+  ): Piece {
+    const { end } = ended('peer', `${target.bdf} BAR ${bar.index}`, hop, target.barAddress(bar) + offset);
+    if (bytes !== undefined) {
+      writeFrame(bytes, offset, (at, sizeBytes, value) => target.barWrite(bar.index, at, sizeBytes, value));
+      return { end };
+    }
+    return { end, bytes: readFrame(lengthBytes, offset, (at, sizeBytes) => target.barRead(bar.index, at, sizeBytes)) };
+  }
+
+  /** Out of the root complex: doorbells before the IOMMU, the IOMMU, the system bus. */
+  *#upstream(
+    fn: PciFunction,
+    { requesterId, address }: Extract<Route, { kind: 'upstream' }>,
+    direction: Direction,
+    data: Uint8Array | undefined,
+    lengthBytes: number,
+    ended: EndPiece,
+  ): Task<Piece> {
+    const { bus } = this.#ports;
+    const doorbell = this.doorbellOf(fn, requesterId);
+    const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: doorbell?.id ?? requesterId };
+    const controller = doorbell === undefined ? undefined : this.#ports.msiControllers.get(doorbell.name);
+    if (controller?.decodesBeforeIommu(BigInt(address), lengthBytes) === true) {
+      if (data !== undefined) controller.ring(BigInt(address), data, origin);
+      return ended('doorbell', controller.name, this.#name, address);
+    }
+    const stream = this.streamOf(requesterId);
+    const smmu = stream === undefined ? undefined : this.#ports.smmus.get(stream.iommu);
     const ticket = smmu?.beginTransaction();
     try {
-      const pa = yield* this.#translate(fn, iova, direction);
-      if (typeof pa === 'string') return { end: ended('aborted', pa) };
+      let pa = address;
+      if (smmu !== undefined && stream !== undefined) {
+        const write = direction !== 'read';
+        const result = yield* smmu.translate({ streamId: stream.id, iova: BigInt(address), write });
+        if (!result.ok) return ended('aborted', result.event ?? `aborted by ${smmu.name}`, smmu.name);
+        pa = result.pa;
+      }
       yield TO_MEMORY_NS;
       yield 'dma:translated';
       if (data !== undefined) {
         const end = bus.writeFor(origin, pa, data);
-        return { end: ended(end.kind, end.where, pa) };
+        return ended(end.kind, end.where, SYSTEM_BUS, pa);
       }
       const { end, bytes } = bus.readFor(pa, lengthBytes);
-      return { end: ended(end.kind, end.where, pa), ...(bytes === undefined ? {} : { bytes }) };
+      return { ...ended(end.kind, end.where, SYSTEM_BUS, pa), ...(bytes === undefined ? {} : { bytes }) };
     } finally {
       if (ticket !== undefined) smmu?.endTransaction(ticket);
     }
-  }
-
-  /** Physical address, or why there is none. */
-  *#translate(fn: PciFunction, iova: bigint, direction: Direction): Task<number | string> {
-    const { smmu } = this.#ports;
-    if (smmu === undefined) return Number(iova);
-    const result = yield* smmu.translate({ streamId: this.streamId(fn), iova, write: direction !== 'read' });
-    return result.ok ? result.pa : (result.event ?? `aborted by ${smmu.name}`);
-  }
-
-  #assignFromWindow(fn: PciFunction, bar: Bar): boolean {
-    for (const [index, window] of this.description.windows.entries()) {
-      const cursor = this.#cursors[index];
-      invariant(cursor !== undefined, 'every window has a cursor');
-      const address = Math.ceil(cursor / bar.sizeBytes) * bar.sizeBytes;
-      const end = address + bar.sizeBytes;
-      if (end - 1 > Number(window.last) || (!bar.is64 && end > 2 ** 32)) continue;
-      this.#cursors[index] = end;
-      this.#assign(fn, bar, address);
-      return true;
-    }
-    return false;
-  }
-
-  #assign(fn: PciFunction, bar: Bar, busAddress: number): void {
-    const window = this.description.windows.find((w) => busAddress >= Number(w.start) && busAddress <= Number(w.last));
-    const cpuAddress = window === undefined ? busAddress : Number(window.cpuStart) + busAddress - Number(window.start);
-    fn.assignBar(bar, busAddress, cpuAddress);
   }
 }

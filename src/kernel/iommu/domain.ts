@@ -13,7 +13,6 @@
  */
 import type { Task } from '../../runtime/task.js';
 import type { Device } from '../device.js';
-import type { ResvRegion } from './resv-regions.js';
 
 /** `IOMMU_READ`: the device may read. */
 export const IOMMU_READ = 1;
@@ -115,8 +114,6 @@ export interface IommuDriver {
   probe_device(device: Device): Task<number>;
   /** Forgets a device that leaves. */
   release_device(device: Device): Task<void>;
-  /** Regions this IOMMU adds to those of the firmware. */
-  get_resv_regions(device: Device): readonly ResvRegion[];
   /** `type` is IOMMU_HW_INFO_TYPE_DEFAULT or what the caller wants; -EOPNOTSUPP for a type it cannot give. */
   hw_info(device: Device, type: number): HwInfo | number;
 }

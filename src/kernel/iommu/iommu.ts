@@ -1,16 +1,16 @@
 /**
  * The IOMMU core of a host's kernel: its IOMMUs, groups, and what devices are told.
  *
- * `probe` starts a driver for every IOMMU of the description before any device is added. Devices join groups (those the
- * description lists, else one each; numbers are handed out lowest free first), get the default domain and, where firmware
- * asks for it, identity mappings. Interrupt lines of the IOMMUs end here.
+ * `probe` starts a driver for every IOMMU of the description before any device is added. Devices join groups (as topology and
+ * ACS ask, pci-group.ts; numbers are handed out lowest free first), get the default domain and, where firmware asks for it,
+ * identity mappings. Interrupt lines of the IOMMUs end here.
  *
  * Ownership: groups and default domains belong to the core; domains of user space to iommufd. Lock: `group.mutex`.
  *
  * Source: Linux drivers/iommu/iommu.c, dma-iommu.c; domain.md A1.30, A1.37, B1, A4.50-A4.54.
  */
 import type { Arena } from '../../core/arena.js';
-import type { HostDescription, MsiControllerDescription } from '../../hardware/description.js';
+import type { HostDescription, MsiControllerDescription, SmmuDescription } from '../../hardware/description.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { ENODEV } from '../../uapi/errno.js';
@@ -19,8 +19,10 @@ import { ArmSmmuV3 } from './arm-smmu-v3/driver.js';
 import type { MmioPort } from './arm-smmu-v3/registers.js';
 import { DmaCookie } from './dma-iommu.js';
 import type { IommuDriver } from './domain.js';
-import { iommu_get_group_resv_regions, IommuGroup, setGroupDomain, type DefaultDomainType } from './group.js';
-import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
+import { defaultDomainType, driverRegions, groupsAtBind, sharesStreams } from './flavours.js';
+import { iommu_get_group_resv_regions, IommuGroup, setGroupDomain } from './group.js';
+import { pci_device_group } from './pci-group.js';
+import { reservedRegionsText } from './resv-regions.js';
 
 /** What the core needs of the board: memory the hardware sees, CPU access to registers, interrupt wires of IOMMUs. */
 export interface IommuBoard {
@@ -37,7 +39,8 @@ export class IommuCore {
   readonly #drivers = new Map<string, ArmSmmuV3>();
   /** By number; holes are free numbers. */
   readonly #groups: (IommuGroup | undefined)[] = [];
-  readonly #groupOfBdf = new Map<string, IommuGroup>();
+  /** Those that came to an IOMMU, grouped or about to be, in order of arrival. */
+  readonly #devices: Device[] = [];
   readonly #cookies = new Map<IommuGroup, DmaCookie>();
 
   constructor(runtime: NodeRuntime, board: IommuBoard, description: HostDescription) {
@@ -70,16 +73,24 @@ export class IommuCore {
 
   // --- devices and groups ---
 
-  /** A device appears: it joins a group and gets its default domain. 0 (also without an IOMMU) or -errno. */
+  /** Whether a device gets its group only when a driver is bound to it. */
+  isGroupedAtBind(device: Device): boolean {
+    const iommu = this.#iommuOf(device);
+    return iommu !== undefined && groupsAtBind(iommu, this.#description);
+  }
+
+  /** A device appears: it joins a group and gets its default domain. 0 (also without an IOMMU, or when it has one) or -errno. */
   *addDevice(device: Device): Task<number> {
-    if (device.iommu === undefined) return 0;
-    const driver = this.#drivers.get(device.iommu);
+    const iommu = this.#iommuOf(device);
+    if (iommu === undefined || device.group !== undefined) return 0;
+    const driver = this.#drivers.get(iommu.name);
     if (driver === undefined) return -ENODEV;
     const rc = yield* driver.probe_device(device);
     if (rc < 0) return rc;
-    const group = this.#groupFor(device);
+    this.#devices.push(device);
+    const group = this.#groupFor(device, iommu);
     yield* group.mutex.lock();
-    const resvRegions = [...driver.get_resv_regions(), ...this.#firmwareRegions(device)];
+    const resvRegions = driverRegions(iommu, device, this.#description);
     group.add({ device, driver, resvRegions, hasIsolatedMsi: this.#hasIsolatedMsi(device) });
     device.group = group;
     const attached = yield* this.#joinDomain(group, device);
@@ -100,6 +111,7 @@ export class IommuCore {
     const { driver } = group.member(device);
     group.remove(device);
     device.group = undefined;
+    this.#devices.splice(this.#devices.indexOf(device), 1);
     yield* driver.release_device(device);
     if (group.members.length === 0) yield* this.#freeGroup(group);
     group.mutex.unlock();
@@ -129,26 +141,23 @@ export class IommuCore {
     yield* this.#cookies.get(group)?.domain.free() ?? succeed();
     this.#cookies.delete(group);
     this.#groups[group.id] = undefined;
-    for (const [bdf, owner] of this.#groupOfBdf) if (owner === group) this.#groupOfBdf.delete(bdf);
   }
 
-  #groupFor(device: Device): IommuGroup {
-    const known = this.#groupOfBdf.get(device.name);
+  #iommuOf(device: Device): SmmuDescription | undefined {
+    return this.#description.iommus.find((iommu) => iommu.name === device.iommu);
+  }
+
+  #groupFor(device: Device, iommu: SmmuDescription): IommuGroup {
+    const shared = sharesStreams(iommu)
+      ? this.#devices.find((other) => other.group !== undefined && hasCommonStream(other, device))
+      : undefined;
+    const known = shared?.group ?? pci_device_group(device, this.#devices);
     if (known !== undefined) return known;
     const free = this.#groups.findIndex((group) => group === undefined);
     const id = free < 0 ? this.#groups.length : free;
-    const type: DefaultDomainType = this.#description.defaultDomain ?? 'DMA';
-    const group = new IommuGroup(id, type);
+    const group = new IommuGroup(id, defaultDomainType(iommu, this.#description));
     this.#groups[id] = group;
-    const mates = this.#description.groups?.find((bdfs) => bdfs.includes(device.name)) ?? [device.name];
-    for (const bdf of mates) this.#groupOfBdf.set(bdf, group);
     return group;
-  }
-
-  #firmwareRegions(device: Device): ResvRegion[] {
-    return this.#description.reservedRegions.filter(
-      (region) => region.devices === undefined || region.devices.includes(device.name),
-    );
   }
 
   #msiController(device: Device): MsiControllerDescription | undefined {
@@ -191,6 +200,10 @@ export class IommuCore {
       group.mutex.unlock();
     }
   }
+}
+
+function hasCommonStream(a: Device, b: Device): boolean {
+  return a.iommu === b.iommu && a.streamIds.some((id) => b.streamIds.includes(id));
 }
 
 function* succeed(): Task<number> {

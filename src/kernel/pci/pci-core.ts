@@ -11,17 +11,40 @@
  * Source: Linux drivers/pci/probe.c, pci-driver.c, hotplug/pciehp; domain.md A2.20, A6.16; oracle/linux README (hot-plug 9).
  */
 import type { Board } from '../../hardware/board.js';
+import type { PciFunction } from '../../hardware/pcie/function.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
-import { EBUSY, ENODEV } from '../../uapi/errno.js';
+import { EBUSY, EINVAL, ENODEV, ERANGE } from '../../uapi/errno.js';
+import {
+  PCI_EXT_CAP_ID_SRIOV,
+  PCI_HEADER_TYPE,
+  PCI_HEADER_TYPE_MFD,
+  PCI_SRIOV_CTRL,
+  PCI_SRIOV_NUM_VF,
+  PCI_SRIOV_TOTAL_VF,
+} from '../../uapi/pci-regs.js';
 import type { Device } from '../device.js';
 import { iommu_device_unuse_default_domain, iommu_device_use_default_domain } from '../iommu/group.js';
 import type { IommuCore } from '../iommu/iommu.js';
 import type { IrqCore } from '../irq.js';
 import type { VfioCore } from '../vfio/vfio-core.js';
+import { AcsPolicy } from './acs.js';
+import { dmaAliases } from './dma-alias.js';
 
 export const VFIO_PCI = 'vfio-pci';
 export const PCI_STUB = 'pci-stub';
+/** Drivers that do no DMA through the DMA API, or arrange for it themselves (`driver_managed_dma`). */
+const MANAGE_OWN_DMA = [VFIO_PCI, PCI_STUB, 'pcieport', 'shpchp'];
+const CLASS_BRIDGE_PCI = 0x060400;
+const VF_ENABLE = 0x01;
+const VF_MEMORY = 0x08;
+/**
+ * Built-in drivers that try a function and may not take it: shpchp every PCI bridge, intel-agp the host bridges it knows. A
+ * function is configured for DMA before its driver looks at it, so trying is enough for a group.
+ */
+const AGP_HOST_BRIDGES: readonly { readonly vendor: number; readonly device: number }[] = [
+  { vendor: 0x8086, device: 0x29c0 },
+];
 
 /** Devices of a host. */
 export class PciCore {
@@ -30,6 +53,7 @@ export class PciCore {
   readonly #iommu: IommuCore;
   readonly #irq: IrqCore;
   readonly #vfio: VfioCore;
+  readonly #acs: AcsPolicy;
   readonly #devices = new Map<string, Device>();
 
   constructor(runtime: NodeRuntime, board: Board, iommu: IommuCore, irq: IrqCore, vfio: VfioCore) {
@@ -38,6 +62,7 @@ export class PciCore {
     this.#iommu = iommu;
     this.#irq = irq;
     this.#vfio = vfio;
+    this.#acs = new AcsPolicy(board.description);
     board.onHotplug((bdf, what) => {
       runtime.spawn(`pciehp/${bdf}`, what === 'present' ? this.#arrive(bdf) : this.#leave(bdf));
     });
@@ -52,11 +77,21 @@ export class PciCore {
     return this.#devices.get(name);
   }
 
-  /** Finds what is there at boot. */
+  /**
+   * Finds what is there at boot, in bus order, which is the order of the numbers that firmware gave. Then drivers: those for
+   * bridges and others built in first, which gives bridges their groups before what is below them.
+   */
   *enumerate(): Task<void> {
-    for (const bdf of [...this.#board.functions.keys()].sort()) {
-      if (this.#board.functions.get(bdf)?.isPresent === true) yield* this.#add(bdf);
-    }
+    const present = [...this.#board.functions.values()]
+      .filter((fn) => fn.isPresent)
+      .sort((a, b) => (a.bdf < b.bdf ? -1 : 1));
+    const isVirtual = (fn: PciFunction): boolean => fn.description.physfn !== undefined;
+    for (const fn of present) if (!isVirtual(fn)) yield* this.#register(fn);
+    for (const device of this.devices) if (device.function.isBridge) yield* this.#probeBuiltIn(device);
+    for (const device of this.devices) yield* this.#probeBuiltIn(device);
+    for (const device of this.devices) yield* this.probe(device);
+    for (const fn of present) if (isVirtual(fn)) yield* this.#add(fn);
+    for (const device of this.devices) yield* this.#enableVirtualFunctions(device);
   }
 
   /** Binds a device to the driver `driver_override` names, or the one it had at boot: 0 or -errno. */
@@ -70,9 +105,10 @@ export class PciCore {
   *bind(device: Device, driver: string): Task<number> {
     if (device.driver !== undefined) return -EBUSY;
     yield 'pci:bind';
+    yield* this.#configureDma(device);
     if (driver === VFIO_PCI) {
       this.#vfio.register(device);
-    } else if (driver !== PCI_STUB) {
+    } else if (!MANAGE_OWN_DMA.includes(driver)) {
       const rc = iommu_device_use_default_domain(device);
       if (rc < 0) return rc;
     }
@@ -86,34 +122,98 @@ export class PciCore {
     const driver = device.driver;
     if (driver === undefined) return -ENODEV;
     if (driver === VFIO_PCI) yield* this.#vfio.unregister(device);
-    else if (driver !== PCI_STUB) iommu_device_unuse_default_domain(device);
+    else if (!MANAGE_OWN_DMA.includes(driver)) iommu_device_unuse_default_domain(device);
     device.driver = undefined;
     this.#runtime.emit('pci.unbind', { device: device.name, driver });
     return 0;
   }
 
-  *#add(bdf: string): Task<void> {
-    const fn = this.#board.functions.get(bdf);
-    if (fn === undefined) return;
+  /** `sriov_numvfs`: 0 or -errno as the kernel's store function: EBUSY while there are some, ERANGE beyond TotalVFs, EINVAL without SR-IOV. */
+  *setVirtualFunctions(device: Device, count: number): Task<number> {
+    const fn = device.function;
+    const at = fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
+    if (at === 0) return -EINVAL;
+    if (count > fn.configRead(at + PCI_SRIOV_TOTAL_VF, 2)) return -ERANGE;
+    const now = fn.configRead(at + PCI_SRIOV_NUM_VF, 2);
+    if (count === now) return 0;
+    if (count > 0 && now > 0) return -EBUSY;
+    if (count === 0) for (const vf of fn.virtualFunctions) yield* this.#leave(vf.bdf);
+    fn.configWrite(at + PCI_SRIOV_NUM_VF, 2, count);
+    fn.configWrite(at + PCI_SRIOV_CTRL.offset, 2, count > 0 ? VF_ENABLE | VF_MEMORY : 0);
+    for (const vf of fn.virtualFunctions) if (vf.isPresent) yield* this.#add(vf);
+    this.#runtime.emit('pci.sriov', { device: device.name, count });
+    return 0;
+  }
+
+  *#enableVirtualFunctions(device: Device): Task<void> {
+    const { sriov } = device.function.description;
+    if (sriov !== undefined && sriov.numVfs > 0) yield* this.setVirtualFunctions(device, sriov.numVfs);
+  }
+
+  *#add(fn: PciFunction): Task<void> {
+    const device = yield* this.#register(fn);
+    yield* this.#probeBuiltIn(device);
+    yield* this.probe(device);
+  }
+
+  /** A device appears on its bus (pci_device_add). */
+  *#register(fn: PciFunction): Task<Device> {
     const bridge = this.#board.bridgeOf(fn);
-    const device: Device = {
-      name: bdf,
+    const above = bridge.fabric.parentOf(fn);
+    const isVirtual = fn.description.physfn !== undefined;
+    const slot = fn.bdf.slice(0, -1);
+    const draft: Device = {
+      name: fn.bdf,
       function: fn,
-      streamId: bridge.streamId(fn),
-      iommu: bridge.description.iommu,
-      msiController: this.#board.msiControllerOf(fn)?.name,
+      parent: above === undefined ? undefined : this.#devices.get(above.bdf),
+      isMultifunction:
+        !isVirtual &&
+        ((fn.configRead(PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MFD) !== 0 ||
+          (!fn.bdf.endsWith('0') && bridge.functions.some((other) => other !== fn && other.bdf.startsWith(slot)))),
+      streamIds: [],
+      iommu: bridge.streamOf(fn.requesterId)?.iommu,
+      msiController: bridge.doorbellOf(fn)?.name,
+      msiDeviceId: fn.requesterId,
       driver: undefined,
       driverOverride: undefined,
       group: undefined,
     };
-    this.#devices.set(bdf, device);
+    const aliases = dmaAliases(draft).map(({ requesterId }) => requesterId);
+    const seenAs = aliases.at(-1) ?? fn.requesterId;
+    const device: Device = {
+      ...draft,
+      streamIds: aliases.flatMap((id) => bridge.streamOf(id)?.id ?? []),
+      msiDeviceId: bridge.doorbellOf(fn, seenAs)?.id ?? seenAs,
+    };
+    this.#devices.set(fn.bdf, device);
+    this.#acs.setUp(device);
+    if (!this.#iommu.isGroupedAtBind(device)) yield* this.#joinGroup(device);
+    return device;
+  }
+
+  *#joinGroup(device: Device): Task<void> {
     const rc = yield* this.#iommu.addDevice(device);
-    if (rc < 0) this.#runtime.emit('pci.no-iommu-group', { device: bdf, errno: -rc });
-    yield* this.probe(device);
+    if (rc < 0) this.#runtime.emit('pci.no-iommu-group', { device: device.name, errno: -rc });
+  }
+
+  /** A driver is about to look at the device (pci_dma_configure). */
+  *#configureDma(device: Device): Task<void> {
+    if (this.#iommu.isGroupedAtBind(device)) yield* this.#joinGroup(device);
+    this.#acs.isRequested ||= device.iommu !== undefined;
+  }
+
+  /** Drivers that are built in come first: of bridges, and those that only try. */
+  *#probeBuiltIn(device: Device): Task<void> {
+    const { vendor, device: id, classCode } = device.function.description;
+    const isBridge = classCode === CLASS_BRIDGE_PCI;
+    if (isBridge || AGP_HOST_BRIDGES.some((known) => known.vendor === vendor && known.device === id))
+      yield* this.#configureDma(device);
+    if (isBridge) yield* this.probe(device);
   }
 
   *#arrive(bdf: string): Task<void> {
-    if (!this.#devices.has(bdf)) yield* this.#add(bdf);
+    const fn = this.#board.functions.get(bdf);
+    if (fn !== undefined && !this.#devices.has(bdf)) yield* this.#add(fn);
   }
 
   *#leave(bdf: string): Task<void> {

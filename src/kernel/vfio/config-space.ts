@@ -7,14 +7,8 @@
  *
  * Source: Linux drivers/vfio/pci/vfio_pci_config.c; PCIe 5.0 7.5.1.
  */
-import {
-  PCI_BAR0,
-  PCI_CAP_ID_EXP,
-  PCI_CAP_ID_MSIX,
-  PCI_COMMAND,
-  PCI_EXP_DEVCTL,
-  type PciFunction,
-} from '../../hardware/pcie/function.js';
+import { type PciFunction } from '../../hardware/pcie/function.js';
+import { PCI_BAR0, PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX, PCI_COMMAND, PCI_EXP_DEVCTL } from '../../uapi/pci-regs.js';
 
 /** End of the six BARs. */
 const BARS_END = 0x28;
@@ -34,7 +28,7 @@ export class VirtualConfigSpace {
     this.#fn = fn;
     const msix = fn.findCapability(PCI_CAP_ID_MSIX);
     this.#msixControl = msix === 0 ? -1 : msix + 3;
-    this.#deviceControl = fn.hasFlr ? fn.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL + 1 : -1;
+    this.#deviceControl = fn.hasFlr ? fn.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1 : -1;
     for (let i = 0; i < this.#bars.length; i++) this.#bars[i] = fn.configRead(PCI_BAR0 + i, 1);
   }
 

@@ -10,14 +10,14 @@
  * A2.20-A2.24; recorded sequences of oracle/linux.
  */
 import { s32, u16, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
+import { type PciFunction } from '../../hardware/pcie/function.js';
 import {
   CONFIG_BYTES,
-  MSIX_ENTRY_BYTES,
+  PCI_MSIX_ENTRY_SIZE,
   PCI_COMMAND,
   PCI_COMMAND_MEMORY,
   PCI_CAP_ID_MSIX,
-  type PciFunction,
-} from '../../hardware/pcie/function.js';
+} from '../../uapi/pci-regs.js';
 import { Mutex } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
 import { EAGAIN, EBADF, EBADFD, EFAULT, EINVAL, EIO, ENODEV, ENOTTY } from '../../uapi/errno.js';
@@ -321,7 +321,7 @@ export class VfioPciFile extends OpenFile {
   #isMsixTable(bar: number, offset: number): boolean {
     const { function: fn } = this.#vfio.device;
     const table = msixTable(fn);
-    return bar === table?.bar && offset >= table.offset && offset < table.offset + fn.msixVectors * MSIX_ENTRY_BYTES;
+    return bar === table?.bar && offset >= table.offset && offset < table.offset + fn.msixVectors * PCI_MSIX_ENTRY_SIZE;
   }
 
   // --- interrupts ---
@@ -439,7 +439,7 @@ export class VfioPciFile extends OpenFile {
     const { function: fn } = this.#vfio.device;
     const table = msixTable(fn);
     if (table === undefined) return;
-    fn.barWrite(table.bar, table.offset + vector * MSIX_ENTRY_BYTES + field, u32.sizeBytes, value);
+    fn.barWrite(table.bar, table.offset + vector * PCI_MSIX_ENTRY_SIZE + field, u32.sizeBytes, value);
   }
 
   // --- reset ---

@@ -20,7 +20,7 @@ import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '.
 import { Mutex } from '../../../runtime/locks.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../../runtime/task.js';
-import { EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP } from '../../../uapi/errno.js';
+import { EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP } from '../../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
@@ -30,8 +30,8 @@ import {
 } from '../../../uapi/iommufd.js';
 import type { Device } from '../../device.js';
 import { DmaMemory } from '../dma-memory.js';
+import { sharesStreams } from '../flavours.js';
 import type { HwInfo, IommuCapability, IommuDomain, IommuDriver, PagingDomain, UserDomainData } from '../domain.js';
-import type { ResvRegion } from '../resv-regions.js';
 import { ArmSmmuDomain } from './domain.js';
 import {
   abortSte,
@@ -81,7 +81,7 @@ class TagSpace {
 /** What the driver keeps for a device (`struct arm_smmu_master`). */
 interface Master {
   readonly device: Device;
-  readonly ste: StePlace;
+  readonly streams: readonly { readonly id: number; readonly ste: StePlace }[];
   /** Its context descriptor table, from the first stage 1 attachment on. */
   cdTable: DmaMemory | undefined;
 }
@@ -177,26 +177,47 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   #clientName(streamId: number): string {
-    for (const { device } of this.#masters.values()) if (device.streamId === streamId) return device.name;
+    for (const { device, streams } of this.#masters.values())
+      if (streams.some((stream) => stream.id === streamId)) return device.name;
     return '(unassigned sid)';
   }
 
   // --- devices ---
 
+  /** A device's streams get entries; -ENODEV when another device has one of them (arm_smmu_insert_master), unless streams are shared. */
   *probe_device(device: Device): Task<number> {
-    const ste = this.#streamTable.entry(device.streamId);
-    if (typeof ste === 'number') return ste;
-    this.#masters.set(device, { device, ste, cdTable: undefined });
+    const streams: { id: number; ste: StePlace }[] = [];
+    for (const id of new Set(device.streamIds)) {
+      const ste = this.#streamTable.entry(id);
+      if (typeof ste === 'number') return ste;
+      if (!sharesStreams(this.#description) && this.#isStreamTaken(id)) {
+        this.#host.runtime.emit('smmu.aliasing-stream', { device: device.name, sid: id, from: this.#clientName(id) });
+        return -ENODEV;
+      }
+      streams.push({ id, ste });
+    }
+    this.#masters.set(device, { device, streams, cdTable: undefined });
     return 0;
+  }
+
+  /** Other devices with one of its streams: they have one context descriptor with it. */
+  #mates(master: Master): Master[] {
+    return [...this.#masters.values()].filter(
+      (other) => other !== master && other.streams.some(({ id }) => master.streams.some((stream) => stream.id === id)),
+    );
+  }
+
+  #isStreamTaken(id: number): boolean {
+    return [...this.#masters.values()].some(({ streams }) => streams.some((stream) => stream.id === id));
   }
 
   *release_device(device: Device): Task<void> {
     const master = this.#masters.get(device);
     if (master === undefined) return;
     yield* this.#mutex.lock();
-    yield* this.#writeSte(master, abortSte());
-    master.cdTable?.free();
     this.#masters.delete(device);
+    yield* this.#writeSte(master, abortSte());
+    if (!this.#mates(master).some((mate) => mate.cdTable === master.cdTable)) master.cdTable?.free();
     this.#mutex.unlock();
   }
 
@@ -215,6 +236,7 @@ export class ArmSmmuV3 implements IommuDriver {
 
   *#attach(domain: IommuDomain, master: Master): Task<number> {
     if (domain instanceof ArmSmmuDomain && domain.stage === 1) {
+      master.cdTable ??= this.#mates(master).find((mate) => mate.cdTable !== undefined)?.cdTable;
       master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
       if (master.cdTable === undefined) return -ENOMEM;
       yield* this.#writeCd(master, master.cdTable, contextDescriptor(domain.table, domain.tag, domain.recordsDirty));
@@ -229,28 +251,35 @@ export class ArmSmmuV3 implements IommuDriver {
     return 0;
   }
 
+  /** Writes the entry of every stream that no other device has any more. */
   *#writeSte(master: Master, target: Uint32Array): Task<void> {
-    const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: master.device.streamId, Leaf: 1 });
-    yield* writeEntry(
-      {
-        ...master.ste,
-        usedBits: steUsedBits,
-        validBit: VALID_BIT.ste,
-        sync: () => this.commandQueue.issueAndSync([invalidate]),
-      },
-      target,
-    );
+    const isLeaving = !this.#masters.has(master.device);
+    for (const { id, ste } of master.streams) {
+      if (isLeaving && this.#isStreamTaken(id)) continue;
+      const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: id, Leaf: 1 });
+      yield* writeEntry(
+        {
+          ...ste,
+          usedBits: steUsedBits,
+          validBit: VALID_BIT.ste,
+          sync: () => this.commandQueue.issueAndSync([invalidate]),
+        },
+        target,
+      );
+    }
   }
 
   *#writeCd(master: Master, memory: DmaMemory, target: Uint32Array): Task<void> {
-    const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_CD, StreamID: master.device.streamId, Leaf: 1 });
+    const invalidates = master.streams.map(({ id }) =>
+      CMD_CFGI.make({ Opcode: CMD_OP.CFGI_CD, StreamID: id, Leaf: 1 }),
+    );
     yield* writeEntry(
       {
         memory,
         offset: 0,
         usedBits: cdUsedBits,
         validBit: VALID_BIT.cd,
-        sync: () => this.commandQueue.issueAndSync([invalidate]),
+        sync: () => this.commandQueue.issueAndSync(invalidates),
       },
       target,
     );
@@ -328,11 +357,6 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   // --- facts ---
-
-  get_resv_regions(): readonly ResvRegion[] {
-    const window = this.#description.softwareMsi;
-    return window === undefined ? [] : [{ ...window, type: 'software-msi', owner: this.name }];
-  }
 
   hw_info(_device: Device, type: number): HwInfo | number {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return -EOPNOTSUPP;
