@@ -12,11 +12,12 @@ import { DMA_ENGINE_MSIX_BAR, DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_VECTORS } from
 import { BusAnalyser } from './analyser.js';
 import { SystemBus } from './bus.js';
 import type { AddressRange, HostDescription, MsiControllerDescription, PciFunctionDescription } from './description.js';
+import { BarMemory } from './devices/bar-memory.js';
 import { DmaEngine } from './devices/dma-engine.js';
 import { PhysicalMemory } from './memory.js';
 import type { Interrupt, MsiController } from './msi/controller.js';
 import { Its } from './msi/its.js';
-import { Gicv2m, X86Msi } from './msi/simple.js';
+import { Gicv2m, InRcMsi, X86Msi } from './msi/simple.js';
 import { functionType } from './pcie/config-builder.js';
 import type { Capture } from './pcie/fabric.js';
 import { HostBridge } from './pcie/host-bridge.js';
@@ -189,6 +190,12 @@ export class Board {
         this.bus.attach(frame);
         return;
       }
+      case 'in-rc': {
+        const frame = new InRcMsi(this.#runtime, description, deliver);
+        this.msiControllers.set(frame.name, frame);
+        this.bus.attach(frame);
+        return;
+      }
       case 'x86': {
         this.msiControllers.set(description.name, new X86Msi(this.#runtime, description, deliver));
       }
@@ -224,6 +231,7 @@ export class Board {
       fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
       fn.model = new DmaEngine(this.#runtime, fn);
     }
+    if (description.model === 'generic') fn.model = new BarMemory();
     for (const frame of fn.frames((bar) => bridge.fabric.isReachable(fn, bar))) this.bus.attach(frame);
   }
 
@@ -241,10 +249,10 @@ export class Board {
     const names = [msi, ...(msiMap ?? []).map((entry) => entry.target)];
     return this.description.msiControllers
       .filter((controller) => controller.kind === 'in-rc' && names.includes(controller.name))
-      .map(({ name, base, sizeBytes }) => ({
+      .map(({ name, base, sizeBytes = IN_RC_FRAME_BYTES }) => ({
         name,
         start: Number(base),
-        last: Number(base) + (sizeBytes ?? IN_RC_FRAME_BYTES) - 1,
+        last: Number(base) + sizeBytes - 1,
       }));
   }
 }

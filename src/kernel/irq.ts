@@ -20,7 +20,7 @@ import {
   FIRST_LPI,
 } from '../hardware/msi/its.js';
 import type { Interrupt, MsiController } from '../hardware/msi/controller.js';
-import { Gicv2m, V2M_FIRST_SPI, V2M_SPIS } from '../hardware/msi/simple.js';
+import { Gicv2m, IN_RC_COUNT, IN_RC_FIRST, InRcMsi, V2M_FIRST_SPI, V2M_SPIS } from '../hardware/msi/simple.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
@@ -231,11 +231,10 @@ export class IrqCore {
       this.#domains.set(controller.name, domain);
       yield* domain.start();
     } else {
-      const isV2m = controller instanceof Gicv2m;
-      this.#domains.set(
-        controller.name,
-        isV2m ? new DirectDomain(V2M_FIRST_SPI, V2M_SPIS) : new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS),
-      );
+      let domain = new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS);
+      if (controller instanceof Gicv2m) domain = new DirectDomain(V2M_FIRST_SPI, V2M_SPIS);
+      else if (controller instanceof InRcMsi) domain = new DirectDomain(IN_RC_FIRST, IN_RC_COUNT);
+      this.#domains.set(controller.name, domain);
     }
   }
 

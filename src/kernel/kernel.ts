@@ -9,6 +9,7 @@
  * from outside but the board.
  */
 import type { Board } from '../hardware/board.js';
+import { readFrame } from '../hardware/bus.js';
 import type { HostDescription } from '../hardware/description.js';
 import type { LabCommand, LabReply, ProcessSpec } from './lab.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
@@ -151,9 +152,22 @@ export class Kernel {
         return { result: 0 };
       case 'transactions':
         return { result: 0, transactions: this.#board.analyser.records.slice(command.from) };
+      case 'peek-bar':
+        return this.#peekBar(command.bdf, Number(command.address), command.lengthBytes);
       case 'counters':
         return { result: 0, counters: this.#counters() };
     }
+  }
+
+  #peekBar(bdf: string, address: number, lengthBytes: number): LabReply {
+    const fn = this.#board.functions.get(bdf);
+    const bar = fn?.bars.find((candidate) => {
+      const start = fn.barAddress(candidate);
+      return start <= address && address + lengthBytes <= start + candidate.sizeBytes;
+    });
+    if (fn === undefined || bar === undefined) return { result: -EINVAL };
+    const offset = address - fn.barAddress(bar);
+    return { result: 0, bytes: readFrame(lengthBytes, offset, (at, width) => fn.barRead(bar.index, at, width)) };
   }
 
   #counters(): Record<string, number> {

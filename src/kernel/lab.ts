@@ -27,6 +27,8 @@ export type LabCommand =
   | { readonly lab: 'disarm-fault'; readonly fault: FaultId }
   /** Transactions with number >= `from`, oldest first. */
   | { readonly lab: 'transactions'; readonly from: number }
+  /** What a function's BARs hold at a bus address: looked at, not read by anybody; EINVAL where it has none there. */
+  | { readonly lab: 'peek-bar'; readonly bdf: string; readonly address: bigint; readonly lengthBytes: number }
   /** Object and page counts that must return to their initial values. */
   | { readonly lab: 'counters' };
 
@@ -37,6 +39,7 @@ export interface LabReply {
   /** Address of the process's scratch area, for `spawn`: 1 MiB of ordinary memory for arguments. */
   readonly scratch?: bigint;
   readonly transactions?: readonly TransactionRecord[];
+  readonly bytes?: Uint8Array;
   readonly counters?: Readonly<Record<string, number>>;
   readonly detail?: ErrorDetail;
 }

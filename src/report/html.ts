@@ -34,6 +34,10 @@ const FILLS: Readonly<Record<string, string>> = {
   direct: 'url(#p-direct)',
   'direct-relaxable': 'url(#p-direct-relaxable)',
   aperture: 'url(#p-reserved)',
+  window: 'url(#p-window)',
+  'dma-range': '#f0e442',
+  doorbell: 'url(#p-msi)',
+  abort: 'url(#p-reserved)',
 };
 
 const PATTERNS = [
@@ -42,6 +46,7 @@ const PATTERNS = [
   ['reserved', '#000000', 'M0 4H8'],
   ['direct', '#cc79a7', 'M4 0V8'],
   ['direct-relaxable', '#009e73', 'M4 4h.01'],
+  ['window', '#0072b2', 'M0 0L8 8M8 0L0 8'],
 ]
   .map(
     ([id = '', colour = '', path = '']) =>
@@ -117,7 +122,8 @@ function drawing(outcome: ScenarioOutcome): string {
 function stepTable(outcome: ScenarioOutcome): string {
   const rows = outcome.steps.map(({ kind, at, startNs, endNs, result }) => {
     const conflicts = (result.conflicts ?? []).map((c) => `<br><code>${escapeXml(conflictText(c))}</code>`).join('');
-    return `<tr><td>${at.line}</td><td>${kind}</td><td>${durationText(startNs)}</td><td>${durationText(endNs - startNs)}</td><td>${result.verdict}</td><td>${escapeXml(result.text)}${conflicts}</td></tr>`;
+    const way = result.explanation === undefined ? '' : `<br><em>${escapeXml(result.explanation)}</em>`;
+    return `<tr><td>${at.line}</td><td>${kind}</td><td>${durationText(startNs)}</td><td>${durationText(endNs - startNs)}</td><td>${result.verdict}</td><td>${escapeXml(result.text)}${conflicts}${way}</td></tr>`;
   });
   return `<table><tr><th>Line</th><th>Step</th><th>At</th><th>Took</th><th>Verdict</th><th>What</th></tr>${rows.join('')}</table>`;
 }

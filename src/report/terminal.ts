@@ -31,11 +31,12 @@ export function headline(outcome: ScenarioOutcome): string {
   return texts.slice(-4).join('; ');
 }
 
-/** Lines under the headline: what lies over what. */
+/** Lines under the headline: what lies over what, and where transactions left their way. */
 export function noteLines(outcome: ScenarioOutcome): string[] {
   return outcome.steps.flatMap(({ result }) => {
     if (result.verdict === 'ok') return [];
-    return (result.conflicts ?? []).map(conflictText);
+    const way = result.explanation === undefined || result.explanation === '' ? [] : [result.explanation];
+    return [...(result.conflicts ?? []).map(conflictText), ...way];
   });
 }
 

@@ -2,8 +2,10 @@
  * Device work of a scenario: a DMA, an interrupt, caused as a driver would and judged by where the bus analyser saw it end.
  *
  * The verdict does not trust the device alone. A DMA is `ok` when every piece ended in memory and, for a write, the memory
- * that the holder knows behind the address has the bytes; `refused` when it was aborted on its way; `silent` when it ended
- * in something else, or in memory that is not the holder's. An interrupt that does not arrive is `silent`.
+ * that the holder knows behind the address has the bytes; `refused` when it was aborted on its way with an error that is logged
+ * (an SMMU event, an ACS violation); `silent` when it ended in something else, nowhere, or in memory that is not the holder's.
+ * An interrupt that does not arrive is `silent`. What was not ok comes with a sentence that names the hop where the transaction
+ * left its way.
  */
 import { splitWords } from '../layout/bits.js';
 import type { TransactionEnd } from '../host/protocol.js';
@@ -11,7 +13,7 @@ import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
-import { endText, type StepResult } from './results.js';
+import { endText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
 import { hexText, sizeText } from './units.js';
 
@@ -66,11 +68,28 @@ function* hasArrived(holder: DeviceHolder, step: DmaStep): Task<boolean> {
   return bytes.every((byte, index) => byte === ((word >>> (8 * (index % 4))) & 0xff));
 }
 
-/** Where everything a device did since transaction `from` has ended. */
-function* endsSince(holder: DeviceHolder, from: number): Task<TransactionEnd[]> {
+/** Of a write that ended in a peer's BAR: how much of it is there now. Nothing to say of other ends. */
+function* foundAtPeers(host: HostClient, step: DmaStep, ends: readonly TransactionEnd[]): Task<string> {
+  if (step.write === undefined) return '';
+  const word = patternWord(step.write.pattern);
+  let found = 0;
+  let sent = 0;
+  for (const { kind, where, address, iova, lengthBytes } of ends) {
+    if (kind !== 'peer' || address === undefined) continue;
+    const bdf = where.split(' ')[0] ?? '';
+    const { bytes } = yield* host.command({ lab: 'peek-bar', bdf, address, lengthBytes });
+    const first = Number(iova - step.write.to);
+    sent += lengthBytes;
+    found += bytes?.filter((byte, i) => byte === ((word >>> (8 * ((first + i) % 4))) & 0xff)).length ?? 0;
+  }
+  return sent === 0 ? '' : `, where ${found} of ${sent} bytes are found`;
+}
+
+/** Where everything a device did since transaction `from` has ended: its DMA, or its interrupt messages. */
+function* endsSince(holder: DeviceHolder, from: number, what: 'dma' | 'msi'): Task<TransactionEnd[]> {
   const records = yield* holder.host.transactions(from);
   return records
-    .filter((record) => record.device === holder.device.bdf && record.direction !== 'msi')
+    .filter((record) => record.device === holder.device.bdf && (record.direction === 'msi') === (what === 'msi'))
     .flatMap((record) => record.ends);
 }
 
@@ -97,12 +116,25 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
   const from = yield* nextTransaction(holder.host);
   const driver = yield* driverOf(holder.device);
   const outcome = yield* driver.run(transferOf(step));
-  const ends = yield* endsSince(holder, from);
+  const ends = yield* endsSince(holder, from, 'dma');
   const what = `${holder.device.bdf}: ${dmaText(step)}`;
   if (ends.some((end) => end.kind === 'aborted'))
-    return { verdict: 'refused', text: `${what} ${endsText(ends)}`, ends };
-  if (ends.length === 0 || ends.some((end) => end.kind !== 'memory'))
-    return { verdict: 'silent', text: `${what} ended in ${ends.length === 0 ? 'nothing' : endsText(ends)}`, ends };
+    return {
+      verdict: 'refused',
+      text: `${what} ${endsText(ends)}`,
+      ends,
+      explanation: wayText(holder.device.bdf, ends),
+    };
+  if (ends.length === 0 || ends.some((end) => end.kind !== 'memory')) {
+    const where = ends.length === 0 ? 'nothing' : endsText(ends);
+    const found = yield* foundAtPeers(holder.host, step, ends);
+    return {
+      verdict: 'silent',
+      text: `${what} ended in ${where}${found}`,
+      ends,
+      explanation: wayText(holder.device.bdf, ends),
+    };
+  }
   if (outcome.status !== 'done') return { verdict: 'refused', text: `${what}: ${outcome.error}`, ends };
   if (!(yield* hasArrived(holder, step)))
     return { verdict: 'silent', text: `${what} ended in memory that is not ${holder.name}'s`, ends };
@@ -111,10 +143,14 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
 
 /** Carries out an `interrupt` step: the engine raises a vector, its eventfd must be signalled. */
 export function* performInterrupt(holder: DeviceHolder, step: InterruptStep): Task<StepResult> {
+  const from = yield* nextTransaction(holder.host);
   const driver = yield* driverOf(holder.device);
   // A transfer that moves nothing still ends, and its end raises the vector.
   const { isInterrupted } = yield* driver.run({ op: 'FILL', to: 0n, lengthBytes: 0, pattern: 0 }, step.vector);
   const what = `${holder.device.bdf} vector ${step.vector}`;
-  if (isInterrupted) return { verdict: 'ok', text: `${what} reached ${holder.name}` };
-  return { verdict: 'silent', text: `${what} did not reach ${holder.name}` };
+  const ends = yield* endsSince(holder, from, 'msi');
+  if (isInterrupted) return { verdict: 'ok', text: `${what} reached ${holder.name}`, ends };
+  const explanation =
+    ends.length === 0 ? `${holder.device.bdf} sent no message` : wayText(holder.device.bdf, ends, 'doorbell');
+  return { verdict: 'silent', text: `${what} did not reach ${holder.name}`, ends, explanation };
 }

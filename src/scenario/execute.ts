@@ -4,10 +4,12 @@
  * The outcome is plain data (it crosses threads and is what every report is made of). A run whose main task did not end by
  * itself becomes a failed or inconclusive check, so nothing that went wrong below is lost.
  */
+import type { HostDescription } from '../hardware/description.js';
 import type { RunEvent } from '../runtime/events.js';
 import { eventLine } from '../runtime/events.js';
 import type { RunFailure } from '../testbed/conductor.js';
 import { run, type Placement } from '../testbed/run.js';
+import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
 import type { Scenario } from './load.js';
 import type { Check, CheckVerdict } from './results.js';
 import { ScenarioRunner, type GuestLog, type ScenarioRecord, type StepLog } from './runner.js';
@@ -72,15 +74,42 @@ function verdictOf(checks: readonly Check[]): CheckVerdict {
   return checks.some((check) => check.verdict === 'inconclusive') ? 'inconclusive' : 'pass';
 }
 
-function summarise(scenario: Scenario): HostSummary[] {
-  return scenario.hosts.map((host) => {
-    const windows = host.iommus.flatMap(({ name, softwareMsi }) =>
-      softwareMsi === undefined ? [] : [{ ...softwareMsi, type: 'software-msi', owner: name }],
-    );
-    const regions = [...windows, ...host.reservedRegions];
-    const apertureBits = Math.min(...host.iommus.map((smmu) => smmu.inputBits), 64);
-    return { name: host.name, title: host.title, reservedRegions: regions, apertureBits };
+/** Ranges of a host that a reader wants to see over guest RAM: what its kernel reserves, and what its fabric takes besides. */
+function rangesOf(host: HostDescription): HostSummary['reservedRegions'] {
+  const drivers = host.iommus.flatMap(({ name, kind, softwareMsi, probedRegions, ignoresHtRange }) => {
+    const isX86 = kind === 'intel-vtd' || kind === 'amd-vi';
+    return [
+      ...(softwareMsi === undefined ? [] : [{ ...softwareMsi, type: 'software-msi', owner: name }]),
+      ...(probedRegions ?? []),
+      ...(isX86 ? [{ ...X86_MSI_RANGE, type: 'msi', owner: 'x86 MSI window' }] : []),
+      ...(kind === 'amd-vi' && ignoresHtRange !== true
+        ? [{ ...HT_RANGE, type: 'reserved', owner: 'HyperTransport' }]
+        : []),
+    ];
   });
+  const fabric = host.hostBridges.flatMap(({ name, windows, inbound, abortRanges }) => [
+    ...windows.map(({ start, last }) => ({ start, last, type: 'window', owner: `window of ${name}` })),
+    ...(inbound ?? []).map(({ start, last }) => ({ start, last, type: 'dma-range', owner: `dma-ranges of ${name}` })),
+    ...(abortRanges ?? []).map(({ start, last }) => ({ start, last, type: 'abort', owner: `${name} aborts` })),
+  ]);
+  const doorbells = host.msiControllers
+    .filter(({ kind }) => kind === 'in-rc')
+    .map(({ name, base, sizeBytes = 4096 }) => ({
+      start: base,
+      last: base + BigInt(sizeBytes) - 1n,
+      type: 'doorbell',
+      owner: `${name}, inside the root complex`,
+    }));
+  return [...drivers, ...host.reservedRegions, ...doorbells, ...fabric];
+}
+
+function summarise(scenario: Scenario): HostSummary[] {
+  return scenario.hosts.map((host) => ({
+    name: host.name,
+    title: host.title,
+    reservedRegions: rangesOf(host),
+    apertureBits: Math.min(...host.iommus.map((smmu) => smmu.inputBits), 64),
+  }));
 }
 
 /** Runs a scenario. Never rejects for what happens inside the run. */

@@ -62,25 +62,30 @@ export const bdf = z
   .transform((text) => text.toLowerCase());
 
 /** An inclusive range: `{ start, last }` or `{ start, size }`. */
-export const range = z
-  .strictObject({ start: address, last: address.optional(), size: size.optional() })
-  .transform((given, context): AddressRange => {
-    const { start } = given;
-    if ((given.last === undefined) === (given.size === undefined)) {
-      context.addIssue({ code: 'custom', message: 'a range has start and either last or size' });
-      return z.NEVER;
-    }
-    const last = given.last ?? start + (given.size ?? 0n) - 1n;
-    if (last < start) {
-      context.addIssue({ code: 'custom', message: `range is reversed: ${hexText(start)}-${hexText(last)}` });
-      return z.NEVER;
-    }
-    if (last > U64_LAST) {
-      context.addIssue({ code: 'custom', message: 'range ends beyond 2^64' });
-      return z.NEVER;
-    }
-    return { start, last };
-  });
+export const rangeShape = { start: address, last: address.optional(), size: size.optional() };
+
+/** The range that the fields of {@link rangeShape} say. */
+export function resolveRange(
+  { start, last: given, size: length }: { start: bigint; last?: bigint | undefined; size?: bigint | undefined },
+  context: z.core.$RefinementCtx,
+): AddressRange {
+  if ((given === undefined) === (length === undefined)) {
+    context.addIssue({ code: 'custom', message: 'a range has start and either last or size' });
+    return z.NEVER;
+  }
+  const last = given ?? start + (length ?? 0n) - 1n;
+  if (last < start) {
+    context.addIssue({ code: 'custom', message: `range is reversed: ${hexText(start)}-${hexText(last)}` });
+    return z.NEVER;
+  }
+  if (last > U64_LAST) {
+    context.addIssue({ code: 'custom', message: 'range ends beyond 2^64' });
+    return z.NEVER;
+  }
+  return { start, last };
+}
+
+export const range = z.strictObject(rangeShape).transform(resolveRange);
 
 /** First two ranges of a list that overlap, by index; undefined when all are disjoint. */
 export function findOverlap(ranges: readonly AddressRange[]): readonly [number, number] | undefined {

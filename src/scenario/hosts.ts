@@ -14,9 +14,10 @@ import type {
   BridgeWindow,
   HostDescription,
   IdMapping,
+  InboundWindow,
   PciFunctionDescription,
 } from '../hardware/description.js';
-import { address, bdf, count, findOverlap, range, size } from './fields.js';
+import { address, bdf, count, findOverlap, range, rangeShape, resolveRange, size } from './fields.js';
 import { snapshotToHost } from './snapshot.js';
 import { InputError, SourceText, type InputProblem, type ValuePath } from './text.js';
 import { hexText } from './units.js';
@@ -57,13 +58,11 @@ const msiController = z.strictObject({
 });
 
 const bridgeWindow = z
-  .strictObject({
-    start: address,
-    last: address,
-    'cpu-start': address.optional(),
-    prefetchable: z.boolean().default(false),
-  })
-  .refine((window) => window.start <= window.last, 'window is reversed');
+  .strictObject({ ...rangeShape, 'cpu-start': address.optional(), prefetchable: z.boolean().default(false) })
+  .transform((given, context): BridgeWindow => {
+    const { start, last } = resolveRange(given, context);
+    return { start, last, cpuStart: given['cpu-start'] ?? start, prefetchable: given.prefetchable };
+  });
 
 /** Requester IDs from `first` on, `count` of them, are `id` and on at `target`. */
 const idMapping = z.strictObject({
@@ -74,8 +73,11 @@ const idMapping = z.strictObject({
 });
 
 const inboundWindow = z
-  .strictObject({ start: address, last: address, 'cpu-start': address.optional() })
-  .refine((window) => window.start <= window.last, 'window is reversed');
+  .strictObject({ ...rangeShape, 'cpu-start': address.optional() })
+  .transform((given, context): InboundWindow => {
+    const { start, last } = resolveRange(given, context);
+    return { start, last, cpuStart: given['cpu-start'] ?? start };
+  });
 
 const busNumbers = z
   .tuple([count(0, 255), count(0, 255)])
@@ -229,15 +231,6 @@ function idMappings(entries: readonly z.output<typeof idMapping>[] | undefined):
   }));
 }
 
-function windowDescription(window: z.output<typeof bridgeWindow>): BridgeWindow {
-  return {
-    start: window.start,
-    last: window.last,
-    cpuStart: window['cpu-start'] ?? window.start,
-    prefetchable: window.prefetchable,
-  };
-}
-
 function describeHost(name: string, profile: HostProfile): HostDescription {
   return given({
     name,
@@ -285,18 +278,14 @@ function describeHost(name: string, profile: HostProfile): HostDescription {
         firstBus: host.buses[0],
         lastBus: host.buses[1],
         ecam: host.ecam,
-        windows: host.windows.map(windowDescription),
+        windows: host.windows,
         iommu: host.iommu,
         msi: host.msi,
         streamIdBase: host['stream-id-base'],
         iommuMap: idMappings(host['iommu-map']),
         msiMap: idMappings(host['msi-map']),
         requesterIdMask: host['requester-id-mask'],
-        inbound: host['dma-ranges']?.map(({ start, last, 'cpu-start': cpuStart = start }) => ({
-          start,
-          last,
-          cpuStart,
-        })),
+        inbound: host['dma-ranges'],
         abortRanges: host['abort-ranges'],
         peerToPeer: host['peer-to-peer'],
       }),

@@ -331,21 +331,26 @@ function resolveHost(source: SourceText, name: string, entry: HostEntry): HostDe
     throw refuse([...path, key], `unknown ${key}; one of ${known.join(', ')}, or a path`);
   }
   const pasted = entry['reserved-regions'];
+  const moved = entry['software-msi'];
+  const added = entry['command-line'];
+  const kept = base.functions.filter(({ bdf }) => entry.devices?.some((given) => given.bdf === bdf) !== true);
   const host: HostDescription = {
     ...base,
     memory: entry.memory ?? base.memory,
     kernelRelease: entry.kernel ?? base.kernelRelease,
     allowUnsafeInterrupts: entry['allow-unsafe-interrupts'] ?? base.allowUnsafeInterrupts,
     allowMixedMsi: entry['allow-mixed-msi'] ?? base.allowMixedMsi ?? false,
-    functions: [...base.functions, ...(entry.devices ?? []).map(functionDescription)],
+    functions: [...kept, ...(entry.devices ?? []).map(functionDescription)],
+    iommus: moved === undefined ? base.iommus : base.iommus.map((iommu) => ({ ...iommu, softwareMsi: moved })),
+    ...(added === undefined ? {} : { commandLine: `${base.commandLine ?? ''} ${added}`.trim() }),
     reservedRegions: [...base.reservedRegions, ...(pasted === undefined ? [] : pastedRegions(source, name, pasted))],
   };
   const [flaw] = hostFlaws(host);
   if (flaw === undefined) return host;
   // Flaws of functions are numbered over the profile's and the entry's own.
   const [what, index] = flaw.path;
-  if (what === 'functions' && typeof index === 'number' && index >= base.functions.length)
-    throw refuse([...path, 'devices', index - base.functions.length, ...flaw.path.slice(2)], flaw.message);
+  if (what === 'functions' && typeof index === 'number' && index >= kept.length)
+    throw refuse([...path, 'devices', index - kept.length, ...flaw.path.slice(2)], flaw.message);
   throw refuse([...path, ...flaw.path], flaw.message);
 }
 

@@ -42,6 +42,8 @@ export interface StepResult {
   readonly conflicts?: readonly ConflictFact[];
   readonly lost?: readonly LostFact[];
   readonly ends?: readonly TransactionEnd[];
+  /** Why a transaction did not end in memory: one sentence that names the hop. */
+  readonly explanation?: string;
   readonly downtimeNs?: number;
 }
 
@@ -95,6 +97,30 @@ export function endText(end: TransactionEnd): string {
   return `${end.kind}${address} (${end.where})`;
 }
 
+/** One sentence about the first piece of a transaction that did not end where it should: in memory, or a message in a doorbell. */
+export function wayText(
+  device: string,
+  ends: readonly TransactionEnd[],
+  goal: 'memory' | 'doorbell' = 'memory',
+): string {
+  const end = ends.find((candidate) => candidate.kind !== goal);
+  if (end === undefined)
+    return ends.length === 0 ? '' : `the messages of ${device} reached ${ends[0]?.where ?? 'a doorbell'}`;
+  const what = `at ${hexText(end.iova)} the transaction of ${device}`;
+  switch (end.kind) {
+    case 'peer':
+      return `${what} left its way at ${end.hop}, which sent it to ${end.where}`;
+    case 'memory':
+      return `${what} ended in memory (${end.where})`;
+    case 'doorbell':
+      return `${what} left its way at ${end.hop}, where the doorbell of ${end.where} swallowed it`;
+    case 'nowhere':
+      return `${what} was lost at ${end.hop}: ${end.where}`;
+    default:
+      return `${what} was stopped at ${end.hop}: ${end.where}`;
+  }
+}
+
 function isWithin(inner: LostFact, outer: LostFact): boolean {
   return outer.start <= inner.start && inner.last <= outer.last;
 }
@@ -140,11 +166,14 @@ function compareConflict(wanted: Expectation['conflict'], result: StepResult): C
 
 function compareLanded(wanted: Expectation['landed'], result: StepResult): Comparison[] {
   if (wanted === undefined) return [];
-  const where = wanted.where;
-  const text = `landed in ${wanted.kind}${where === undefined ? '' : ` (${where})`}`;
+  const { where, hop } = wanted;
+  const by = hop === undefined ? '' : ` by ${hop}`;
+  const text = `landed in ${wanted.kind}${where === undefined ? '' : ` (${where})`}${by}`;
   const ends = result.ends ?? [];
   const isRight = (end: TransactionEnd): boolean =>
-    end.kind === wanted.kind && (where === undefined || end.where.includes(where));
+    end.kind === wanted.kind &&
+    (where === undefined || end.where.includes(where)) &&
+    (hop === undefined || end.hop.includes(hop));
   if (ends.length > 0 && ends.every(isRight)) return [{ wanted: text }];
   const got = ends.length === 0 ? 'no transaction' : ends.map(endText).join('; ');
   return [{ wanted: text, mismatch: `expected that it ${text}, got ${got}` }];

@@ -40,7 +40,11 @@ const hostOptions = {
     .optional(),
   'allow-unsafe-interrupts': z.boolean().optional(),
   'allow-mixed-msi': z.boolean().optional(),
-  /** More PCI functions. */
+  /** Added to the kernel's command line. */
+  'command-line': z.string().optional(),
+  /** Another IOVA window for doorbells in all IOMMUs: a kernel with MSI_IOVA_BASE changed. */
+  'software-msi': range.optional(),
+  /** More PCI functions; one with the address of a function of the profile replaces it. */
   devices: z.array(pciFunction).optional(),
   /** Text of reserved_regions files, as pasted from `grep -h .` over /sys/kernel/iommu_groups; applies to all devices. */
   'reserved-regions': z.string().optional(),
@@ -206,6 +210,8 @@ const steps = {
         .strictObject({
           kind: z.enum(['memory', 'peer', 'doorbell', 'aborted', 'nowhere']),
           where: z.string().optional(),
+          /** The component that sent it there. */
+          hop: z.string().optional(),
         })
         .optional(),
       /** Guest memory that was taken from the devices so that they could be attached. */

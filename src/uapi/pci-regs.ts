@@ -351,6 +351,8 @@ export const PCI_EXP_LNKCTL2 = reg32('PCI_EXP_LNKCTL2', 0x30, {
   RETIMER: bit(22),
   TWO_RETIMERS: bit(23),
   CROSSLINK: bits(24, 2),
+  COMPONENT_PRESENCE: bits(28, 3),
+  DRS_RECEIVED: bit(31),
 });
 
 // --- Power Management (PCIe 7.5.2) ---

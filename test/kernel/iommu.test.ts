@@ -274,7 +274,7 @@ describe('groups and ownership', () => {
     expect(m.dma(device, 0x9001008)).toMatchObject({ ok: true, pa: 0x9001008 });
   });
 
-  it('maps a doorbell for ordinary drivers and leaves it alone where it is decoded before the IOMMU', () => {
+  it('maps a doorbell for ordinary drivers and leaves it alone where the device reports it as a hardware region', () => {
     const m = new Machine();
     const device = m.addDevice('0000:01:00.0', 0x100);
     const iova = m.run(m.core.iommu_dma_prepare_msi(device, 0x8030040));
@@ -284,7 +284,8 @@ describe('groups and ownership', () => {
     const controllers = [
       { name: 'its', kind: 'its', base: 0xc6000000n, bypassesIommu: true, isolated: false },
     ] as const;
-    const bypass = new Machine(hostDescription({}, { msiControllers: controllers }));
+    const page = { start: 0xc6010000n, last: 0xc601ffffn, type: 'msi', owner: 'its' } as const;
+    const bypass = new Machine(hostDescription({}, { msiControllers: controllers, reservedRegions: [page] }));
     const other = bypass.addDevice('0000:01:00.0', 0x100);
     expect(bypass.run(bypass.core.iommu_dma_prepare_msi(other, 0xc6010040))).toBe(0xc6010040n);
     expect(iommu_group_has_isolated_msi(bypass.group(other))).toBe(false);

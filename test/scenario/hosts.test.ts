@@ -37,7 +37,7 @@ describe('what cannot be', () => {
     [
       'a reversed window',
       `${base}host-bridges: [{ name: b, windows: [{ start: 2, last: 1 }] }]\n`,
-      'window is reversed',
+      'range is reversed',
     ],
     ['reversed buses', `${base}host-bridges: [{ name: b, buses: [2, 1] }]\n`, 'bus numbers are reversed'],
     [

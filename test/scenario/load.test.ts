@@ -90,7 +90,11 @@ describe('what is refused, and where', () => {
     ['empty file', '', 'f.yaml:1:1: '],
     ['unknown key', BASE.replace('vmm:', 'colour: blue, vmm:'), 'f.yaml:8:16: unknown key "colour"'],
     ['unknown key at the top', `${BASE}bogus: 1\n`, 'f.yaml:13:1: unknown key "bogus"'],
-    ['unknown profile', BASE.replace('ampere-altra', 'ampere'), 'f.yaml:3:17: unknown profile; one of ampere-altra'],
+    [
+      'unknown profile',
+      BASE.replace('ampere-altra', 'ampere'),
+      'f.yaml:3:17: unknown profile; one of amazon-alpine-v3, amd-seattle, ampere-altra',
+    ],
     ['unknown host of a guest', BASE.replace('on: a, vmm', 'on: c, vmm'), 'f.yaml:8:13: unknown host c'],
     ['unknown host of a link', BASE.replace('[a, b]', '[a, c]'), 'f.yaml:6:20: unknown host c'],
     ['link to itself', BASE.replace('[a, b]', '[a, a]'), 'f.yaml:6:5: a link is between two hosts'],

@@ -99,3 +99,58 @@ export class X86Msi implements MsiController {
     else this.#runtime.emit('x86-msi.dropped', { controller: this.name, address });
   }
 }
+
+const IN_RC_FRAME_BYTES = 4096;
+/** Interrupts of a doorbell inside a root complex. */
+export const IN_RC_FIRST = 0;
+export const IN_RC_COUNT = 256;
+
+/**
+ * A doorbell inside the root complex (DesignWare iMSI-RX, X-Gene, Alpine; domain.md A4.52): every access to its frame is taken,
+ * a 32-bit write raises the interrupt of its data. The CPU side of the frame is a register frame as well.
+ */
+export class InRcMsi implements MsiController, MmioFrame {
+  readonly name: string;
+  readonly kind = 'doorbell';
+  readonly isolated: boolean;
+  readonly sizeBytes: number;
+  readonly doorbell: number;
+  readonly #runtime: NodeRuntime;
+  readonly #deliver: (interrupt: Interrupt) => void;
+
+  constructor(runtime: NodeRuntime, description: MsiControllerDescription, deliver: (interrupt: Interrupt) => void) {
+    this.#runtime = runtime;
+    this.#deliver = deliver;
+    this.name = description.name;
+    this.isolated = description.isolated;
+    this.sizeBytes = description.sizeBytes ?? IN_RC_FRAME_BYTES;
+    this.doorbell = Number(description.base);
+  }
+
+  base(): number {
+    return this.doorbell;
+  }
+
+  decodesBeforeIommu(address: bigint, lengthBytes: number): boolean {
+    const base = BigInt(this.doorbell);
+    return address >= base && address + BigInt(lengthBytes) <= base + BigInt(this.sizeBytes);
+  }
+
+  read(): number {
+    return 0;
+  }
+
+  ring(address: bigint, bytes: Uint8Array): void {
+    this.#raise(Number(address) - this.doorbell, messageWord(bytes));
+  }
+
+  write(offset: number, sizeBytes: number, value: number): void {
+    this.#raise(offset, sizeBytes === 4 ? value : undefined);
+  }
+
+  #raise(offset: number, number: number | undefined): void {
+    if (offset === 0 && number !== undefined && number >= IN_RC_FIRST && number < IN_RC_FIRST + IN_RC_COUNT)
+      this.#deliver({ controller: this.name, intid: number });
+    else this.#runtime.emit('in-rc-msi.swallowed', { controller: this.name, offset });
+  }
+}

@@ -55,7 +55,8 @@ export type Route =
       readonly last: number;
     }
   | {
-      readonly kind: 'aborted';
+      /** `nowhere`: nobody claims it, or it cannot leave the root complex; `aborted`: refused with an error that is logged. */
+      readonly kind: 'nowhere' | 'aborted';
       readonly why: string;
       readonly hop: string;
       readonly last: number;
@@ -123,7 +124,7 @@ export class Fabric {
       if (isOwn) {
         const forwards = isPort(port) ? (port.acsControl & PCI_ACS.UF) !== 0 : isHairpin;
         const why = isPort(port) && isHairpin ? 'and upstream forwarding is off' : 'where nothing claims it';
-        if (!forwards) return aborted(`in a window of ${port.bdf}, ${why}`, hopOf(port), reach);
+        if (!forwards) return nowhere(`in a window of ${port.bdf}, ${why}`, hopOf(port), reach);
         isHairpin = true;
       }
       if (isConventionalBridge(port)) requesterId = aliasOf(port);
@@ -177,7 +178,7 @@ export class Fabric {
       if (reach.covers(capture)) return { kind: 'doorbell', name: capture.name, requesterId, last: reach.last };
     }
     for (const range of host.abortRanges ?? []) {
-      if (reach.covers(spanOf(range))) return aborted('the root complex aborts this range', name, reach);
+      if (reach.covers(spanOf(range))) return nowhere('the root complex aborts this range', name, reach);
     }
     if (host.peerToPeer !== false) {
       const others = this.functions.filter((fn) => fn !== below && this.parentOf(fn) === undefined);
@@ -188,12 +189,12 @@ export class Fabric {
           return blocked(below, 'P2P egress control', reach);
         if (claim !== undefined) return this.#deliver(claim, address, name, reach);
         const text = `in the host bridge's window 0x${window?.start.toString(16) ?? ''}-0x${window?.last.toString(16) ?? ''}, where nothing claims it`;
-        if (window !== undefined) return aborted(text, name, reach);
+        if (window !== undefined) return nowhere(text, name, reach);
       }
     }
     if (host.inbound === undefined) return { kind: 'upstream', requesterId, address, last: reach.last };
     const inbound = host.inbound.find((w) => reach.covers(spanOf(w)));
-    if (inbound === undefined) return aborted('outside dma-ranges', name, reach);
+    if (inbound === undefined) return nowhere('outside dma-ranges', name, reach);
     const out = Number(inbound.cpuStart) + address - Number(inbound.start);
     return { kind: 'upstream', requesterId, address: out, last: reach.last };
   }
@@ -223,13 +224,14 @@ export class Fabric {
     const below = this.functions.filter((fn) => fn.bus === claim.fn.secondaryBus && fn !== claim.fn);
     const next = this.#claim(below, address, reach);
     if (next !== undefined) return this.#deliver(next, address, hop, reach);
-    return aborted(`in the window of ${claim.fn.bdf}, where nothing claims it`, hop, reach);
+    return nowhere(`in the window of ${claim.fn.bdf}, where nothing claims it`, hop, reach);
   }
 }
 
 /** What the port above checks before it takes a request upstream. */
 function ingress(request: Request, requesterId: number, port: PciFunction, reach: Reach): Route | undefined {
-  if (!port.isBusMaster) return aborted(`bus mastering of ${port.bdf} is off`, hopOf(port), reach);
+  if (!port.isBusMaster)
+    return { kind: 'aborted', why: `bus mastering of ${port.bdf} is off`, hop: hopOf(port), last: reach.last };
   const control = isPort(port) ? port.acsControl : 0;
   const bus = requesterId >> 8;
   if ((control & PCI_ACS.SV) !== 0 && (bus < port.secondaryBus || bus > port.subordinateBus))
@@ -239,12 +241,12 @@ function ingress(request: Request, requesterId: number, port: PciFunction, reach
   return undefined;
 }
 
-function aborted(why: string, hop: string, reach: Reach): Route {
-  return { kind: 'aborted', why, hop, last: reach.last };
+function nowhere(why: string, hop: string, reach: Reach): Route {
+  return { kind: 'nowhere', why, hop, last: reach.last };
 }
 
 function blocked(port: PciFunction, control: string, reach: Reach): Route {
-  return aborted(`ACS violation at ${port.bdf}: ${control}`, hopOf(port), reach);
+  return { kind: 'aborted', why: `ACS violation at ${port.bdf}: ${control}`, hop: hopOf(port), last: reach.last };
 }
 
 function spanOf(range: { readonly start: bigint; readonly last: bigint }): AddressSpan {

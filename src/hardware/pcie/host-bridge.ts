@@ -154,13 +154,14 @@ export class HostBridge implements UpstreamPort {
     });
     if (!fn.isPresent) return ended('aborted', `${fn.bdf} is gone`, fn.bdf);
     if (!fn.isBusMaster) return ended('aborted', `bus mastering of ${fn.bdf} is off`, fn.bdf);
-    if (iova > MAX_BUS_ADDRESS) return ended('aborted', 'beyond the address bits of the fabric', this.#name);
+    if (iova > MAX_BUS_ADDRESS) return ended('nowhere', 'beyond the address bits of the fabric', this.#name);
     const route = this.fabric.route({ from: fn, address: Number(iova), addressType: 'untranslated' });
     lengthBytes = Math.min(wantedBytes, route.last - Number(iova) + 1);
     const bytes = data?.subarray(0, lengthBytes);
     switch (route.kind) {
+      case 'nowhere':
       case 'aborted':
-        return ended('aborted', route.why, route.hop);
+        return ended(route.kind, route.why, route.hop);
       case 'peer':
         return this.#toPeer(route, bytes, lengthBytes, ended);
       case 'doorbell': {

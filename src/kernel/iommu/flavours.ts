@@ -6,22 +6,16 @@
  * of_iommu.c, iommu.c (iommu_subsys_init); domain.md B1, RR-1 to RR-4.
  */
 import type { AddressRange, HostDescription, IommuKind, SmmuDescription } from '../../hardware/description.js';
+import { HT_RANGE, MSI_IOVA, X86_MSI_RANGE } from '../../uapi/iommu-ranges.js';
 import { CommandLine, isAtLeast } from '../command-line.js';
 import type { Device } from '../device.js';
 import type { DefaultDomainType } from './group.js';
 import type { ResvRegion } from './resv-regions.js';
 
-const X86_MSI: ResvRegion = { start: 0xfee0_0000n, last: 0xfeef_ffffn, type: 'msi', owner: 'x86 MSI window' };
-const HYPER_TRANSPORT: ResvRegion = {
-  start: 0xfd_0000_0000n,
-  last: 0xff_ffff_ffffn,
-  type: 'reserved',
-  owner: 'HyperTransport',
-};
+const X86_MSI: ResvRegion = { ...X86_MSI_RANGE, type: 'msi', owner: 'x86 MSI window' };
+const HYPER_TRANSPORT: ResvRegion = { ...HT_RANGE, type: 'reserved', owner: 'HyperTransport' };
 /** Drivers of floppy controllers behind the ISA bridge program ISA DMA by hand (CONFIG_INTEL_IOMMU_FLOPPY_WA). */
 const ISA_DMA: ResvRegion = { start: 0n, last: 0xff_ffffn, type: 'direct-relaxable', owner: 'ISA bridge' };
-/** MSI_IOVA_BASE and MSI_IOVA_LENGTH. */
-const SOFTWARE_MSI = { start: 0x800_0000n, last: 0x80f_ffffn };
 
 const CLASS_BRIDGE_ISA = 0x0601;
 const CLASS_DISPLAY = 0x03;
@@ -53,7 +47,7 @@ export function driverRegions(iommu: SmmuDescription, device: Device, host: Host
     }
     case 'virtio-iommu': {
       const probed = (iommu.probedRegions ?? []).map(({ start, last, type, owner }) => ({ start, last, type, owner }));
-      return [...(probed.some((region) => region.type === 'msi') ? [] : [window(SOFTWARE_MSI)]), ...probed, ...plain];
+      return [...(probed.some((region) => region.type === 'msi') ? [] : [window(MSI_IOVA)]), ...probed, ...plain];
     }
   }
 }

@@ -20,9 +20,9 @@ import type { MmioPort } from './arm-smmu-v3/registers.js';
 import { DmaCookie } from './dma-iommu.js';
 import type { IommuDriver } from './domain.js';
 import { defaultDomainType, driverRegions, groupsAtBind, sharesStreams } from './flavours.js';
-import { iommu_get_group_resv_regions, IommuGroup, setGroupDomain } from './group.js';
+import { iommu_get_group_resv_regions, iommu_get_resv_regions, IommuGroup, setGroupDomain } from './group.js';
 import { pci_device_group } from './pci-group.js';
-import { reservedRegionsText } from './resv-regions.js';
+import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
 
 /** What the core needs of the board: memory the hardware sees, CPU access to registers, interrupt wires of IOMMUs. */
 export interface IommuBoard {
@@ -184,11 +184,12 @@ export class IommuCore {
 
   /**
    * The address a device writes to reach an MSI doorbell: the doorbell's own where the device's writes are not translated
-   * or the doorbell is decoded before the IOMMU, else an IOVA that is mapped to it now. -errno when that cannot be had.
+   * or its driver reports the doorbell as a hardware MSI region (cookie_init_hw_msi_region), else an IOVA that is mapped to it
+   * now. -errno when that cannot be had.
    */
   *iommu_dma_prepare_msi(device: Device, doorbellPa: number): Task<bigint | number> {
     const { group } = device;
-    if (group === undefined || this.#msiController(device)?.bypassesIommu === true) return BigInt(doorbellPa);
+    if (group === undefined || isHardwareMsi(iommu_get_resv_regions(device), doorbellPa)) return BigInt(doorbellPa);
     yield* group.mutex.lock();
     try {
       if (group.attachHandle !== undefined) return yield* group.attachHandle.prepare_msi(device, doorbellPa);
@@ -200,6 +201,11 @@ export class IommuCore {
       group.mutex.unlock();
     }
   }
+}
+
+function isHardwareMsi(regions: readonly ResvRegion[], doorbellPa: number): boolean {
+  const at = BigInt(doorbellPa);
+  return regions.some(({ type, start, last }) => type === 'msi' && start <= at && at <= last);
 }
 
 function hasCommonStream(a: Device, b: Device): boolean {

@@ -16,6 +16,9 @@ import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { EBUSY, EINVAL, ENODEV, ERANGE } from '../../uapi/errno.js';
 import {
+  PCI_COMMAND,
+  PCI_COMMAND_MASTER,
+  PCI_COMMAND_MEMORY,
   PCI_EXT_CAP_ID_SRIOV,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_MFD,
@@ -111,6 +114,7 @@ export class PciCore {
     } else if (!MANAGE_OWN_DMA.includes(driver)) {
       const rc = iommu_device_use_default_domain(device);
       if (rc < 0) return rc;
+      device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     }
     device.driver = driver;
     this.#runtime.emit('pci.bind', { device: device.name, driver });
@@ -122,7 +126,10 @@ export class PciCore {
     const driver = device.driver;
     if (driver === undefined) return -ENODEV;
     if (driver === VFIO_PCI) yield* this.#vfio.unregister(device);
-    else if (!MANAGE_OWN_DMA.includes(driver)) iommu_device_unuse_default_domain(device);
+    else if (!MANAGE_OWN_DMA.includes(driver)) {
+      device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+      iommu_device_unuse_default_domain(device);
+    }
     device.driver = undefined;
     this.#runtime.emit('pci.unbind', { device: device.name, driver });
     return 0;
