@@ -4,9 +4,12 @@ import { basename, extname } from 'node:path';
 import type { Command } from 'commander';
 import type { HostDescription } from '../hardware/description.js';
 import { hostText } from '../report/host-text.js';
+import { lspciText, type LspciResource } from '../report/lspci.js';
+import { bootHost } from '../scenario/booted-host.js';
 import { hostProfileText } from '../scenario/host-profile-text.js';
 import { readHostFile, shippedHosts, shippedProfile, shippedSnapshot } from '../scenario/hosts.js';
 import { parseReservedRegions } from '../scenario/snapshot.js';
+import { CONVENTIONAL_CONFIG_BYTES, expressType } from '../uapi/pci-regs.js';
 import { UsageError } from './exit-codes.js';
 
 function find(name: string): HostDescription {
@@ -26,15 +29,53 @@ function readFile(path: string): HostDescription {
   }
 }
 
-function show(name: string | undefined): void {
-  if (name !== undefined) {
-    process.stdout.write(hostText(find(name)));
+/** Bytes that lspci reads of a function: all of them when it is PCI Express. */
+function visibleConfig(config: Uint8Array): Uint8Array {
+  return expressType(config) === undefined ? config.subarray(0, CONVENTIONAL_CONFIG_BYTES) : config;
+}
+
+function resourcesOf(text: string): LspciResource[] {
+  return text.split('\n').flatMap((line, index) => {
+    const [start, last, flags] = line.split(' ');
+    if (start === undefined || last === undefined || flags === undefined || BigInt(flags) === 0n) return [];
+    return [{ index, start: BigInt(start), last: BigInt(last), flags: BigInt(flags) }];
+  });
+}
+
+async function show(
+  name: string | undefined,
+  bdfs: readonly string[],
+  options: { readonly verbose?: boolean },
+): Promise<void> {
+  if (name === undefined) {
+    const { profiles, snapshots } = shippedHosts();
+    const titled = (host: HostDescription | undefined): string => host?.title ?? '';
+    for (const profile of profiles) process.stdout.write(`profile   ${profile}  ${titled(shippedProfile(profile))}\n`);
+    for (const snapshot of snapshots) process.stdout.write(`snapshot  ${snapshot}\n`);
     return;
   }
-  const { profiles, snapshots } = shippedHosts();
-  const titled = (host: HostDescription | undefined): string => host?.title ?? '';
-  for (const profile of profiles) process.stdout.write(`profile   ${profile}  ${titled(shippedProfile(profile))}\n`);
-  for (const snapshot of snapshots) process.stdout.write(`snapshot  ${snapshot}\n`);
+  const host = find(name);
+  const booted = await bootHost(host);
+  const groupOf = (bdf: string): number | undefined => booted.groups.find((g) => g.devices.includes(bdf))?.number;
+  const wanted = bdfs.map((bdf) => (bdf.length < 12 ? `0000:${bdf}` : bdf));
+  const unknown = wanted.find((bdf) => !booted.functions.some((fn) => fn.bdf === bdf));
+  if (unknown !== undefined)
+    throw new UsageError(`${name} has no ${unknown}; there are ${booted.functions.map((fn) => fn.bdf).join(', ')}`);
+  if (wanted.length === 0) process.stdout.write(hostText(host, booted.groups));
+  if (wanted.length === 0 && options.verbose !== true) return;
+  for (const fn of booted.functions) {
+    if (wanted.length > 0 && !wanted.includes(fn.bdf)) continue;
+    const { driver } = host.functions.find((given) => given.bdf === fn.bdf) ?? {};
+    const iommuGroup = groupOf(fn.bdf);
+    const text = lspciText({
+      bdf: fn.bdf,
+      config: visibleConfig(fn.config),
+      resources: resourcesOf(fn.resource),
+      ...(driver === undefined ? {} : { driver }),
+      ...(iommuGroup === undefined ? {} : { iommuGroup }),
+    });
+    process.stdout.write(`${text}${text.endsWith('\n') ? '' : '\n'}`);
+  }
 }
 
 /** Where reserved_regions text is put when no machine comes with it. */
@@ -75,8 +116,10 @@ export function addHostCommand(program: Command): void {
   const host = program.command('host').description('host profiles and snapshots');
   host
     .command('show')
-    .description('describe a host, or list those that are shipped')
+    .description('describe a host as its kernel sees it, or list those that are shipped')
     .argument('[name]', 'a profile, a snapshot or a file')
+    .argument('[bdf...]', 'PCI functions to decode as lspci -vvv would')
+    .option('-v, --verbose', 'decode every PCI function')
     .action(show);
   host
     .command('import')

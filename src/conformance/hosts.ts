@@ -7,21 +7,8 @@
  * 6.14) the order of binding decides the numbers, which a snapshot does not tell.
  */
 import { groupsAtBind } from '../kernel/iommu/flavours.js';
+import { bootHost, type ShownGroup } from '../scenario/booted-host.js';
 import { snapshotToHost } from '../scenario/snapshot.js';
-import type { Process } from '../testbed/process.js';
-import { run } from '../testbed/run.js';
-import type { Task } from '../runtime/task.js';
-
-const GROUPS = '/sys/kernel/iommu_groups';
-
-/** One group as sysfs shows it. */
-export interface ShownGroup {
-  readonly number: number;
-  /** BDFs, sorted. */
-  readonly devices: readonly string[];
-  /** Lines of reserved_regions. */
-  readonly regions: string;
-}
 
 /** What a snapshot file's `iommuGroups` says; undefined when the text is no snapshot. */
 export function recordedGroups(snapshot: unknown): ShownGroup[] | undefined {
@@ -38,31 +25,13 @@ export function recordedGroups(snapshot: unknown): ShownGroup[] | undefined {
   );
 }
 
-function* shownGroups(process: Process): Task<ShownGroup[]> {
-  const groups: ShownGroup[] = [];
-  for (const name of yield* process.list(GROUPS)) {
-    const devices = yield* process.list(`${GROUPS}/${name}/devices`);
-    const regions = yield* process.readFile(`${GROUPS}/${name}/reserved_regions`);
-    groups.push({ number: Number(name), devices: [...devices].sort(), regions: regions.trim() });
-  }
-  return groups;
-}
-
 /** Boots the host of a snapshot file and reads its groups. @throws InputError when the text is no snapshot */
-export async function bootedGroups(file: string, text: string): Promise<{ groups: ShownGroup[]; inBusOrder: boolean }> {
+export async function bootedGroups(
+  file: string,
+  text: string,
+): Promise<{ readonly groups: readonly ShownGroup[]; readonly inBusOrder: boolean }> {
   const description = snapshotToHost(file, text, 'host');
-  let groups: ShownGroup[] = [];
-  const outcome = await run({
-    seed: 1,
-    placement: 'inline',
-    strategy: 'in-order',
-    hosts: [description],
-    links: [],
-    main: function* (lab) {
-      groups = yield* shownGroups(yield* lab.host('host').spawn({ name: 'reader', uid: 0, capabilities: [] }));
-    },
-  });
-  if (outcome.failure !== undefined) throw new Error(outcome.failure.message);
+  const { groups } = await bootHost(description);
   return { groups, inBusOrder: !description.iommus.some((iommu) => groupsAtBind(iommu, description)) };
 }
 

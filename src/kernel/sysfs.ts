@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommu.c (reserved_regions, type), drivers/pci/pci-sysfs.c, Documentation/ABI/testing/
  * sysfs-bus-pci, sysfs-kernel-iommu_groups; domain.md B1, IF-1, IF-2.
  */
-import { CONFIG_BYTES } from '../uapi/pci-regs.js';
+import { CONFIG_BYTES, PCI_EXT_CAP_ID_SRIOV, PCI_SRIOV_NUM_VF, PCI_SRIOV_TOTAL_VF } from '../uapi/pci-regs.js';
 import type { Task } from '../runtime/task.js';
 import { EINVAL, EIO, ENODEV } from '../uapi/errno.js';
 import type { Device } from './device.js';
@@ -42,6 +42,12 @@ export class SysfsFile extends OpenFile {
     return bytes;
   }
 
+  override *pread(_ctx: SyscallContext, lengthBytes: number, offset: bigint): Task<Uint8Array | number> {
+    if (this.#node.read === undefined) return -EIO;
+    this.#content ??= this.#node.read();
+    return this.#content.slice(Number(offset), Number(offset) + lengthBytes);
+  }
+
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     if (this.#node.write === undefined) return -EIO;
     const rc = yield* this.#node.write(new TextDecoder().decode(bytes).trim());
@@ -65,8 +71,11 @@ const EMPTY: SysfsNode = { kind: 'directory', entries: new Map() };
 /** IORESOURCE_MEM and type bits of a 32-bit BAR, a 64-bit prefetchable one, as `resource` prints them. */
 const RESOURCE_MEM32 = 0x40200;
 const RESOURCE_MEM64_PREFETCH = 0x14220c;
-/** Lines of `resource`: six BARs, the ROM, six of SR-IOV. */
+/** Lines of `resource`: six BARs, the ROM, six of SR-IOV; of a bridge also its four windows. */
 const RESOURCE_LINES = 13;
+const BRIDGE_RESOURCE_LINES = 17;
+const MEMORY_WINDOW = 14;
+const PREFETCH_WINDOW = 15;
 
 function hexText(value: number, digits: number): string {
   return `0x${value.toString(16).padStart(digits, '0')}\n`;
@@ -74,17 +83,20 @@ function hexText(value: number, digits: number): string {
 
 function resourceText(device: Device): string {
   const { function: fn } = device;
-  return Array.from({ length: RESOURCE_LINES }, (_, index) => {
-    const bar = fn.bars.find((candidate) => candidate.index === index);
-    const address = bar === undefined ? 0 : fn.barAddress(bar);
-    const values =
-      bar === undefined || address === 0
-        ? [0, 0, 0]
-        : [address, address + bar.sizeBytes - 1, bar.is64 ? RESOURCE_MEM64_PREFETCH : RESOURCE_MEM32];
-    return values.map((value) => `0x${value.toString(16).padStart(16, '0')}`).join(' ');
-  })
-    .map((line) => `${line}\n`)
-    .join('');
+  const lines = Array.from({ length: fn.isBridge ? BRIDGE_RESOURCE_LINES : RESOURCE_LINES }, () => [0, 0, 0]);
+  for (const bar of fn.bars) {
+    const address = fn.barAddress(bar);
+    if (address !== 0)
+      lines[bar.index] = [address, address + bar.sizeBytes - 1, bar.is64 ? RESOURCE_MEM64_PREFETCH : RESOURCE_MEM32];
+  }
+  for (const { start, last, prefetchable } of fn.windows)
+    lines[prefetchable ? PREFETCH_WINDOW : MEMORY_WINDOW] = [
+      start,
+      last,
+      prefetchable ? RESOURCE_MEM64_PREFETCH : RESOURCE_MEM32,
+    ];
+  const hex = (value: number): string => `0x${value.toString(16).padStart(16, '0')}`;
+  return lines.map((values) => `${values.map(hex).join(' ')}\n`).join('');
 }
 
 /** The tree of one host. */
@@ -208,6 +220,7 @@ export class Sysfs {
       ...(driver === undefined ? {} : { driver: () => this.#driver(driver) }),
       ...(group === undefined ? {} : { iommu_group: () => this.#group(group) }),
       resource: () => text(resourceText(device)),
+      ...(fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV) === 0 ? {} : this.#sriov(device)),
       revision: () => text(hexText(fn.configRead(0x08, 1), 2)),
       vendor: () => text(hexText(fn.configRead(0x00, 2), 4)),
       ...(vfio === undefined
@@ -221,6 +234,21 @@ export class Sysfs {
               ),
           }),
     });
+  }
+
+  #sriov(device: Device): Record<string, () => SysfsNode> {
+    const { function: fn } = device;
+    const at = fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
+    const count = (offset: number): string => `${fn.configRead(at + offset, 2)}\n`;
+    return {
+      sriov_numvfs: () => ({
+        kind: 'file',
+        read: () => new TextEncoder().encode(count(PCI_SRIOV_NUM_VF)),
+        write: (value) =>
+          /^\d+$/.test(value) ? this.#pci.setVirtualFunctions(device, Number(value)) : failWith(-EINVAL),
+      }),
+      sriov_totalvfs: () => text(count(PCI_SRIOV_TOTAL_VF)),
+    };
   }
 
   #driverNames(): string[] {

@@ -1,10 +1,11 @@
 /** A host as text for people: what is where, what is reserved for whom. */
 import type { HostDescription } from '../hardware/description.js';
+import type { ShownGroup } from '../scenario/booted-host.js';
 import { rangeText } from '../scenario/results.js';
 import { hexText, sizeText } from '../scenario/units.js';
 
-/** Describes a host. */
-export function hostText(host: HostDescription): string {
+/** Describes a host; `groups` are those that its kernel made when it was booted. */
+export function hostText(host: HostDescription, groups: readonly ShownGroup[] = []): string {
   const memory = host.memory.reduce((sum, bank) => sum + (bank.last - bank.start + 1n), 0n);
   const lines = [
     `${host.name}: ${host.title}`,
@@ -24,6 +25,8 @@ export function hostText(host: HostDescription): string {
   for (const bridge of host.hostBridges) {
     lines.push(`  host bridge ${bridge.name}, buses ${bridge.firstBus}-${bridge.lastBus}`);
     for (const window of bridge.windows) lines.push(`    ${rangeText(window)} window`);
+    for (const window of bridge.inbound ?? []) lines.push(`    ${rangeText(window)} dma-range`);
+    for (const range of bridge.abortRanges ?? []) lines.push(`    ${rangeText(range)} aborted`);
   }
   for (const region of host.reservedRegions) {
     const devices = region.devices === undefined ? 'all devices' : region.devices.join(', ');
@@ -34,6 +37,10 @@ export function hostText(host: HostDescription): string {
     lines.push(
       `  ${fn.bdf} ${id} ${fn.model}${fn.driver === undefined ? '' : `, ${fn.driver}`}${fn.absent === true ? ', absent' : ''}`,
     );
+  }
+  for (const { number, devices, regions } of groups) {
+    lines.push(`  IOMMU group ${number}: ${devices.join(', ')}`);
+    for (const region of regions.split('\n')) if (region !== '') lines.push(`    ${region}`);
   }
   return `${lines.join('\n')}\n`;
 }

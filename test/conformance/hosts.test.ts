@@ -3,13 +3,8 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
-import {
-  bootedGroups,
-  compareGroups,
-  judgeHost,
-  recordedGroups,
-  type ShownGroup,
-} from '../../src/conformance/hosts.js';
+import { bootedGroups, compareGroups, judgeHost, recordedGroups } from '../../src/conformance/hosts.js';
+import type { ShownGroup } from '../../src/scenario/booted-host.js';
 import { snapshotToHost } from '../../src/scenario/snapshot.js';
 import { defaultDomainType } from '../../src/kernel/iommu/flavours.js';
 
@@ -35,7 +30,7 @@ function load(name: string): SnapshotJson {
   return JSON.parse(textOf(join(SAMPLE, `${name}.json.gz`))) as SnapshotJson;
 }
 
-async function groupsOf(snapshot: SnapshotJson): Promise<ShownGroup[]> {
+async function groupsOf(snapshot: SnapshotJson): Promise<readonly ShownGroup[]> {
   return (await bootedGroups('changed.json', JSON.stringify(snapshot))).groups;
 }
 
