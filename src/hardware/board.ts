@@ -22,6 +22,7 @@ import { functionType } from './pcie/config-builder.js';
 import type { Capture } from './pcie/fabric.js';
 import { HostBridge } from './pcie/host-bridge.js';
 import { PciFunction, type Bar } from './pcie/function.js';
+import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
 import { SMMU_FRAME_BYTES } from './smmu/registers.js';
 import { Smmu } from './smmu/smmu.js';
@@ -53,6 +54,9 @@ function barsOf(description: PciFunctionDescription): Bar[] {
   }));
 }
 
+/** What happened to a card: it is there, it is asked for, it is gone without a word. */
+export type HotplugChange = 'present' | 'absent' | 'gone';
+
 /** One host's hardware. */
 export class Board {
   readonly description: HostDescription;
@@ -70,7 +74,8 @@ export class Board {
   readonly #runtime: NodeRuntime;
   #interruptHandler: (interrupt: Interrupt) => void = () => undefined;
   #smmuIrqHandler: (smmu: string, line: string) => void = () => undefined;
-  #hotplugHandler: (bdf: string, what: 'present' | 'absent') => void = () => undefined;
+  #hotplugHandler: (bdf: string, what: HotplugChange) => void = () => undefined;
+  readonly #slots = new Map<PciFunction, Slot>();
 
   /** @throws RangeError when the description cannot be built (no memory for the kernel, no window for a BAR). */
   constructor(runtime: NodeRuntime, description: HostDescription) {
@@ -89,6 +94,7 @@ export class Board {
     for (const fn of description.functions) this.#addFunction(fn);
     for (const fn of this.functions.values()) this.#linkVirtualFunction(fn);
     for (const bridge of this.hostBridges) bridge.assignResources();
+    for (const fn of this.functions.values()) if (fn.isBridge) this.#wireBridge(fn);
   }
 
   /** The kernel's handler for interrupts that arrive at a CPU. */
@@ -102,7 +108,7 @@ export class Board {
   }
 
   /** The kernel's handler for slots that change. */
-  onHotplug(handler: (bdf: string, what: 'present' | 'absent') => void): void {
+  onHotplug(handler: (bdf: string, what: HotplugChange) => void): void {
     this.#hotplugHandler = handler;
   }
 
@@ -124,8 +130,13 @@ export class Board {
     const fn = this.functions.get(bdf);
     if (fn === undefined) return -ENODEV;
     if (fn.isPresent) return -EBUSY;
-    fn.isPresent = true;
-    fn.reset();
+    const slot = this.slotOf(fn);
+    if (slot !== undefined) {
+      slot.insert();
+    } else {
+      fn.isPresent = true;
+      fn.reset();
+    }
     this.#runtime.emit('slot.present', { device: bdf });
     this.#hotplugHandler(bdf, 'present');
     return 0;
@@ -135,18 +146,60 @@ export class Board {
   unplug(bdf: string): number {
     const fn = this.functions.get(bdf);
     if (fn?.isPresent !== true) return -ENODEV;
+    this.slotOf(fn)?.pressAttentionButton();
     this.#runtime.emit('slot.attention', { device: bdf });
     this.#hotplugHandler(bdf, 'absent');
     return 0;
   }
 
-  /** The kernel powered the slot off: the card is gone. */
+  /** Tears a card out of its slot, whatever it is doing: 0, -ENODEV. The kernel learns of it afterwards. */
+  yank(bdf: string): number {
+    const fn = this.functions.get(bdf);
+    if (fn?.isPresent !== true) return -ENODEV;
+    this.remove(bdf);
+    this.#hotplugHandler(bdf, 'gone');
+    return 0;
+  }
+
+  /** The card is out of its slot. */
   remove(bdf: string): void {
     const fn = this.functions.get(bdf);
     if (fn === undefined) return;
-    fn.reset();
-    fn.isPresent = false;
+    const slot = this.slotOf(fn);
+    if (slot !== undefined) slot.withdraw();
+    else if (fn.isPresent) {
+      fn.reset();
+      fn.isPresent = false;
+    }
     this.#runtime.emit('slot.absent', { device: bdf });
+  }
+
+  /** The slot a function is in; undefined where it is soldered. */
+  slotOf(fn: PciFunction): Slot | undefined {
+    const port = this.bridgeOf(fn).fabric.parentOf(fn);
+    return port === undefined ? undefined : this.#slots.get(port);
+  }
+
+  /** Functions of a function's slot, itself included. */
+  slotMates(fn: PciFunction): PciFunction[] {
+    if (this.slotOf(fn) === undefined) return [fn];
+    return this.bridgeOf(fn).functions.filter(
+      (other) => other.bus === fn.bus && other.description.physfn === undefined,
+    );
+  }
+
+  #wireBridge(port: PciFunction): void {
+    const { functions } = this.bridgeOf(port);
+    const isBelow = (fn: PciFunction): boolean => fn.bus >= port.secondaryBus && fn.bus <= port.subordinateBus;
+    let slot: Slot | undefined;
+    if (port.hasSlot) {
+      slot = new Slot(port, () => functions.filter((fn) => fn.bus === port.secondaryBus));
+      this.#slots.set(port, slot);
+    }
+    port.setBridgeHooks({
+      secondaryReset: () => functions.filter((fn) => fn.isPresent && isBelow(fn)).forEach((fn) => fn.reset()),
+      slotControlWritten: () => slot?.controlWritten(),
+    });
   }
 
   #addSmmu(description: HostDescription['iommus'][number]): void {

@@ -142,7 +142,7 @@ export class Kernel {
       case 'plug':
         return { result: this.#board.plug(command.bdf) };
       case 'unplug':
-        return { result: this.#board.unplug(command.bdf) };
+        return { result: command.surprise === true ? this.#board.yank(command.bdf) : this.#board.unplug(command.bdf) };
       case 'arm-fault':
         this.#runtime.faults.arm(command.fault, command.rule);
         this.#runtime.emit('fault.arm', { fault: command.fault });

@@ -22,7 +22,8 @@ export interface ProcessSpec {
 export type LabCommand =
   | { readonly lab: 'spawn'; readonly spec: ProcessSpec }
   | { readonly lab: 'plug'; readonly bdf: string }
-  | { readonly lab: 'unplug'; readonly bdf: string }
+  /** `surprise`: the card is gone before anybody is asked. */
+  | { readonly lab: 'unplug'; readonly bdf: string; readonly surprise?: boolean }
   | { readonly lab: 'arm-fault'; readonly fault: FaultId; readonly rule: FaultRule }
   | { readonly lab: 'disarm-fault'; readonly fault: FaultId }
   /** Transactions with number >= `from`, oldest first. */

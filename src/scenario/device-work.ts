@@ -11,6 +11,7 @@ import { splitWords } from '../layout/bits.js';
 import type { TransactionEnd } from '../host/protocol.js';
 import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
+import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
 import { endText, wayText, type StepResult } from './results.js';
@@ -111,11 +112,21 @@ function endsText(ends: readonly TransactionEnd[]): string {
   return [...kinds.values()].map(endText).join(', ');
 }
 
+/** A driver's work; undefined when it found its card gone. */
+function* orGone<T>(work: Task<T>): Task<T | undefined> {
+  try {
+    return yield* work;
+  } catch (error) {
+    if (error instanceof KernelError && error.code === 'ENODEV') return undefined;
+    throw error;
+  }
+}
+
 /** Carries out a `dma` step. */
 export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResult> {
   const from = yield* nextTransaction(holder.host);
   const driver = yield* driverOf(holder.device);
-  const outcome = yield* driver.run(transferOf(step));
+  const outcome = yield* orGone(driver.run(transferOf(step)));
   const ends = yield* endsSince(holder, from, 'dma');
   const what = `${holder.device.bdf}: ${dmaText(step)}`;
   if (ends.some((end) => end.kind === 'aborted'))
@@ -125,7 +136,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
       ends,
       explanation: wayText(holder.device.bdf, ends),
     };
-  if (ends.length === 0 || ends.some((end) => end.kind !== 'memory')) {
+  if (ends.some((end) => end.kind !== 'memory') || (ends.length === 0 && outcome !== undefined)) {
     const where = ends.length === 0 ? 'nothing' : endsText(ends);
     const found = yield* foundAtPeers(holder.host, step, ends);
     return {
@@ -135,6 +146,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
       explanation: wayText(holder.device.bdf, ends),
     };
   }
+  if (outcome === undefined) return { verdict: 'refused', text: `${what}: the card is gone`, ends };
   if (outcome.status !== 'done') return { verdict: 'refused', text: `${what}: ${outcome.error}`, ends };
   if (!(yield* hasArrived(holder, step)))
     return { verdict: 'silent', text: `${what} ended in memory that is not ${holder.name}'s`, ends };

@@ -105,7 +105,9 @@ export function wayText(
 ): string {
   const end = ends.find((candidate) => candidate.kind !== goal);
   if (end === undefined)
-    return ends.length === 0 ? '' : `the messages of ${device} reached ${ends[0]?.where ?? 'a doorbell'}`;
+    return ends.length === 0
+      ? ''
+      : `the messages of ${device} reached ${ends[0]?.where ?? 'a doorbell'}, and no interrupt came of them`;
   const what = `at ${hexText(end.iova)} the transaction of ${device}`;
   switch (end.kind) {
     case 'peer':

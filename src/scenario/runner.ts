@@ -6,7 +6,7 @@
  * analyser's record; that record decides what is `silent`. Errors of the kernel are results; only a broken testbed throws.
  * A failed check does not stop a scenario: later steps may show more.
  */
-import type { TransactionRecord } from '../host/protocol.js';
+import type { LabCommand, TransactionRecord } from '../host/protocol.js';
 import { migrate, type MigrationRequest, type MigrationResult } from '../migration/precopy.js';
 import type { Task } from '../runtime/task.js';
 import type { Lab } from '../testbed/lab.js';
@@ -289,7 +289,7 @@ export class ScenarioRunner {
 
   *#plug(given: PlainStepOf<'plug'>['plug']): Task<StepResult> {
     const { device } = given;
-    if (given.host !== undefined) return yield* this.#handleCard(given.host, 'plug', device);
+    if (given.host !== undefined) return yield* this.#handleCard(given.host, { lab: 'plug', bdf: device });
     if (given.process !== undefined) {
       const client = this.#client(given.process);
       yield* client.plug(device, given.ioas ?? client.defaultIoas);
@@ -307,7 +307,8 @@ export class ScenarioRunner {
 
   *#unplug(given: PlainStepOf<'unplug'>['unplug']): Task<StepResult> {
     const { device } = given;
-    if (given.host !== undefined) return yield* this.#handleCard(given.host, 'unplug', device);
+    if (given.host !== undefined)
+      return yield* this.#handleCard(given.host, { lab: 'unplug', bdf: device, surprise: given.surprise ?? false });
     if (given.process !== undefined) {
       yield* this.#client(given.process).unplug(device);
       return ok(`${given.process} gave ${device} back`);
@@ -320,10 +321,12 @@ export class ScenarioRunner {
   }
 
   /** Puts a card into a machine or pulls it out. */
-  *#handleCard(name: string, action: 'plug' | 'unplug', bdf: string): Task<StepResult> {
-    const reply = yield* this.#lab.host(name).command({ lab: action, bdf });
-    if (reply.result < 0) throw new KernelError(reply.result, `${action} ${bdf}`, reply.detail);
-    return ok(`${bdf} ${action === 'plug' ? 'put into' : 'pulled out of'} ${name}`);
+  *#handleCard(name: string, command: Extract<LabCommand, { lab: 'plug' | 'unplug' }>): Task<StepResult> {
+    const { lab, bdf } = command;
+    const reply = yield* this.#lab.host(name).command(command);
+    if (reply.result < 0) throw new KernelError(reply.result, `${lab} ${bdf}`, reply.detail);
+    const how = lab === 'plug' ? 'put into' : command.surprise === true ? 'torn out of' : 'pulled out of';
+    return ok(`${bdf} ${how} ${name}`);
   }
 
   *#grow(given: PlainStepOf<'grow'>['grow']): Task<StepResult> {

@@ -134,7 +134,14 @@ const steps = {
     }),
   }),
   unplug: z.strictObject({
-    unplug: z.strictObject({ host: name.optional(), ...owner, device: bdf, as }),
+    unplug: z.strictObject({
+      host: name.optional(),
+      ...owner,
+      device: bdf,
+      /** Of a host: the card is torn out, nobody is asked. */
+      surprise: z.boolean().optional(),
+      as,
+    }),
   }),
   replace: z.strictObject({ replace: z.strictObject({ process: name, device: bdf, ioas: name, as }) }),
   grow: z.strictObject({ grow: z.strictObject({ guest: name, start: address, size, as }) }),

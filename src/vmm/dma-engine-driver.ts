@@ -47,6 +47,7 @@ export type DmaTransfer =
 
 /** Longest wait for an interrupt, whatever the transfer. */
 const TIMEOUT_NS = 20_000_000;
+const ALL_ONES = 0xffff_ffff;
 const REGION = VFIO_PCI_BAR0_REGION_INDEX + DMA_ENGINE_REGISTER_BAR;
 
 /** A started DMA engine. */
@@ -66,7 +67,7 @@ export class DmaEngineDriver {
     return driver;
   }
 
-  /** Runs one transfer to its end and takes its interrupt. */
+  /** Runs one transfer to its end and takes its interrupt. @throws KernelError (ENODEV) when the card is gone: its registers read as ones */
   *run(transfer: DmaTransfer, vector = 0): Task<DmaOutcome> {
     if ('from' in transfer) yield* this.#writeAddress(DMA_SRC, transfer.from);
     if ('to' in transfer) yield* this.#writeAddress(DMA_DST, transfer.to);
@@ -79,7 +80,9 @@ export class DmaEngineDriver {
   }
 
   *#outcome(isInterrupted: boolean): Task<DmaOutcome> {
-    const status = DMA_STATUS.decode([yield* this.#read(DMA_STATUS)]);
+    const word = yield* this.#read(DMA_STATUS);
+    if (word === ALL_ONES) throw new KernelError(ENODEV, `status of ${this.device.bdf}`);
+    const status = DMA_STATUS.decode([word]);
     const code = yield* this.#read(DMA_ERROR);
     const sum = yield* this.#read(DMA_SUM);
     const error = (Object.keys(DMA_ERROR_CODE) as DmaOutcome['error'][]).find((name) => DMA_ERROR_CODE[name] === code);

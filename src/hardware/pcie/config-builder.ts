@@ -243,3 +243,14 @@ export function writableMask(config: Uint8Array): Uint8Array {
   }
   return mask;
 }
+
+/** Bits that writing a one clears: errors of Device Status, changes of Slot Status. */
+export function clearableMask(config: Uint8Array): Uint8Array {
+  const mask = new Uint8Array(CONFIG_BYTES);
+  const express = findCapability(config, PCI_CAP_ID_EXP);
+  if (express === 0) return mask;
+  mask[express + PCI_EXP_DEVCTL.offset + 2] = 0x0f;
+  const hasSlot = PCI_EXP_FLAGS.get([configRead(config, express, 4)], 'SLOT') === 1;
+  if (hasSlot) mask.set([0x1f, 0x01], express + PCI_EXP_SLTCTL.offset + 2);
+  return mask;
+}

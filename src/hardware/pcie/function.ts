@@ -21,6 +21,8 @@ import {
   PCI_ACS_CTRL,
   PCI_ATS_CAP,
   PCI_BAR0,
+  PCI_BRIDGE_CONTROL,
+  PCI_BRIDGE_CTL_BUS_RESET,
   PCI_CAP_ID_EXP,
   PCI_CAP_ID_MSIX,
   PCI_CAP_ID_PM,
@@ -29,6 +31,9 @@ import {
   PCI_COMMAND_MEMORY,
   PCI_EXP_DEVCAP,
   PCI_EXP_DEVCTL,
+  PCI_EXP_FLAGS,
+  PCI_EXP_SLTCAP,
+  PCI_EXP_SLTCTL,
   PCI_EXT_CAP_ID_ACS,
   PCI_EXT_CAP_ID_ATS,
   PCI_EXT_CAP_ID_SRIOV,
@@ -48,7 +53,7 @@ import {
 } from '../../uapi/pci-regs.js';
 import type { MmioFrame } from '../bus.js';
 import type { PciFunctionDescription } from '../description.js';
-import { buildConfig, writableMask, type ConfigContext } from './config-builder.js';
+import { buildConfig, clearableMask, writableMask, type ConfigContext } from './config-builder.js';
 
 /** Where built functions have MSI-X. */
 const MSIX_AT = 0x90;
@@ -72,6 +77,13 @@ export interface DeviceModel {
 export interface DmaResult {
   readonly ok: boolean;
   readonly bytes?: Uint8Array;
+}
+
+/** What the controls of a bridge act on. */
+export interface BridgeHooks {
+  /** Secondary Bus Reset was set. */
+  readonly secondaryReset: () => void;
+  readonly slotControlWritten: () => void;
 }
 
 /** A device's way to memory: the host bridge it sits below. */
@@ -131,6 +143,9 @@ export class PciFunction {
   readonly #runtime: NodeRuntime;
   readonly #config: Uint8Array;
   readonly #writable: Uint8Array;
+  /** Bits that writing a one clears. */
+  readonly #clearable: Uint8Array;
+  #hooks: BridgeHooks | undefined;
   readonly #upstream: UpstreamPort;
   /** Offset of the ACS capability, 0 without one. */
   readonly #acsAt: number;
@@ -155,6 +170,7 @@ export class PciFunction {
     this.#config = new Uint8Array(CONFIG_BYTES);
     this.#config.set(description.config?.subarray(0, CONFIG_BYTES) ?? buildConfig(description, context));
     this.#writable = writableMask(this.#config);
+    this.#clearable = clearableMask(this.#config);
     this.expressType = expressType(this.#config);
     this.isBridge = (this.#read(PCI_HEADER_TYPE, 1) & 0x7f) === PCI_HEADER_TYPE_BRIDGE;
     this.#acsAt = this.findExtendedCapability(PCI_EXT_CAP_ID_ACS);
@@ -226,16 +242,38 @@ export class PciFunction {
 
   configWrite(offset: number, sizeBytes: number, value: number): void {
     if (!this.isPresent) return;
+    const bridgeControl = this.#read(PCI_BRIDGE_CONTROL, 2);
     for (let i = 0; i < sizeBytes; i++) {
       const mask = this.#writable[offset + i] ?? 0;
+      const clears = this.#clearable[offset + i] ?? 0;
       const byte = Math.floor(value / 2 ** (8 * i)) & 0xff;
-      this.#config[offset + i] = ((this.#config[offset + i] ?? 0) & ~mask) | (byte & mask);
+      this.#config[offset + i] = ((this.#config[offset + i] ?? 0) & ~mask & ~(byte & clears)) | (byte & mask);
     }
+    this.#bridgeWritten(bridgeControl, offset, sizeBytes);
     const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1;
     const isFlr = this.hasFlr && offset <= control && control < offset + sizeBytes;
     if (isFlr && (Math.floor(value / 2 ** (8 * (control - offset))) & 0x80) !== 0) this.reset();
     else this.#sendPending();
     this.#updateVirtualFunctions();
+  }
+
+  /** A bridge's controls act: the slot's power, and a reset of everything below (PCIe 7.5.1.3.13, 6.6.1). */
+  #bridgeWritten(controlBefore: number, offset: number, sizeBytes: number): void {
+    if (!this.isBridge) return;
+    const starts = ~controlBefore & this.#read(PCI_BRIDGE_CONTROL, 2) & PCI_BRIDGE_CTL_BUS_RESET;
+    if (starts !== 0) this.#hooks?.secondaryReset();
+    const slotControl = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_SLTCTL.offset;
+    if (offset <= slotControl + 1 && slotControl < offset + sizeBytes) this.#hooks?.slotControlWritten();
+  }
+
+  /** What a bridge's controls do; the board knows what is below it. */
+  setBridgeHooks(hooks: BridgeHooks): void {
+    this.#hooks = hooks;
+  }
+
+  /** Hardware's own change of a register: status bits that software cannot write. */
+  show(offset: number, word: number): void {
+    this.#write(offset, 4, word);
   }
 
   /** Virtual functions there are now: NumVFs of them while VF Enable is set (PCIe 9.3.3.3). */
@@ -255,6 +293,13 @@ export class PciFunction {
   get hasFlr(): boolean {
     const capability = this.findCapability(PCI_CAP_ID_EXP);
     return capability !== 0 && PCI_EXP_DEVCAP.get([this.#read(capability + PCI_EXP_DEVCAP.offset, 4)], 'FLR') === 1;
+  }
+
+  /** Whether the port has a slot (PCI_EXP_FLAGS_SLOT) that can be controlled. */
+  get hasSlot(): boolean {
+    const capability = this.findCapability(PCI_CAP_ID_EXP);
+    const isSlot = capability !== 0 && PCI_EXP_FLAGS.get([this.#read(capability, 4)], 'SLOT') === 1;
+    return isSlot && PCI_EXP_SLTCAP.get([this.#read(capability + PCI_EXP_SLTCAP.offset, 4)], 'HPC') === 1;
   }
 
   /** Offset of a capability in configuration space, 0 when the function has none of that kind. */
@@ -301,7 +346,9 @@ export class PciFunction {
     return offset === undefined || !this.decodesMemory ? undefined : this.barAddress(bar) + offset;
   }
 
+  /** What the BAR answers; all ones where there is no card. */
   barRead(bar: number, offset: number, sizeBytes: number): number {
+    if (!this.isPresent) return 2 ** (8 * sizeBytes) - 1;
     const msix = this.#msix;
     if (msix !== undefined) {
       const entry = placeOf(msix.table, msix.entries, bar, offset);
@@ -313,6 +360,7 @@ export class PciFunction {
   }
 
   barWrite(bar: number, offset: number, sizeBytes: number, value: number): void {
+    if (!this.isPresent) return;
     const msix = this.#msix;
     const entry = msix === undefined ? undefined : placeOf(msix.table, msix.entries, bar, offset);
     if (msix === undefined || entry === undefined) {

@@ -16,9 +16,11 @@ import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { EBUSY, EINVAL, ENODEV, ERANGE } from '../../uapi/errno.js';
 import {
+  PCI_CAP_ID_EXP,
   PCI_COMMAND,
   PCI_COMMAND_MASTER,
   PCI_COMMAND_MEMORY,
+  PCI_EXP_SLTCTL,
   PCI_EXT_CAP_ID_SRIOV,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_MFD,
@@ -39,6 +41,11 @@ export const PCI_STUB = 'pci-stub';
 /** Drivers that do no DMA through the DMA API, or arrange for it themselves (`driver_managed_dma`). */
 const MANAGE_OWN_DMA = [VFIO_PCI, PCI_STUB, 'pcieport', 'shpchp'];
 const CLASS_BRIDGE_PCI = 0x060400;
+/** Power Controller Control of Slot Control: 0 is on. */
+const POWER_ON = 0;
+const POWER_OFF = 1;
+/** Data Link Layer becomes active and the card may be talked to (PCIe 6.6.1: 100 ms; shortened). */
+const LINK_UP_NS = 100_000;
 const VF_ENABLE = 0x01;
 const VF_MEMORY = 0x08;
 /**
@@ -67,7 +74,7 @@ export class PciCore {
     this.#vfio = vfio;
     this.#acs = new AcsPolicy(board.description);
     board.onHotplug((bdf, what) => {
-      runtime.spawn(`pciehp/${bdf}`, what === 'present' ? this.#arrive(bdf) : this.#leave(bdf));
+      runtime.spawn(`pciehp/${bdf}`, what === 'present' ? this.#cardPresent(bdf) : this.#cardLeaves(bdf, what));
     });
   }
 
@@ -218,9 +225,39 @@ export class PciCore {
     if (isBridge) yield* this.probe(device);
   }
 
-  *#arrive(bdf: string): Task<void> {
+  /** A card is in a slot: power it, wait for the link, and scan (pciehp_enable_slot). */
+  *#cardPresent(bdf: string): Task<void> {
     const fn = this.#board.functions.get(bdf);
-    if (fn !== undefined && !this.#devices.has(bdf)) yield* this.#add(fn);
+    if (fn === undefined) return;
+    yield* this.#controlSlot(fn, POWER_ON);
+    for (const mate of this.#board.slotMates(fn))
+      if (mate.isPresent && !this.#devices.has(mate.bdf)) yield* this.#add(mate);
+  }
+
+  /** Asked for back, or gone already (pciehp_disable_slot). An orderly removal ends with the slot off and the card in hand. */
+  *#cardLeaves(bdf: string, how: 'absent' | 'gone'): Task<void> {
+    const fn = this.#board.functions.get(bdf);
+    if (fn === undefined) return;
+    if (how === 'gone') this.#runtime.emit('pciehp.surprise-removal', { device: bdf });
+    for (const mate of this.#board.slotMates(fn)) {
+      for (const vf of mate.virtualFunctions) yield* this.#leave(vf.bdf);
+      yield* this.#leave(mate.bdf);
+    }
+    yield* this.#controlSlot(fn, POWER_OFF);
+    if (how === 'absent') this.#board.remove(bdf);
+  }
+
+  /** Clears what changed in the slot and switches its power, as the port's driver. */
+  *#controlSlot(fn: PciFunction, power: 0 | 1): Task<void> {
+    const slot = this.#board.slotOf(fn);
+    if (slot === undefined) return;
+    const at = slot.port.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_SLTCTL.offset;
+    const word = [slot.port.configRead(at, 4)];
+    slot.port.configWrite(at + 2, 2, (word[0] ?? 0) >>> 16);
+    PCI_EXP_SLTCTL.set(word, 'PCC', power);
+    PCI_EXP_SLTCTL.set(word, 'PIC', power === POWER_ON ? 1 : 3);
+    slot.port.configWrite(at, 2, (word[0] ?? 0) & 0xffff);
+    yield LINK_UP_NS;
   }
 
   *#leave(bdf: string): Task<void> {
@@ -230,6 +267,5 @@ export class PciCore {
     yield* this.#irq.forget(device);
     yield* this.#iommu.removeDevice(device);
     this.#devices.delete(bdf);
-    this.#board.remove(bdf);
   }
 }

@@ -138,7 +138,7 @@ export class VfioPciFile extends OpenFile {
     yield 'vfio:region-read';
     if (access.bar === undefined) return this.#config.read(access.offset, lengthBytes);
     const { function: fn } = this.#vfio.device;
-    if (!fn.decodesMemory) return -EIO;
+    if (fn.isPresent && !fn.decodesMemory) return -EIO;
     const out = new Uint8Array(access.lengthBytes).fill(0xff);
     for (let at = 0; at < out.length;) {
       const width = accessWidth(access.offset + at, out.length - at);
@@ -160,7 +160,7 @@ export class VfioPciFile extends OpenFile {
       return bytes.length;
     }
     const { function: fn } = this.#vfio.device;
-    if (!fn.decodesMemory) return -EIO;
+    if (fn.isPresent && !fn.decodesMemory) return -EIO;
     for (let at = 0; at < access.lengthBytes;) {
       const width = accessWidth(access.offset + at, access.lengthBytes - at);
       let value = 0;
