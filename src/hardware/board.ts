@@ -9,11 +9,13 @@ import { Arena, FRAME_BYTES } from '../core/arena.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { EBUSY, ENODEV } from '../uapi/errno.js';
 import { DMA_ENGINE_MSIX_BAR, DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_VECTORS } from '../uapi/dma-engine.js';
+import { NIC_BAR_BYTES, NIC_MSIX_BAR, NIC_REGISTER_BAR, NIC_VECTORS } from '../uapi/nic.js';
 import { BusAnalyser } from './analyser.js';
 import { SystemBus } from './bus.js';
 import type { AddressRange, HostDescription, MsiControllerDescription, PciFunctionDescription } from './description.js';
 import { BarMemory } from './devices/bar-memory.js';
 import { DmaEngine } from './devices/dma-engine.js';
+import { Nic } from './devices/nic.js';
 import { PhysicalMemory } from './memory.js';
 import type { Interrupt, MsiController } from './msi/controller.js';
 import { Its } from './msi/its.js';
@@ -44,14 +46,17 @@ function kernelWindowBase(banks: readonly AddressRange[]): number {
   throw new RangeError(`no memory bank has ${sizeBytes} bytes for the kernel`);
 }
 
-function barsOf(description: PciFunctionDescription): Bar[] {
-  if (description.model !== 'dma-engine')
-    return (description.bars ?? []).map(({ index, sizeBytes, is64 }) => ({ index, sizeBytes, is64 }));
-  return [DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_MSIX_BAR].map((index) => ({
-    index,
-    sizeBytes: DMA_ENGINE_BAR_BYTES,
-    is64: true,
-  }));
+/** BARs that device models bring: registers and MSI-X, of one size. */
+const MODEL_BARS = {
+  'dma-engine': { indices: [DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_MSIX_BAR], sizeBytes: DMA_ENGINE_BAR_BYTES },
+  nic: { indices: [NIC_REGISTER_BAR, NIC_MSIX_BAR], sizeBytes: NIC_BAR_BYTES },
+} as const;
+
+function barsOf({ model, bars = [] }: PciFunctionDescription): Bar[] {
+  if (model !== 'dma-engine' && model !== 'nic')
+    return bars.map(({ index, sizeBytes, is64 }) => ({ index, sizeBytes, is64 }));
+  const { indices, sizeBytes } = MODEL_BARS[model];
+  return indices.map((index) => ({ index, sizeBytes, is64: true }));
 }
 
 /** What happened to a card: it is there, it is asked for, it is gone without a word. */
@@ -283,6 +288,10 @@ export class Board {
     if (description.model === 'dma-engine') {
       fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
       fn.model = new DmaEngine(this.#runtime, fn);
+    }
+    if (description.model === 'nic') {
+      fn.addMsix(NIC_MSIX_BAR, NIC_VECTORS);
+      fn.model = new Nic(this.#runtime, fn);
     }
     if (description.model === 'generic') fn.model = new BarMemory();
     for (const frame of fn.frames((bar) => bridge.fabric.isReachable(fn, bar))) this.bus.attach(frame);

@@ -7,7 +7,7 @@
 import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import type { Process } from '../testbed/process.js';
-import { EINVAL, KernelError } from '../uapi/errno.js';
+import { EFAULT, EINVAL, KernelError } from '../uapi/errno.js';
 import {
   IOMMU_IOAS_ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS,
@@ -37,6 +37,8 @@ export interface MapRequest {
   readonly ioas: string;
   readonly iova?: bigint;
   readonly lengthBytes: bigint;
+  /** Memory the process has already; fresh memory when not given. */
+  readonly va?: bigint;
   readonly access: 'r' | 'w' | 'rw';
   readonly contiguity: Contiguity;
 }
@@ -105,7 +107,7 @@ export class Client {
   /** Allocates memory and maps it; returns the IOVA. The memory goes again when the mapping is refused. */
   *map(request: MapRequest): Task<bigint> {
     const { lengthBytes: length, contiguity, ioas, iova } = request;
-    const va = yield* this.process.mmap({ length, contiguity });
+    const va = request.va ?? (yield* this.process.mmap({ length, contiguity }));
     try {
       const { value } = yield* this.process.ioctl(this.#iommufd, IOMMU_IOAS_MAP, {
         flags: mapFlags(request.access, iova !== undefined),
@@ -201,6 +203,18 @@ export class Client {
   *reservedRegions(bdf: string): Task<SysfsRegion[]> {
     const path = `/sys/bus/pci/devices/${bdf}/iommu_group/reserved_regions`;
     return parseReservedRegions(yield* this.process.readFile(path));
+  }
+
+  /** Maps a BAR of a device it holds into the process, as a VMM does; its address. */
+  *mapBar(bdf: string, index: number, length: bigint): Task<bigint> {
+    return yield* this.device(bdf).mmapRegion(index, length);
+  }
+
+  /** Stores to the memory mapped at an IOVA. @throws KernelError (EFAULT) where nothing is mapped */
+  *store(iova: bigint, bytes: Uint8Array): Task<void> {
+    const mapping = this.#mappings.find((m) => m.start <= iova && iova + BigInt(bytes.length) - 1n <= m.last);
+    if (mapping === undefined) throw new KernelError(EFAULT, `${this.name} has nothing at 0x${iova.toString(16)}`);
+    yield* this.process.store(mapping.va + (iova - mapping.start), bytes);
   }
 
   /** What the memory mapped at an IOVA of any address space holds; undefined where nothing is mapped. */

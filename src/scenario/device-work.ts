@@ -13,6 +13,7 @@ import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
+import { NicDriver } from '../vmm/nic-driver.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
 import { endText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
@@ -25,9 +26,12 @@ export interface DeviceHolder {
   readonly device: VfioDevice;
   /** Memory behind an address as the device sees it; undefined where the holder has none. */
   readonly load: (address: bigint, lengthBytes: number) => Task<Uint8Array | undefined>;
+  /** @throws KernelError where the holder has no memory */
+  readonly store: (address: bigint, bytes: Uint8Array) => Task<void>;
 }
 
 type DmaStep = Extract<PlainStep, { readonly dma: unknown }>['dma'];
+type NicStep = Extract<PlainStep, { readonly nic: unknown }>['nic'];
 type InterruptStep = Extract<PlainStep, { readonly interrupt: unknown }>['interrupt'];
 
 /** The driver of each device: started at its first work, gone with the device. */
@@ -151,6 +155,29 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
   if (!(yield* hasArrived(holder, step)))
     return { verdict: 'silent', text: `${what} ended in memory that is not ${holder.name}'s`, ends };
   return { verdict: 'ok', text: `${what} ended in memory of ${holder.name}`, ends };
+}
+
+/**
+ * Carries out a `nic` step. What the driver experienced decides, and the bus analyser explains: `ok` when every frame came back
+ * as it was sent with its interrupts; `refused` when the NIC stopped a queue over an aborted DMA; else `silent`.
+ */
+export function* performNic(holder: DeviceHolder, step: NicStep): Task<StepResult> {
+  const from = yield* nextTransaction(holder.host);
+  const driver = yield* NicDriver.start(holder.device, holder, step.at);
+  const { sent, intact, damaged, received, isStopped, isInterrupted } = yield* driver.exchange(
+    step.pair,
+    step.frames,
+    Number(step.length),
+  );
+  yield* holder.device.disableMsix();
+  const { bdf } = holder.device;
+  const dma = yield* endsSince(holder, from, 'dma');
+  const messages = yield* endsSince(holder, from, 'msi');
+  const interrupts = isInterrupted ? '' : ', not all interrupts arrived';
+  const text = `${bdf}: ${intact} of ${sent} frames came back intact, ${damaged} damaged, ${sent - received} lost${interrupts}`;
+  if (intact === sent && isInterrupted) return { verdict: 'ok', text, ends: dma };
+  const explanation = wayText(bdf, dma) || wayText(bdf, messages, 'doorbell');
+  return { verdict: isStopped ? 'refused' : 'silent', text, ends: dma, explanation };
 }
 
 /** Carries out an `interrupt` step: the engine raises a vector, its eventfd must be signalled. */

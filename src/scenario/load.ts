@@ -152,6 +152,8 @@ class Checker {
       if ((step.dma.write === undefined) === (step.dma.copy === undefined))
         this.say(at, 'dma has either write or copy');
     } else if ('interrupt' in step) this.#checkTaking(step.interrupt, [...path, 'interrupt'], undefined);
+    else if ('nic' in step) this.#checkTaking(step.nic, [...path, 'nic'], undefined);
+    else if ('configure' in step) this.#checkTaking(step.configure, [...path, 'configure'], undefined);
     else if ('migrate' in step) this.#checkMigration(step.migrate, [...path, 'migrate']);
     else if ('fault' in step) this.#checkFault(step.fault, [...path, 'fault']);
     else if ('expect' in step) {

@@ -15,7 +15,7 @@ import { Guest, type GuestSpec } from '../vmm/guest.js';
 import { addMemory, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
 import { MemoryMapError, ramBlockAt } from '../vmm/machines.js';
 import { Client } from './client.js';
-import { performDma, performInterrupt, type DeviceHolder } from './device-work.js';
+import { performDma, performInterrupt, performNic, type DeviceHolder } from './device-work.js';
 import { machineOptions, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
 import {
   checkExpectation,
@@ -253,6 +253,8 @@ export class ScenarioRunner {
     }
     if ('grow' in step) return yield* this.#grow(step.grow);
     if ('dma' in step) return yield* performDma(this.#holder(step.dma), step.dma);
+    if ('nic' in step) return yield* performNic(this.#holder(step.nic), step.nic);
+    if ('configure' in step) return yield* this.#configure(step.configure);
     if ('interrupt' in step) return yield* performInterrupt(this.#holder(step.interrupt), step.interrupt);
     if ('migrate' in step) return yield* this.#migrate(step.migrate);
     if ('fault' in step) return yield* this.#fault(step.fault);
@@ -271,7 +273,10 @@ export class ScenarioRunner {
 
   *#map(given: PlainStepOf<'map'>['map']): Task<StepResult> {
     const client = this.#client(given.process);
+    const va =
+      given.bar === undefined ? undefined : yield* client.mapBar(given.bar.device, given.bar.index, given.length);
     const iova = yield* client.map({
+      ...(va === undefined ? {} : { va }),
       ioas: given.ioas ?? client.defaultIoas,
       lengthBytes: given.length,
       access: given.access,
@@ -318,6 +323,19 @@ export class ScenarioRunner {
     if (held === undefined) return { verdict: 'refused', text: `${guest.name} has no ${device}` };
     yield* unplugDevice(guest, held);
     return ok(`${guest.name} gave ${device} back`);
+  }
+
+  *#configure(given: PlainStepOf<'configure'>['configure']): Task<StepResult> {
+    const { device } = this.#holder(given);
+    const { 'memory-decode': decodes, 'bus-master': masters } = given;
+    yield* device.setCommand({
+      ...(decodes === undefined ? {} : { decodesMemory: decodes }),
+      ...(masters === undefined ? {} : { isBusMaster: masters }),
+    });
+    const words = [decodes, masters].map((on, i) =>
+      on === undefined ? [] : [`${['memory decode', 'bus mastering'][i] ?? ''} ${on ? 'on' : 'off'}`],
+    );
+    return ok(`${device.bdf}: ${words.flat().join(', ')}`);
   }
 
   /** Puts a card into a machine or pulls it out. */
@@ -458,6 +476,7 @@ export class ScenarioRunner {
         host: client.host,
         device: client.device(given.device),
         load: (iova, lengthBytes) => client.load(iova, lengthBytes),
+        store: (iova, bytes) => client.store(iova, bytes),
       };
     }
     const guest = this.#guest(given.guest ?? '');
@@ -468,6 +487,7 @@ export class ScenarioRunner {
       host: guest.host,
       device,
       load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes),
+      store: (gpa, bytes) => guest.store(gpa, bytes),
     };
   }
 

@@ -8,6 +8,7 @@
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO, type ErrnoName } from '../uapi/errno.js';
+import { NIC_PAIRS } from '../uapi/nic.js';
 import { ATTACHED_DEVICE_POLICIES, type MigrationFailureReason } from '../migration/precopy.js';
 import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
 import { MACHINES, type MachineName } from '../vmm/machines.js';
@@ -100,6 +101,8 @@ const steps = {
       /** The kernel chooses when it is absent. */
       iova: address.optional(),
       length: size,
+      /** Not fresh memory: a BAR of a device the process holds, as the process has it mapped. */
+      bar: z.strictObject({ device: bdf, index: count(0, 5) }).optional(),
       access: z.enum(['r', 'w', 'rw']).default('rw'),
       contiguity: contiguity.default('pages'),
       as,
@@ -152,6 +155,28 @@ const steps = {
       /** Bytes the device writes; without it the device reads. */
       write: z.strictObject({ to: address, length: size, pattern: address.default(0x5an) }).optional(),
       copy: z.strictObject({ from: address, to: address, length: size }).optional(),
+      as,
+    }),
+  }),
+  nic: z.strictObject({
+    nic: z.strictObject({
+      ...owner,
+      device: bdf,
+      /** Where its driver puts rings and buffers: memory of the owner, by the addresses the device uses. */
+      at: address,
+      /** Frames sent to itself through a pair of queues. */
+      frames: count(1, 63).default(8),
+      length: size.default(1500n),
+      pair: count(0, NIC_PAIRS - 1).default(0),
+      as,
+    }),
+  }),
+  configure: z.strictObject({
+    configure: z.strictObject({
+      ...owner,
+      device: bdf,
+      'memory-decode': z.boolean().optional(),
+      'bus-master': z.boolean().optional(),
       as,
     }),
   }),
@@ -248,6 +273,8 @@ const plainSteps = [
   steps.replace,
   steps.grow,
   steps.dma,
+  steps.nic,
+  steps.configure,
   steps.interrupt,
   steps.migrate,
   steps.fault,

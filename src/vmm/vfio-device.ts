@@ -126,13 +126,27 @@ export class VfioDevice {
     yield* this.process.pwrite(this.fd, bytes, (yield* this.#regionOffset(index)) + offset);
   }
 
-  /** Memory decode and bus mastering on or off: without the latter the function may neither DMA nor raise MSIs. */
+  /** Bus mastering on or off, with memory decode when on: without it the function may neither DMA nor raise MSIs. */
   *setBusMaster(isOn: boolean): Task<void> {
-    const bits = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+    yield* this.setCommand(isOn ? { isBusMaster: true, decodesMemory: true } : { isBusMaster: false });
+  }
+
+  /** Bits of the command register; those not given stay. */
+  *setCommand(bits: { readonly decodesMemory?: boolean; readonly isBusMaster?: boolean }): Task<void> {
     const before = yield* this.readRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, u16.sizeBytes);
-    const command = u16.read(new DataView(before.buffer, before.byteOffset), 0);
-    const after = isOn ? command | bits : command & ~PCI_COMMAND_MASTER;
-    yield* this.writeRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, encodeAll(u16, [after]));
+    let command = u16.read(new DataView(before.buffer, before.byteOffset), 0);
+    for (const [bit, isOn] of [
+      [PCI_COMMAND_MEMORY, bits.decodesMemory],
+      [PCI_COMMAND_MASTER, bits.isBusMaster],
+    ] as const) {
+      if (isOn !== undefined) command = isOn ? command | bit : command & ~bit;
+    }
+    yield* this.writeRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, encodeAll(u16, [command]));
+  }
+
+  /** Maps a BAR into the process; its address. */
+  *mmapRegion(index: number, length: bigint): Task<bigint> {
+    return yield* this.process.mmapFile(this.fd, yield* this.#regionOffset(index), length);
   }
 
   /** Enables MSI-X vectors 0..count-1, each signalling an eventfd of its own. */

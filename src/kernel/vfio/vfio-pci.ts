@@ -67,6 +67,8 @@ import {
 import { IommufdFile } from '../iommufd/main.js';
 import type { IrqCore, MsiVector } from '../irq.js';
 import { VirtualConfigSpace } from './config-space.js';
+import { readFrame, writeFrame } from '../../hardware/bus.js';
+import type { FileMapping } from '../mm/mm.js';
 import type { VfioDevice } from './vfio-core.js';
 
 /** VFIO_PCI_OFFSET_SHIFT */
@@ -169,6 +171,28 @@ export class VfioPciFile extends OpenFile {
       at += width;
     }
     return access.lengthBytes;
+  }
+
+  /** A BAR, as PFNMAP memory; EINVAL for other regions and beyond its end. An access while it does not decode faults. */
+  override mmap(offset: bigint, length: bigint): FileMapping | number {
+    const access = this.#region(offset, Number(length));
+    if (typeof access === 'number') return access;
+    const { bar, offset: first } = access;
+    if (bar === undefined || access.lengthBytes < Number(length)) return -EINVAL;
+    const { function: fn } = this.#vfio.device;
+    return {
+      window: {
+        read: (at, lengthBytes) =>
+          fn.decodesMemory
+            ? readFrame(lengthBytes, first + at, (place, width) => fn.barRead(bar, place, width))
+            : undefined,
+        write: (at, bytes) => {
+          if (!fn.decodesMemory) return false;
+          writeFrame(bytes, first + at, (place, width, value) => fn.barWrite(bar, place, width, value));
+          return true;
+        },
+      },
+    };
   }
 
   override *release(): Task<void> {
