@@ -11,6 +11,8 @@ export interface Device {
   readonly parent: Device | undefined;
   /** Other functions may be in its slot. False for virtual functions. */
   readonly isMultifunction: boolean;
+  /** Other devices on its bus. */
+  readonly busMates: () => readonly Device[];
   /** What the IOMMU sees of its transactions, its own ID first, then those of bridges that alias it. */
   readonly streamIds: readonly number[];
   /** Name of the IOMMU in front of it; undefined where DMA is not translated. */

@@ -33,6 +33,7 @@ function race(seed: number, fault?: FaultId): Outcome {
     name: BDF,
     function: fn,
     parent: undefined,
+    busMates: () => [],
     isMultifunction: false,
     streamIds: [fn.requesterId],
     msiDeviceId: fn.requesterId,

@@ -184,6 +184,7 @@ export class PciCore {
         !isVirtual &&
         ((fn.configRead(PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MFD) !== 0 ||
           (!fn.bdf.endsWith('0') && bridge.functions.some((other) => other !== fn && other.bdf.startsWith(slot)))),
+      busMates: () => this.devices.filter((other) => other.function !== fn && other.function.bus === fn.bus),
       streamIds: [],
       iommu: bridge.streamOf(fn.requesterId)?.iommu,
       msiController: bridge.doorbellOf(fn)?.name,

@@ -67,6 +67,7 @@ import {
 import { IommufdFile } from '../iommufd/main.js';
 import type { IrqCore, MsiVector } from '../irq.js';
 import { VirtualConfigSpace } from './config-space.js';
+import { pci_can_reset, pci_reset_function } from '../pci/reset.js';
 import { readFrame, writeFrame } from '../../hardware/bus.js';
 import type { FileMapping } from '../mm/mm.js';
 import type { VfioDevice } from './vfio-core.js';
@@ -202,7 +203,7 @@ export class VfioPciFile extends OpenFile {
       this.#vfio.device.function.configWrite(PCI_COMMAND, 2, 0);
       if (this.#isAttached) yield* iommufd_device_detach(this.#idev);
       yield* iommufd_device_unbind(this.#idev);
-      this.#vfio.device.function.reset();
+      pci_reset_function(this.#vfio.device);
       this.#idev = undefined;
       this.#vfio.isBound = false;
     }
@@ -235,7 +236,7 @@ export class VfioPciFile extends OpenFile {
     if (typeof bound === 'number') return bound;
     this.#idev = bound.idev;
     this.#vfio.isBound = true;
-    this.#vfio.device.function.reset();
+    pci_reset_function(this.#vfio.device);
     this.#vfio.device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
     ctx.runtime.emit('vfio.bind', { device: this.#vfio.device.name, process: ctx.process.name, id: bound.id });
     return writeStruct(ctx, VFIO_DEVICE_BIND_IOMMUFD.struct, arg, { ...value, out_devid: bound.id });
@@ -279,7 +280,7 @@ export class VfioPciFile extends OpenFile {
     if (value === undefined) return rc;
     const info = {
       ...value,
-      flags: VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET,
+      flags: VFIO_DEVICE_FLAGS_PCI | (pci_can_reset(this.#vfio.device) ? VFIO_DEVICE_FLAGS_RESET : 0),
       num_regions: VFIO_PCI_NUM_REGIONS,
       num_irqs: VFIO_PCI_NUM_IRQS,
       cap_offset: 0,
@@ -468,15 +469,14 @@ export class VfioPciFile extends OpenFile {
 
   // --- reset ---
 
-  /** pci_try_reset_function: the device forgets; command register and MSI-X are put back. */
+  /** pci_try_reset_function: the device forgets; its controls and MSI-X are put back. -ENODEV, or what kept it from a reset. */
   *#reset(): Task<number> {
     yield FLR_NS;
     const { function: fn } = this.#vfio.device;
     if (!fn.isPresent) return -ENODEV;
     const triggers = this.#triggers;
-    const command = fn.configRead(PCI_COMMAND, u16.sizeBytes);
-    fn.reset();
-    fn.configWrite(PCI_COMMAND, u16.sizeBytes, command);
+    const rc = pci_reset_function(this.#vfio.device);
+    if (rc < 0) return rc;
     for (const [vector, trigger] of triggers.entries())
       if (trigger !== undefined) this.#programVector(vector, trigger.vector);
     if (triggers.length > 0) this.#setMsixEnable(true);
