@@ -232,7 +232,11 @@ export class Board {
 
   #addMsiController(description: MsiControllerDescription): void {
     const deliver = (interrupt: Interrupt): void => {
-      this.#runtime.emit('irq', { controller: interrupt.controller, intid: interrupt.intid });
+      this.#runtime.emit('irq', {
+        controller: interrupt.controller,
+        intid: interrupt.intid,
+        from: interrupt.from ?? 'software',
+      });
       this.#interruptHandler(interrupt);
     };
     switch (description.kind) {
@@ -240,10 +244,12 @@ export class Board {
         const its = new Its(this.#runtime, this.memory, description, deliver);
         this.msiControllers.set(its.name, its);
         this.bus.attach(its);
+        this.bus.attach(its.redistributor);
         return;
       }
       case 'gicv2m': {
-        const frame = new Gicv2m(this.#runtime, description, deliver);
+        const index = [...this.msiControllers.values()].filter((known) => known instanceof Gicv2m).length;
+        const frame = new Gicv2m(this.#runtime, description, index, deliver);
         this.msiControllers.set(frame.name, frame);
         this.bus.attach(frame);
         return;
@@ -255,7 +261,9 @@ export class Board {
         return;
       }
       case 'x86': {
-        this.msiControllers.set(description.name, new X86Msi(this.#runtime, description, deliver));
+        const window = new X86Msi(this.#runtime, this.memory, description, deliver);
+        this.msiControllers.set(window.name, window);
+        this.bus.attach(window);
       }
     }
   }

@@ -4,7 +4,7 @@
  * Each controller has an irq domain. A vector of a device is given an interrupt of its controller (an LPI, mapped for the
  * device by ITS commands; an SPI of a GICv2m frame; an x86 vector), and the message the device is to send: the doorbell's
  * address as the IOMMU core says the device reaches it, and the data. An interrupt that arrives runs the handler of its
- * number; one that nobody asked for is recorded as spurious.
+ * number; one that nobody asked for is recorded as spurious, one that another device raised as foreign.
  *
  * Source: Linux drivers/irqchip/irq-gic-v3-its.c, irq-gic-v2m.c, kernel/irq/msi.c; domain.md A4.50-A4.54.
  */
@@ -17,10 +17,23 @@ import {
   Its,
   ITS_COMMAND,
   ITS_OP,
-  FIRST_LPI,
+  GITS_BASER,
+  ITS_DEVICE_ID_BITS,
 } from '../hardware/msi/its.js';
+import { FIRST_LPI, GICR_CTLR, GICR_PENDBASER, GICR_PROPBASER, LPI_ENABLE } from '../hardware/msi/redistributor.js';
 import type { Interrupt, MsiController } from '../hardware/msi/controller.js';
-import { Gicv2m, IN_RC_COUNT, IN_RC_FIRST, InRcMsi, V2M_FIRST_SPI, V2M_SPIS } from '../hardware/msi/simple.js';
+import {
+  GCMD_REG,
+  Gicv2m,
+  IN_RC_COUNT,
+  IN_RC_FIRST,
+  InRcMsi,
+  IRTA_REG,
+  IRTE,
+  REMAPPABLE_ADDRESS,
+  REMAPPING_BASE,
+  V2M_SPIS,
+} from '../hardware/msi/simple.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
@@ -41,77 +54,168 @@ export interface MsiVector {
 interface IrqDomain {
   /** Makes event `event` of a device raise interrupt `intid`; the message data, or -errno. */
   map(device: Device, event: number, intid: number): Task<number>;
-  unmap(device: Device, event: number): Task<void>;
+  unmap(device: Device, vector: MsiVector): Task<void>;
+  /** Bits of the message's address that say which interrupt it is, over the doorbell's. */
+  addressBits?(intid: number): number;
   readonly first: number;
   readonly count: number;
 }
 
 const QUEUE_BYTES = 65536;
 const POLL_NS = 200;
-/** EventID bits of a device's translation table: 32 events. */
-const EVENT_BITS = 5;
+/** EventID bits of a device's translation table. */
+const EVENT_BITS = 8;
 const ITT_BYTES = 4096;
+/** LPIs that the configuration and pending tables have room for: INTIDs of 14 bits. */
+const LPI_COUNT = 8192;
+const INTID_BITS = 14;
+const PENDING_TABLE_BYTES = 65536;
+/** Pages of the two-level device table, and entries of eight bytes in each. */
+const TABLE_PAGE_BYTES = 4096;
+const ENTRIES_PER_PAGE = TABLE_PAGE_BYTES / 8;
+const DEVICE_L1_BYTES = (2 ** ITS_DEVICE_ID_BITS / ENTRIES_PER_PAGE) * 8;
+/** GICD_INT_DEF_PRI */
+const LPI_PRIORITY = 0xa0;
+const VALID_HIGH = 0x8000_0000;
 
-/** The driver of one ITS. Commands go through its queue, one batch at a time. */
+/** What is mapped for one DeviceID; devices behind one alias share it. */
+interface ItsDevice {
+  readonly table: DmaMemory;
+  /** By EventID; undefined is free. */
+  readonly events: (Device | undefined)[];
+}
+
+/** The driver of one ITS and its redistributor. Commands go through the queue, one batch at a time. */
 class ItsDomain implements IrqDomain {
   readonly first = FIRST_LPI;
-  readonly count = 8192;
+  readonly count = LPI_COUNT;
   readonly #board: Board;
   readonly #its: Its;
   readonly #queue: DmaMemory;
+  readonly #deviceTable: DmaMemory;
+  readonly #collectionTable: DmaMemory;
+  readonly #configuration: DmaMemory;
+  readonly #pending: DmaMemory;
   readonly #lock = new Mutex('its:queue');
-  readonly #tables = new Map<Device, DmaMemory>();
+  readonly #devices = new Map<number, ItsDevice>();
+  /** Second-level pages of the device table by their index. */
+  readonly #pages = new Map<number, DmaMemory>();
   #writer = 0;
 
   constructor(board: Board, its: Its) {
     this.#board = board;
     this.#its = its;
-    const queue = DmaMemory.alloc(board.arena, QUEUE_BYTES);
-    invariant(queue !== undefined, 'no memory for an ITS command queue');
-    this.#queue = queue;
+    const alloc = (what: string, sizeBytes: number): DmaMemory => {
+      const memory = DmaMemory.alloc(board.arena, sizeBytes);
+      invariant(memory !== undefined, `no memory for an ITS ${what}`);
+      return memory;
+    };
+    this.#queue = alloc('command queue', QUEUE_BYTES);
+    this.#deviceTable = alloc('device table', DEVICE_L1_BYTES);
+    this.#collectionTable = alloc('collection table', TABLE_PAGE_BYTES);
+    this.#configuration = alloc('LPI configuration table', LPI_COUNT);
+    this.#pending = alloc('LPI pending table', PENDING_TABLE_BYTES);
   }
 
-  /** Programs the queue, enables the ITS and maps collection 0 to the one CPU. */
+  /** Gives the redistributor and the ITS their tables, enables them and maps collection 0 to the one CPU. */
   *start(): Task<void> {
-    const [lo = 0, hi = 0] = GITS_CBASER.make({
-      Size: QUEUE_BYTES / 4096 - 1,
-      Physical_Address: this.#queue.address / 4096,
-      Valid: 1,
-    });
-    this.#write(GITS_CBASER.offset, lo);
-    this.#write(GITS_CBASER.offset + 4, hi);
-    this.#write(GITS_CTLR.offset, 1);
+    const redistributor = this.#its.redistributor.base();
+    const page = (memory: DmaMemory): number => memory.address / 4096;
+    this.#write64(
+      redistributor + GICR_PROPBASER.offset,
+      GICR_PROPBASER.make({ IDbits: INTID_BITS - 1, Physical_Address: page(this.#configuration) }),
+    );
+    this.#write64(
+      redistributor + GICR_PENDBASER.offset,
+      GICR_PENDBASER.make({ Physical_Address: this.#pending.address / PENDING_TABLE_BYTES, PTZ: 1 }),
+    );
+    this.#write(redistributor + GICR_CTLR.offset, GICR_CTLR.make({ EnableLPIs: 1 })[0] ?? 0);
+    const its = this.#its.base();
+    const pages = DEVICE_L1_BYTES / TABLE_PAGE_BYTES;
+    this.#write64(
+      its + GITS_BASER.offset,
+      GITS_BASER.make({ Size: pages - 1, Physical_Address: page(this.#deviceTable), Indirect: 1, Valid: 1 }),
+    );
+    this.#write64(
+      its + GITS_BASER.offset + 8,
+      GITS_BASER.make({ Size: 0, Physical_Address: page(this.#collectionTable), Valid: 1 }),
+    );
+    this.#write64(
+      its + GITS_CBASER.offset,
+      GITS_CBASER.make({ Size: QUEUE_BYTES / 4096 - 1, Physical_Address: page(this.#queue), Valid: 1 }),
+    );
+    this.#write(its + GITS_CTLR.offset, 1);
     yield* this.#issue({ OP: ITS_OP.MAPC, ICID: 0, Valid: 1 });
   }
 
-  *map(device: Device, event: number, intid: number): Task<number> {
-    if (!this.#tables.has(device)) {
-      const table = DmaMemory.alloc(this.#board.arena, ITT_BYTES);
-      if (table === undefined) return -ENOSPC;
-      this.#tables.set(device, table);
-      yield* this.#issue({
-        OP: ITS_OP.MAPD,
-        DeviceID: device.msiDeviceId,
-        Size: EVENT_BITS - 1,
-        ITT_address: table.address / 256,
-        Valid: 1,
-      });
-    }
-    yield* this.#issue({ OP: ITS_OP.MAPTI, DeviceID: device.msiDeviceId, EventID: event, pINTID: intid, ICID: 0 });
-    return event;
+  *map(device: Device, _vector: number, intid: number): Task<number> {
+    const mapped = yield* this.#deviceOf(device);
+    if (typeof mapped === 'number') return mapped;
+    const free = mapped.events.indexOf(undefined);
+    if (free < 0) return -ENOSPC;
+    mapped.events[free] = device;
+    const DeviceID = device.msiDeviceId;
+    yield* this.#issue({ OP: ITS_OP.MAPTI, DeviceID, EventID: free, pINTID: intid, ICID: 0 });
+    yield* this.#configure(DeviceID, free, intid, LPI_PRIORITY | LPI_ENABLE);
+    return free;
   }
 
-  *unmap(device: Device, event: number): Task<void> {
-    yield* this.#issue({ OP: ITS_OP.DISCARD, DeviceID: device.msiDeviceId, EventID: event });
+  *unmap(device: Device, { intid, data }: MsiVector): Task<void> {
+    const DeviceID = device.msiDeviceId;
+    yield* this.#configure(DeviceID, data, intid, LPI_PRIORITY);
+    yield* this.#issue({ OP: ITS_OP.DISCARD, DeviceID, EventID: data });
+    const mapped = this.#devices.get(DeviceID);
+    if (mapped !== undefined) mapped.events[data] = undefined;
   }
 
-  /** Unmaps a device that goes away. */
+  /** Unmaps a device that goes away, unless another has its DeviceID too. */
   *forget(device: Device): Task<void> {
-    const table = this.#tables.get(device);
-    if (table === undefined) return;
+    const mapped = this.#devices.get(device.msiDeviceId);
+    if (mapped === undefined || mapped.events.some((user) => user !== undefined && user !== device)) return;
     yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID: device.msiDeviceId, Valid: 0 });
-    this.#tables.delete(device);
-    table.free();
+    this.#devices.delete(device.msiDeviceId);
+    mapped.table.free();
+  }
+
+  /** A device's translation table, mapped at its first vector; -ENOSPC without memory. */
+  *#deviceOf(device: Device): Task<ItsDevice | number> {
+    const DeviceID = device.msiDeviceId;
+    const known = this.#devices.get(DeviceID);
+    if (known !== undefined) return known;
+    if (!this.#hasDevicePage(DeviceID)) return -ENOSPC;
+    const table = DmaMemory.alloc(this.#board.arena, ITT_BYTES);
+    if (table === undefined) return -ENOSPC;
+    const mapped: ItsDevice = { table, events: Array.from({ length: 2 ** EVENT_BITS }, () => undefined) };
+    this.#devices.set(DeviceID, mapped);
+    yield* this.#issue({
+      OP: ITS_OP.MAPD,
+      DeviceID,
+      Size: EVENT_BITS - 1,
+      ITT_address: table.address / 256,
+      Valid: 1,
+    });
+    return mapped;
+  }
+
+  /** Whether the device table has a second-level page for a DeviceID; makes one. */
+  #hasDevicePage(deviceId: number): boolean {
+    const index = Math.floor(deviceId / ENTRIES_PER_PAGE);
+    if (index * 8 >= DEVICE_L1_BYTES) return false;
+    if (this.#pages.has(index)) return true;
+    const memory = DmaMemory.alloc(this.#board.arena, TABLE_PAGE_BYTES);
+    if (memory === undefined) return false;
+    this.#pages.set(index, memory);
+    this.#deviceTable.store64(8 * index, memory.address % 2 ** 32, VALID_HIGH + Math.floor(memory.address / 2 ** 32));
+    return true;
+  }
+
+  /** Writes an LPI's configuration byte and has the redistributor read it. */
+  *#configure(DeviceID: number, EventID: number, intid: number, byte: number): Task<void> {
+    const at = intid - FIRST_LPI;
+    const [word = 0] = this.#configuration.read(at & ~3, 1);
+    const shift = 8 * (at & 3);
+    this.#configuration.write(at & ~3, Uint32Array.of((word & ~(0xff << shift)) | (byte << shift)));
+    yield* this.#issue({ OP: ITS_OP.INV, DeviceID, EventID });
   }
 
   /** Queues a command and a SYNC, and waits until both are consumed. */
@@ -121,13 +225,18 @@ class ItsDomain implements IrqDomain {
       this.#queue.write(this.#writer, command);
       this.#writer = (this.#writer + ITS_COMMAND.sizeBytes) % QUEUE_BYTES;
     }
-    this.#write(GITS_CWRITER.offset, this.#writer);
+    this.#write(this.#its.base() + GITS_CWRITER.offset, this.#writer);
     while (this.#board.bus.mmioRead32(this.#its.base() + GITS_CREADR.offset) !== this.#writer) yield POLL_NS;
     this.#lock.unlock();
   }
 
-  #write(offset: number, value: number): void {
-    invariant(this.#board.bus.mmioWrite32(this.#its.base() + offset, value), `${this.#its.name} does not answer`);
+  #write64(address: number, [lo = 0, hi = 0]: Uint32Array): void {
+    this.#write(address, lo);
+    this.#write(address + 4, hi);
+  }
+
+  #write(address: number, value: number): void {
+    invariant(this.#board.bus.mmioWrite32(address, value), `${this.#its.name} does not answer`);
   }
 }
 
@@ -153,6 +262,47 @@ class DirectDomain implements IrqDomain {
 /** First vector for devices on x86, and how many. */
 const X86_FIRST_VECTOR = 0x30;
 const X86_VECTORS = 0xb0;
+/** Entries of the remapping table: one a vector. */
+const IRTE_COUNT = 256;
+const IRTE_BYTES = 16;
+const EXACT_SOURCE = 1;
+
+/** Interrupt remapping on x86 (drivers/iommu/intel/irq_remapping.c): an entry a vector, for one requester. */
+class RemappingDomain implements IrqDomain {
+  readonly first = X86_FIRST_VECTOR;
+  readonly count = X86_VECTORS;
+  readonly #table: DmaMemory;
+
+  constructor(board: Board) {
+    const table = DmaMemory.alloc(board.arena, IRTE_COUNT * IRTE_BYTES);
+    invariant(table !== undefined, 'no memory for the interrupt remapping table');
+    this.#table = table;
+    const [lo = 0, hi = 0] = IRTA_REG.make({ S: Math.log2(IRTE_COUNT) - 1, IRTA: table.address / 4096 });
+    board.bus.mmioWrite32(REMAPPING_BASE + IRTA_REG.offset, lo);
+    board.bus.mmioWrite32(REMAPPING_BASE + IRTA_REG.offset + 4, hi);
+    board.bus.mmioWrite32(REMAPPING_BASE + GCMD_REG.offset, GCMD_REG.make({ IRE: 1 })[0] ?? 0);
+  }
+
+  *map(device: Device, _event: number, intid: number): Task<number> {
+    const entry = IRTE.make({ P: 1, Vector: intid, SID: device.msiDeviceId & 0xffff, SVT: EXACT_SOURCE });
+    this.#table.write(intid * IRTE_BYTES, entry);
+    return 0;
+  }
+
+  *unmap(_device: Device, { intid }: MsiVector): Task<void> {
+    this.#table.write(intid * IRTE_BYTES, IRTE.make({}));
+  }
+
+  addressBits(intid: number): number {
+    return REMAPPABLE_ADDRESS.make({ FORMAT: 1, HANDLE: intid })[0] ?? 0;
+  }
+}
+
+/** Who asked for an interrupt. */
+interface Handler {
+  readonly device: Device;
+  readonly run: () => void;
+}
 
 /** All MSI interrupts of a host. */
 export class IrqCore {
@@ -161,8 +311,7 @@ export class IrqCore {
   readonly #iommu: IommuCore;
   readonly #domains = new Map<string, IrqDomain>();
   /** Handlers by `controller/intid`. */
-  readonly #handlers = new Map<string, () => void>();
-  readonly #counts = new Map<string, number>();
+  readonly #handlers = new Map<string, Handler>();
 
   constructor(runtime: NodeRuntime, board: Board, iommu: IommuCore) {
     this.#runtime = runtime;
@@ -189,13 +338,14 @@ export class IrqCore {
     yield IRQ_SETUP_NS;
     const intid = this.#freeIntid(controller.name, domain);
     if (intid === undefined) return -ENOSPC;
-    this.#handlers.set(`${controller.name}/${intid}`, handler);
-    const address = yield* this.#iommu.iommu_dma_prepare_msi(device, controller.doorbell);
-    const data = typeof address === 'number' ? address : yield* domain.map(device, event, intid);
-    if (data < 0 || typeof address === 'number') {
+    this.#handlers.set(`${controller.name}/${intid}`, { device, run: handler });
+    const doorbell = yield* this.#iommu.iommu_dma_prepare_msi(device, controller.doorbell);
+    const data = typeof doorbell === 'number' ? doorbell : yield* domain.map(device, event, intid);
+    if (data < 0 || typeof doorbell === 'number') {
       this.#handlers.delete(`${controller.name}/${intid}`);
       return data;
     }
+    const address = doorbell + BigInt(domain.addressBits?.(intid) ?? 0);
     this.#runtime.emit('irq.request', { device: device.name, event, controller: controller.name, intid, address });
     return { intid, address, data };
   }
@@ -203,7 +353,7 @@ export class IrqCore {
   *free(device: Device, event: number, vector: MsiVector): Task<void> {
     const controller = this.#controllerOf(device);
     if (controller === undefined) return;
-    yield* this.#domains.get(controller.name)?.unmap(device, event) ?? nothing();
+    yield* this.#domains.get(controller.name)?.unmap(device, vector) ?? nothing();
     this.#handlers.delete(`${controller.name}/${vector.intid}`);
   }
 
@@ -230,21 +380,26 @@ export class IrqCore {
       const domain = new ItsDomain(this.#board, controller);
       this.#domains.set(controller.name, domain);
       yield* domain.start();
-    } else {
-      let domain = new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS);
-      if (controller instanceof Gicv2m) domain = new DirectDomain(V2M_FIRST_SPI, V2M_SPIS);
-      else if (controller instanceof InRcMsi) domain = new DirectDomain(IN_RC_FIRST, IN_RC_COUNT);
-      this.#domains.set(controller.name, domain);
-    }
+    } else this.#domains.set(controller.name, this.#directDomain(controller));
   }
 
-  #arrived(interrupt: Interrupt): void {
-    const key = `${interrupt.controller}/${interrupt.intid}`;
-    this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
-    const handler = this.#handlers.get(key);
-    if (handler === undefined)
-      this.#runtime.emit('irq.spurious', { controller: interrupt.controller, intid: interrupt.intid });
-    else this.#runtime.scheduler.callAt(this.#runtime.now + IRQ_ENTRY_NS, handler);
+  #directDomain(controller: MsiController): IrqDomain {
+    if (controller instanceof Gicv2m) return new DirectDomain(controller.firstSpi, V2M_SPIS);
+    if (controller instanceof InRcMsi) return new DirectDomain(IN_RC_FIRST, IN_RC_COUNT);
+    return controller.isolated ? new RemappingDomain(this.#board) : new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS);
+  }
+
+  /** Runs the handler; tells of interrupts that nobody asked for, and of those that another function raised. */
+  #arrived({ controller, intid, from }: Interrupt): void {
+    const handler = this.#handlers.get(`${controller}/${intid}`);
+    const named = { controller, intid, from: from ?? 'software' };
+    if (handler === undefined) {
+      this.#runtime.emit('irq.spurious', named);
+      return;
+    }
+    if (from !== undefined && from !== handler.device.name)
+      this.#runtime.emit('irq.foreign', { ...named, owner: handler.device.name });
+    this.#runtime.scheduler.callAt(this.#runtime.now + IRQ_ENTRY_NS, handler.run);
   }
 }
 

@@ -133,7 +133,7 @@ describe('DMA engine', () => {
     fn.configWrite(fn.findCapability(0x11), 4, 0x80000000);
     engine.start({ op: DMA_OP.FILL, to: 0x200000, length: 64, vector: 2 });
     engine.settle();
-    expect(engine.interrupts).toEqual([{ controller: 'x86-msi', intid: 0x55 }]);
+    expect(engine.interrupts).toEqual([{ controller: 'x86-msi', intid: 0x55, from: fn.bdf }]);
     expect(engine.board.analyser.records.map((record) => record.direction)).toEqual(['write', 'msi']);
   });
 

@@ -11,6 +11,8 @@ import type { Origin } from '../bus.js';
 export interface Interrupt {
   readonly controller: string;
   readonly intid: number;
+  /** The function whose write raised it; undefined when software did. */
+  readonly from?: string;
 }
 
 /** A controller as the host bridge and the kernel see it. */
@@ -28,6 +30,11 @@ export interface MsiController {
 /** DeviceID of a writer: CPUs have none. */
 export function deviceIdOf(origin: Origin): number | undefined {
   return origin.kind === 'device' ? origin.deviceId : undefined;
+}
+
+/** An interrupt with the function that raised it. */
+export function interruptFrom(controller: string, intid: number, origin: Origin): Interrupt {
+  return origin.kind === 'device' ? { controller, intid, from: origin.bdf } : { controller, intid };
 }
 
 /** The 32-bit little-endian word a doorbell takes; undefined for writes of another size. */

@@ -9,7 +9,7 @@
  * Source: Linux drivers/vfio/device_cdev.c, pci/vfio_pci_core.c, vfio_pci_intrs.c, vfio_pci_rdwr.c; domain.md A1.30-A1.37,
  * A2.20-A2.24; recorded sequences of oracle/linux.
  */
-import { s32, u16, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
+import { s32, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
 import { type PciFunction } from '../../hardware/pcie/function.js';
 import {
   CONFIG_BYTES,
