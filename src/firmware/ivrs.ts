@@ -98,8 +98,9 @@ export function parseIvrs(bytes: Uint8Array): Ivrs {
       const id = table.u16(at + 4);
       const [first, last] =
         type === IVMD.ALL ? [0, MAX_DEVICE_ID] : [id, type === IVMD.SELECT ? id : table.u16(at + 6)];
-      // Flags: bit 0 unity, bit 3 exclusion range.
-      const kind = (table.u8(at + 1) & 8) !== 0 ? 'exclusion' : 'unity';
+      // Bit 3 is an exclusion range. One with nothing else is mapped 1:1 by Linux: some firmware means that (init_unity_map_range).
+      const flags = table.u8(at + 1);
+      const kind = (flags & 8) !== 0 && flags !== 8 ? 'exclusion' : 'unity';
       ivmds.push({ first, last, start: table.u64(at + 16), lengthBytes: table.u64(at + 24), kind });
     }
   }

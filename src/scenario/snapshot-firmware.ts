@@ -123,11 +123,16 @@ function readDmar({ iommus, functions }: FirmwareInput, bytes: Uint8Array): Firm
     const rest = units.find(({ drhd }) => drhd.includesAll);
     return rest === undefined ? named : [...named, wholeMap(rest.target)];
   };
-  const regions = dmar.rmrrs.map(({ segment, start, last, scopes }): ReservedRegionDescription => {
+  const regions = dmar.rmrrs.filter(isForward).map(({ segment, start, last, scopes }): ReservedRegionDescription => {
     const devices = scopes.flatMap((scope) => scopeIds(segment, scope)).map(({ bdf }) => bdf);
     return { start, last, type: 'direct', table: 'rmrr', owner: `RMRR of ${devices.join(', ')}`, devices };
   });
   return { ...NONE, iommuMap, regions };
+}
+
+/** Not reversed: firmware that gets an RMRR wrong is ignored, as Linux warns about it (rmrr_sanity_check). */
+function isForward({ start, last }: { readonly start: bigint; readonly last: bigint }): boolean {
+  return start <= last;
 }
 
 function wholeMap(target: string): IdMapping {
@@ -172,11 +177,13 @@ function readIvrs({ iommus, functions }: FirmwareInput, bytes: Uint8Array): Firm
         .map(([first, last]) => ({ firstRequesterId: first, count: last - first + 1, target, firstId: first }));
     });
   const ids = [...functions.keys()].map(idOf);
-  const regions = ivmds.map(({ first, last, start, lengthBytes, kind }): ReservedRegionDescription => {
-    const devices = ids.filter(({ requesterId: id }) => id >= first && id <= last).map(({ bdf }) => bdf);
-    const type = kind === 'unity' ? 'direct' : 'reserved';
-    return { start, last: start + lengthBytes - 1n, type, owner: `IVMD of ${devices.join(', ')}`, devices };
-  });
+  const regions = ivmds
+    .filter(({ lengthBytes }) => lengthBytes > 0n)
+    .map(({ first, last, start, lengthBytes, kind }): ReservedRegionDescription => {
+      const devices = ids.filter(({ requesterId: id }) => id >= first && id <= last).map(({ bdf }) => bdf);
+      const type = kind === 'unity' ? 'direct' : 'reserved';
+      return { start, last: start + lengthBytes - 1n, type, owner: `IVMD of ${devices.join(', ')}`, devices };
+    });
   return { ...NONE, iommuMap, regions };
 }
 

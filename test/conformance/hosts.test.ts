@@ -88,6 +88,20 @@ describe('what the groups follow from', () => {
     expect(withRegion.map((group) => group.devices)).toEqual([['0000:01:00.0', '0000:01:00.1']]);
   });
 
+  test('functions behind a PCIe-to-PCI bridge share its group; an SMMUv3 takes only the first of one requester ID', async () => {
+    const drivers = (snapshot: SnapshotJson): SnapshotJson => {
+      for (const bdf of ['0000:02:01.0', '0000:02:02.0']) {
+        const fn = snapshot.pci[bdf];
+        if (fn !== undefined) fn.driver = 'driver';
+      }
+      return snapshot;
+    };
+    const groupOf = async (name: string): Promise<readonly string[] | undefined> =>
+      (await groupsOf(drivers(load(name)))).find((group) => group.devices.includes('0000:01:00.0'))?.devices;
+    expect(await groupOf('x86-viommu-bridge-6.12')).toEqual(['0000:01:00.0', '0000:02:01.0', '0000:02:02.0']);
+    expect(await groupOf('arm64-smmuv3-gicv3-bridge-7.3')).toEqual(['0000:01:00.0', '0000:02:01.0']);
+  });
+
   test('until 6.14 a function without a driver has no group on Arm', async () => {
     const snapshot = load('arm64-smmuv3-gicv3-passthrough-6.12');
     delete snapshot.pci['0000:00:04.0']?.driver;

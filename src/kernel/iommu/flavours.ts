@@ -61,9 +61,14 @@ export function groupsAtBind(iommu: SmmuDescription, host: HostDescription): boo
   return kind !== 'intel-vtd' && kind !== 'amd-vi' && !isAtLeast(host.kernelRelease, 6, 15);
 }
 
-/** Whether two devices may have the same StreamID; they are in one group then (arm_smmu_device_group). */
-export function sharesStreams(iommu: SmmuDescription): boolean {
+/** Whether devices with the same StreamID are in one group for that alone (arm_smmu_device_group). */
+export function groupsByStream(iommu: SmmuDescription): boolean {
   return kindOf(iommu) === 'arm-smmu';
+}
+
+/** Whether two devices may have the same StreamID, as behind one bridge. The SMMUv3's driver turns the second away. */
+export function sharesStreams(iommu: SmmuDescription): boolean {
+  return kindOf(iommu) !== 'arm-smmu-v3';
 }
 
 /** Type of default domains (`iommu.passthrough`, `iommu.strict` and their older spellings). */

@@ -19,7 +19,7 @@ import { ArmSmmuV3 } from './arm-smmu-v3/driver.js';
 import type { MmioPort } from './arm-smmu-v3/registers.js';
 import { DmaCookie } from './dma-iommu.js';
 import type { IommuDriver } from './domain.js';
-import { defaultDomainType, driverRegions, groupsAtBind, sharesStreams } from './flavours.js';
+import { defaultDomainType, driverRegions, groupsAtBind, groupsByStream } from './flavours.js';
 import { iommu_get_group_resv_regions, iommu_get_resv_regions, IommuGroup, setGroupDomain } from './group.js';
 import { pci_device_group } from './pci-group.js';
 import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
@@ -148,7 +148,7 @@ export class IommuCore {
   }
 
   #groupFor(device: Device, iommu: SmmuDescription): IommuGroup {
-    const shared = sharesStreams(iommu)
+    const shared = groupsByStream(iommu)
       ? this.#devices.find((other) => other.group !== undefined && hasCommonStream(other, device))
       : undefined;
     const known = shared?.group ?? pci_device_group(device, this.#devices);
