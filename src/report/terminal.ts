@@ -18,7 +18,7 @@ export interface Palette {
 const SIGNS: Readonly<Record<CheckVerdict, string>> = { pass: '✔', fail: '✖', inconclusive: '?' };
 
 /** Steps whose results say what a scenario is about; the others are preparation. */
-const TELLING = new Set(['plug', 'migrate', 'dma', 'nic', 'interrupt', 'grow', 'replace']);
+const TELLING = new Set(['plug', 'migrate', 'dma', 'nic', 'place-bar', 'interrupt', 'grow', 'replace']);
 
 function isTelling(kind: string, result: StepResult): boolean {
   return TELLING.has(kind) || result.verdict !== 'ok';

@@ -153,6 +153,7 @@ class Checker {
         this.say(at, 'dma has either write or copy');
     } else if ('interrupt' in step) this.#checkTaking(step.interrupt, [...path, 'interrupt'], undefined);
     else if ('nic' in step) this.#checkTaking(step.nic, [...path, 'nic'], undefined);
+    else if ('place-bar' in step) this.#checkTaking(step['place-bar'], [...path, 'place-bar'], undefined);
     else if ('configure' in step) this.#checkTaking(step.configure, [...path, 'configure'], undefined);
     else if ('migrate' in step) this.#checkMigration(step.migrate, [...path, 'migrate']);
     else if ('fault' in step) this.#checkFault(step.fault, [...path, 'fault']);

@@ -55,6 +55,8 @@ export interface Facts {
   readonly differingPages?: number;
   /** IOMMU_IOAS_IOVA_RANGES by IOAS asked for. */
   readonly usable?: readonly LostFact[];
+  /** Whether the machine's device asked for lies in a reserved region. */
+  readonly clashes?: boolean;
   /** Lines of the reserved_regions file asked for. */
   readonly reserved?: readonly LostFact[];
 }
@@ -235,6 +237,15 @@ function compareReserved(expectation: Expectation, facts: Facts): Comparison[] {
   return found;
 }
 
+function compareMachine(wanted: Expectation['machine-device'], facts: Facts): Comparison[] {
+  if (wanted === undefined) return [];
+  const text = (clashes: boolean): string =>
+    `the machine's ${wanted.name} lies ${clashes ? 'in' : 'outside'} what ${wanted.device} reserves`;
+  if (facts.clashes === wanted.clashes) return [{ wanted: text(wanted.clashes) }];
+  const got = facts.clashes === undefined ? `the machine has no ${wanted.name}` : text(facts.clashes);
+  return [{ wanted: text(wanted.clashes), mismatch: `expected that ${text(wanted.clashes)}, but ${got}` }];
+}
+
 function compareMemory(expectation: Expectation, facts: Facts): Comparison[] {
   if (expectation.memory === undefined) return [];
   const differing = facts.differingPages ?? 0;
@@ -266,6 +277,7 @@ export function checkExpectation(
     ...compareMemory(expectation, facts),
     ...compareUsable(expectation, facts),
     ...compareReserved(expectation, facts),
+    ...compareMachine(expectation['machine-device'], facts),
   ];
   const name = `${expectation.of}: ${comparisons.map((c) => c.wanted).join(', ')}`;
   const mismatches = comparisons.flatMap((c) => c.mismatch ?? []);

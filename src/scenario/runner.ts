@@ -11,7 +11,10 @@ import { migrate, type MigrationRequest, type MigrationResult } from '../migrati
 import type { Task } from '../runtime/task.js';
 import type { Lab } from '../testbed/lab.js';
 import { ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { parseReservedRegions, type SysfsRegion } from '../vmm/conflicts.js';
 import { Guest, type GuestSpec } from '../vmm/guest.js';
+import { placeBar } from '../vmm/guest-bars.js';
+import { overlaps } from '../vmm/ranges.js';
 import { addMemory, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
 import { MemoryMapError, ramBlockAt } from '../vmm/machines.js';
 import { Client } from './client.js';
@@ -254,6 +257,7 @@ export class ScenarioRunner {
     if ('grow' in step) return yield* this.#grow(step.grow);
     if ('dma' in step) return yield* performDma(this.#holder(step.dma), step.dma);
     if ('nic' in step) return yield* performNic(this.#holder(step.nic), step.nic);
+    if ('place-bar' in step) return yield* this.#placeBar(step['place-bar']);
     if ('configure' in step) return yield* this.#configure(step.configure);
     if ('interrupt' in step) return yield* performInterrupt(this.#holder(step.interrupt), step.interrupt);
     if ('migrate' in step) return yield* this.#migrate(step.migrate);
@@ -323,6 +327,25 @@ export class ScenarioRunner {
     if (held === undefined) return { verdict: 'refused', text: `${guest.name} has no ${device}` };
     yield* unplugDevice(guest, held);
     return ok(`${guest.name} gave ${device} back`);
+  }
+
+  *#placeBar(given: PlainStepOf<'place-bar'>['place-bar']): Task<StepResult> {
+    const guest = this.#guest(given.guest);
+    const holes = yield* this.#groupRegions(guest, given.device);
+    const start = placeBar(guest.map, given.size, given['publish-holes'] ? holes : []);
+    const bar = { start, last: start + given.size - 1n };
+    const text = `${guest.name} puts the BAR of ${given.device} at ${rangeText(bar)}`;
+    const hole = holes.find((candidate) => overlaps(candidate, bar));
+    if (hole === undefined) return ok(text);
+    const explanation = `the BAR lies in ${rangeText(hole)} (${hole.type}), where the VMM answers nothing`;
+    return { verdict: 'silent', text, explanation };
+  }
+
+  /** Regions that nobody may use, of a device's group on the guest's host. */
+  *#groupRegions(guest: Guest, device: string): Task<SysfsRegion[]> {
+    const path = `/sys/bus/pci/devices/${device}/iommu_group/reserved_regions`;
+    const regions = parseReservedRegions(yield* guest.vmm.process.readFile(path));
+    return regions.filter(({ type }) => type !== 'direct-relaxable');
   }
 
   *#configure(given: PlainStepOf<'configure'>['configure']): Task<StepResult> {
@@ -428,7 +451,11 @@ export class ScenarioRunner {
     const guest = this.#guests.get(expectation.of);
     if (guest !== undefined) {
       const differing = this.#lastMigration.get(guest.name)?.memory?.differingPages;
+      const machine = expectation['machine-device'];
+      const clashes =
+        machine === undefined ? undefined : yield* this.#clashesWithMachine(guest, machine.name, machine.device);
       return {
+        ...(clashes === undefined ? {} : { clashes }),
         runsOn: guest.host.name,
         state: guest.state,
         ...(differing === undefined ? {} : { differingPages: differing }),
@@ -442,6 +469,13 @@ export class ScenarioRunner {
       ...(space === undefined ? {} : { usable: yield* client.usableRanges(space.ioas ?? client.defaultIoas) }),
       ...(group === undefined ? {} : { reserved: yield* client.reservedRegions(group.device) }),
     };
+  }
+
+  /** Whether a device of the guest's machine lies in a reserved region; undefined when the machine has none of that name. */
+  *#clashesWithMachine(guest: Guest, name: string, device: string): Task<boolean | undefined> {
+    const regions = yield* this.#groupRegions(guest, device);
+    const fixed = guest.map.fixed.find((candidate) => candidate.name === name);
+    return fixed === undefined ? undefined : regions.some((region) => overlaps(region, fixed));
   }
 
   #checkUnexpected(): void {

@@ -171,6 +171,18 @@ const steps = {
       as,
     }),
   }),
+  'place-bar': z.strictObject({
+    /** A guest finds a place for the BAR of a hot-plugged device among what its VMM publishes. */
+    'place-bar': z.strictObject({
+      guest: name,
+      size,
+      /** A device of the host: its group's reserved regions are the holes. */
+      device: bdf,
+      /** Whether the VMM publishes them to the guest. */
+      'publish-holes': z.boolean(),
+      as,
+    }),
+  }),
   configure: z.strictObject({
     configure: z.strictObject({
       ...owner,
@@ -256,6 +268,8 @@ const steps = {
       usable: z.strictObject({ ioas: name.optional(), range }).optional(),
       unusable: z.strictObject({ ioas: name.optional(), range }).optional(),
       /** Of a process: what the reserved_regions file of a device's group on its host names, or does not name. */
+      /** Of a guest: whether a device of its machine lies in a region that a device's group on its host reserves. */
+      'machine-device': z.strictObject({ name: z.string(), device: bdf, clashes: z.boolean() }).optional(),
       reserved: z.strictObject({ device: bdf, range }).optional(),
       'not-reserved': z.strictObject({ device: bdf, range }).optional(),
     }),
@@ -274,6 +288,7 @@ const plainSteps = [
   steps.grow,
   steps.dma,
   steps.nic,
+  steps['place-bar'],
   steps.configure,
   steps.interrupt,
   steps.migrate,

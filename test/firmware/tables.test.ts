@@ -17,7 +17,10 @@ const PARSERS: Readonly<Record<string, (bytes: Uint8Array) => unknown>> = {
     const iort = new Iort(bytes);
     for (const node of iort.nodes) {
       if (node.kind !== 'root-complex') continue;
-      for (const id of [0, 0x100, 0xffff]) void [iort.smmuOf(node, id), iort.itsOf(node, id)];
+      for (const id of [0, 0x100, 0xffff]) {
+        iort.smmuOf(node, id);
+        iort.itsOf(node, id);
+      }
     }
     return iort;
   },
