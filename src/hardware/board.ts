@@ -295,6 +295,7 @@ export class Board {
     this.functions.set(fn.bdf, fn);
     if (description.model === 'dma-engine') {
       fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
+      fn.addMsi(DMA_ENGINE_VECTORS);
       fn.model = new DmaEngine(this.#runtime, fn);
     }
     if (description.model === 'nic') {

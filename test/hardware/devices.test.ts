@@ -137,6 +137,28 @@ describe('DMA engine', () => {
     expect(engine.board.analyser.records.map((record) => record.direction)).toEqual(['write', 'msi']);
   });
 
+  it('interrupts by MSI, one address and consecutive data; a masked vector waits', () => {
+    const engine = new EngineMachine(x86Like());
+    const { fn } = engine;
+    const msi = fn.findCapability(0x05);
+    expect(fn.configRead(msi + 2, 2) & 0xe, 'four vectors').toBe(2 << 1);
+    fn.configWrite(msi + 4, 4, 0xfee00000);
+    fn.configWrite(msi + 12, 2, 0x50);
+    fn.configWrite(msi + 16, 4, 1 << 3);
+    fn.configWrite(msi + 2, 2, (2 << 4) | 1);
+    for (const vector of [2, 3]) {
+      engine.start({ op: DMA_OP.FILL, to: 0x200000, length: 64, vector });
+      engine.settle();
+    }
+    expect(engine.interrupts.map(({ intid }) => intid)).toEqual([0x52]);
+    expect(fn.configRead(msi + 20, 4), 'pending').toBe(1 << 3);
+    fn.configWrite(msi + 16, 4, 0);
+    engine.settle();
+    expect(engine.interrupts.map(({ intid }) => intid)).toEqual([0x52, 0x53]);
+    fn.reset();
+    expect([fn.configRead(msi + 2, 2) & 0x71, fn.configRead(msi + 4, 4)]).toEqual([0, 0]);
+  });
+
   it('forgets a transfer over a reset', () => {
     const engine = new EngineMachine();
     engine.start({ op: DMA_OP.FILL, to: RAM, length: 16 * 4096, pattern: 0xffffffff });

@@ -21,6 +21,13 @@ import {
   VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
 } from '../../src/uapi/vfio.js';
+import {
+  findCapability,
+  findExtendedCapability,
+  PCI_ACS,
+  PCI_CAP_ID_MSI,
+  PCI_EXT_CAP_ID_ACS,
+} from '../../src/uapi/pci-regs.js';
 import { DmaEngineDriver } from '../../src/vmm/dma-engine-driver.js';
 import { bindToVfioPci, VfioDevice } from '../../src/vmm/vfio-device.js';
 import { ampereLike, d05Like, dmaEngineAt } from '../fixtures/hosts.js';
@@ -124,6 +131,30 @@ describe('configuration space', () => {
       yield* device.writeRegion(config, 0n, Uint8Array.of(0, 0));
       expect([...(yield* device.readRegion(config, 0n, 2))]).toEqual([0x0f, 0x1d]);
     }));
+});
+
+describe('what configuration space keeps from user space', () => {
+  test('MSI and ACS controls: writes change nothing', () =>
+    onHost(
+      function* (p) {
+        const device = yield* opened(p);
+        yield* device.bind((yield* ioasOf(p)).fd);
+        const config = VFIO_PCI_CONFIG_REGION_INDEX;
+        const space = yield* device.readRegion(config, 0n, 4096);
+        const msi = BigInt(findCapability(space, PCI_CAP_ID_MSI));
+        const acs = BigInt(findExtendedCapability(space, PCI_EXT_CAP_ID_ACS));
+        expect([msi > 0n, acs > 0n]).toEqual([true, true]);
+        for (const [at, wanted] of [
+          [msi + 2n, space[Number(msi) + 2]],
+          [msi + 4n, 0],
+          [acs + 6n, PCI_ACS.RR],
+        ] as const) {
+          yield* device.writeRegion(config, at, Uint8Array.of(0xff & ~PCI_ACS.RR));
+          expect([...(yield* device.readRegion(config, at, 1))]).toEqual([wanted]);
+        }
+      },
+      ampereLike({ functions: [dmaEngineAt(BDF, { acs: ['RR'] })] }),
+    ));
 });
 
 describe('interrupts', () => {

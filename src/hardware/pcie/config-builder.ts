@@ -46,6 +46,7 @@ import {
   PCI_HEADER_TYPE_BRIDGE,
   PCI_HEADER_TYPE_MFD,
   PCI_MEMORY_BASE,
+  PCI_MSI_FLAGS,
   PCI_PREF_MEMORY_BASE,
   PCI_PRIMARY_BUS,
   PCI_SRIOV_CTRL,
@@ -225,7 +226,10 @@ export function writableMask(config: Uint8Array): Uint8Array {
   const msi = findCapability(config, PCI_CAP_ID_MSI);
   if (msi !== 0) {
     allow(msi + 2, 2, 0x71);
-    mask.fill(0xff, msi + 4, msi + 14);
+    const flags = [configRead(config, msi, 4)];
+    const is64 = PCI_MSI_FLAGS.get(flags, 'X64') === 1;
+    mask.fill(0xff, msi + 4, msi + (is64 ? 14 : 10));
+    if (PCI_MSI_FLAGS.get(flags, 'MASKBIT') === 1) mask.fill(0xff, msi + (is64 ? 16 : 12), msi + (is64 ? 20 : 16));
   }
   const msix = findCapability(config, PCI_CAP_ID_MSIX);
   if (msix !== 0) allow(msix + 2, 2, 0xc000);

@@ -53,10 +53,12 @@ import {
 } from '../../uapi/pci-regs.js';
 import type { MmioFrame } from '../bus.js';
 import type { PciFunctionDescription } from '../description.js';
+import { MSI_CAPABILITY_BYTES, MsiCapability, msiHeader } from './msi-capability.js';
 import { buildConfig, clearableMask, writableMask, type ConfigContext } from './config-builder.js';
 
-/** Where built functions have MSI-X. */
+/** Where built functions have MSI-X and MSI. */
 const MSIX_AT = 0x90;
+const MSI_AT = 0xa0;
 
 /** One memory BAR. */
 export interface Bar {
@@ -150,6 +152,7 @@ export class PciFunction {
   /** Offset of the ACS capability, 0 without one. */
   readonly #acsAt: number;
   #msix: MsixTable | undefined;
+  #msi: MsiCapability | undefined;
   /** CPU address minus bus address of its BARs. */
   readonly #cpuOffsets = new Map<number, number>();
 
@@ -408,6 +411,7 @@ export class PciFunction {
     this.#resetControls();
     this.#updateVirtualFunctions();
     if (this.#msix !== undefined) this.#resetMsix(this.#msix);
+    this.#msi?.reset();
     this.model?.reset();
     this.#runtime.emit('pci.reset', { device: this.bdf });
   }
@@ -422,16 +426,30 @@ export class PciFunction {
     return yield* this.#upstream.dmaWrite(this, iova, bytes);
   }
 
-  /** Sends a vector's message, or leaves it pending while it is masked; nothing with MSI-X disabled. */
+  /** Gives a built function MSI: 64-bit address, a mask for each vector. */
+  addMsi(vectors: number): void {
+    const last = this.#msix === undefined ? this.findCapability(PCI_CAP_ID_PM) : MSIX_AT;
+    this.#write(last + 1, 1, MSI_AT);
+    this.#write(MSI_AT, 4, msiHeader(vectors, 0));
+    this.#writable.set(writableMask(this.#config).subarray(MSI_AT, MSI_AT + MSI_CAPABILITY_BYTES), MSI_AT);
+    this.#msi = new MsiCapability(this.#config, MSI_AT);
+  }
+
+  /** Sends a vector's message by MSI-X or MSI, whichever is enabled, or leaves it pending while it is masked; else nothing. */
   *raise(vector: number): Task<void> {
     const msix = this.#msix;
-    if (msix === undefined || !this.isMsixEnabled || vector >= msix.vectors) return;
-    if (this.#isMasked(msix, vector)) {
-      msix.pending[vector >> 3] = (msix.pending[vector >> 3] ?? 0) | (1 << (vector & 7));
+    if (msix !== undefined && this.isMsixEnabled) {
+      if (vector >= msix.vectors) return;
+      if (this.#isMasked(msix, vector)) {
+        msix.pending[vector >> 3] = (msix.pending[vector >> 3] ?? 0) | (1 << (vector & 7));
+        return;
+      }
+      const view = new DataView(msix.entries.buffer, vector * PCI_MSIX_ENTRY_SIZE);
+      yield* this.#upstream.msi(this, view.getBigUint64(0, true), view.getUint32(8, true));
       return;
     }
-    const view = new DataView(msix.entries.buffer, vector * PCI_MSIX_ENTRY_SIZE);
-    yield* this.#upstream.msi(this, view.getBigUint64(0, true), view.getUint32(8, true));
+    const message = this.#msi?.isEnabled === true ? this.#msi.raise(vector) : undefined;
+    if (message !== undefined) yield* this.#upstream.msi(this, message.address, message.data);
   }
 
   // --- configuration space ---
@@ -518,6 +536,8 @@ export class PciFunction {
 
   /** Sends what was pending and is masked no longer. */
   #sendPending(): void {
+    const ready = this.#msi?.isEnabled === true ? this.#msi.takePending() : [];
+    for (const vector of ready) this.#runtime.spawn(`${this.bdf}/msi`, this.raise(vector));
     const msix = this.#msix;
     if (msix === undefined || !this.isMsixEnabled) return;
     for (let vector = 0; vector < msix.vectors; vector++) {

@@ -1,17 +1,20 @@
 /**
  * Configuration space as vfio-pci shows it to user space.
  *
- * Most of it is the device's own. Virtualised: BARs (user space sizes and moves them without moving the real ones), the MSI-X
- * enable bit, which VFIO_DEVICE_SET_IRQS owns, and the reset bit, which resets as VFIO_DEVICE_RESET does. The command
- * register's memory and bus-master bits go through.
+ * Most of it can only be read. Virtualised: BARs (user space sizes and moves them without moving the real ones) and the reset bit, which
+ * resets as VFIO_DEVICE_RESET does. Written through: the command register's memory and bus-master bits, Device Control, power
+ * management. MSI and MSI-X belong to VFIO_DEVICE_SET_IRQS; ACS, ATS and SR-IOV to the kernel: a user that could clear ACS
+ * redirection would leave its group.
  *
  * Source: Linux drivers/vfio/pci/vfio_pci_config.c; PCIe 5.0 7.5.1.
  */
 import { type PciFunction } from '../../hardware/pcie/function.js';
-import { PCI_BAR0, PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX, PCI_COMMAND, PCI_EXP_DEVCTL } from '../../uapi/pci-regs.js';
+import { PCI_BAR0, PCI_CAP_ID_EXP, PCI_CAP_ID_PM, PCI_COMMAND, PCI_EXP_DEVCTL } from '../../uapi/pci-regs.js';
 
 /** End of the six BARs. */
 const BARS_END = 0x28;
+/** Control and status of the power management capability. */
+const PCI_PM_CTRL = 4;
 /** Initiate Function Level Reset, in the upper byte of Device Control. */
 const FLR_BIT = 0x80;
 
@@ -20,14 +23,20 @@ export class VirtualConfigSpace {
   readonly #fn: PciFunction;
   /** What user space wrote to the BAR registers. */
   readonly #bars = new Uint8Array(BARS_END - PCI_BAR0);
-  readonly #msixControl: number;
+  /** Offsets, besides the command register, at which user space writes the device's own registers. */
+  readonly #passedThrough: ReadonlySet<number>;
   /** Upper byte of Device Control where the function can reset itself; -1 where it cannot. */
   readonly #deviceControl: number;
 
   constructor(fn: PciFunction) {
     this.#fn = fn;
-    const msix = fn.findCapability(PCI_CAP_ID_MSIX);
-    this.#msixControl = msix === 0 ? -1 : msix + 3;
+    const express = fn.findCapability(PCI_CAP_ID_EXP);
+    const power = fn.findCapability(PCI_CAP_ID_PM);
+    const deviceControl = express === 0 ? [] : [0, 1].map((byte) => express + PCI_EXP_DEVCTL.offset + byte);
+    this.#passedThrough = new Set([
+      ...deviceControl,
+      ...(power === 0 ? [] : [power + PCI_PM_CTRL, power + PCI_PM_CTRL + 1]),
+    ]);
     this.#deviceControl = fn.hasFlr ? fn.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1 : -1;
     for (let i = 0; i < this.#bars.length; i++) this.#bars[i] = fn.configRead(PCI_BAR0 + i, 1);
   }
@@ -53,7 +62,7 @@ export class VirtualConfigSpace {
   #writeByte(at: number, byte: number): void {
     if (at >= PCI_BAR0 && at < BARS_END) this.#writeBar(at, byte);
     else if (at >= PCI_COMMAND && at < PCI_COMMAND + 2) this.#fn.configWrite(at, 1, byte);
-    else if (at !== this.#msixControl && at > PCI_COMMAND + 1) this.#fn.configWrite(at, 1, byte);
+    else if (this.#passedThrough.has(at)) this.#fn.configWrite(at, 1, byte);
   }
 
   /** Only address bits of BARs that exist change, so sizing works as on the device. */
