@@ -19,7 +19,7 @@ import { Nic } from './devices/nic.js';
 import { PhysicalMemory } from './memory.js';
 import type { Interrupt, MsiController } from './msi/controller.js';
 import { Its } from './msi/its.js';
-import { Gicv2m, InRcMsi, X86Msi } from './msi/simple.js';
+import { Gicv2m, InRcMsi, spisOf, X86Msi } from './msi/simple.js';
 import { functionType } from './pcie/config-builder.js';
 import type { Capture } from './pcie/fabric.js';
 import { HostBridge } from './pcie/host-bridge.js';
@@ -244,20 +244,18 @@ export class Board {
         const its = new Its(this.#runtime, this.memory, description, deliver);
         this.msiControllers.set(its.name, its);
         this.bus.attach(its);
-        this.bus.attach(its.redistributor);
         return;
       }
       case 'gicv2m': {
-        const index = [...this.msiControllers.values()].filter((known) => known instanceof Gicv2m).length;
-        const frame = new Gicv2m(this.#runtime, description, index, deliver);
+        const spis = spisOf(description, this.description.msiControllers);
+        const frame = new Gicv2m(this.#runtime, description, spis, deliver);
         this.msiControllers.set(frame.name, frame);
         this.bus.attach(frame);
         return;
       }
       case 'in-rc': {
-        const frame = new InRcMsi(this.#runtime, description, deliver);
-        this.msiControllers.set(frame.name, frame);
-        this.bus.attach(frame);
+        // No frame on the bus: only what comes from below meets it.
+        this.msiControllers.set(description.name, new InRcMsi(this.#runtime, description, deliver));
         return;
       }
       case 'x86': {

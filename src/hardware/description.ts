@@ -67,6 +67,12 @@ export interface MsiControllerDescription {
   readonly base: bigint;
   /** `in-rc`: bytes of the frame inside the root complex; 4096 when not given. */
   readonly sizeBytes?: number;
+  /**
+   * `gicv2m`, `in-rc`: the first interrupt number that may be written, and how many (`arm,msi-base-spi`, `arm,msi-num-spis`). When
+   * not given, GICv2m frames have 64 SPIs each, one frame after the other from 80 on, and doorbells in a root complex 0 to 255.
+   */
+  readonly firstSpi?: number;
+  readonly spiCount?: number;
   /** True where the doorbell is decoded before the IOMMU (HiSilicon hip06/07 ITS, x86). */
   readonly bypassesIommu: boolean;
   /** Interrupt remapping or ITS DeviceIDs: IRQ_DOMAIN_FLAG_ISOLATED_MSI. */

@@ -6,7 +6,11 @@
  * address as the IOMMU core says the device reaches it, and the data. An interrupt that arrives runs the handler of its
  * number; one that nobody asked for is recorded as spurious, one that another device raised as foreign.
  *
- * Source: Linux drivers/irqchip/irq-gic-v3-its.c, irq-gic-v2m.c, kernel/irq/msi.c; domain.md A4.50-A4.54.
+ * Only doorbells of an ITS or a GICv2m frame are given an IOVA; the x86 window and frames inside a root complex are written at
+ * their own address, as their drivers do, so the kernel must not map anything else there.
+ *
+ * Source: Linux drivers/irqchip/irq-gic-v3-its.c, irq-gic-v3-its-pci-msi.c, irq-gic-v2m.c, kernel/irq/msi.c,
+ * drivers/iommu/intel/irq_remapping.c; domain.md A4.50-A4.54.
  */
 import type { Board } from '../hardware/board.js';
 import {
@@ -17,27 +21,26 @@ import {
   Its,
   ITS_COMMAND,
   ITS_OP,
-  GITS_BASER,
   ITS_DEVICE_ID_BITS,
 } from '../hardware/msi/its.js';
+import { GITS_BASER, GITS_BASER_OFFSET, GITS_LVL1_ENTRY } from '../hardware/msi/its-table.js';
 import { FIRST_LPI, GICR_CTLR, GICR_PENDBASER, GICR_PROPBASER, LPI_ENABLE } from '../hardware/msi/redistributor.js';
 import type { Interrupt, MsiController } from '../hardware/msi/controller.js';
 import {
   GCMD_REG,
   Gicv2m,
-  IN_RC_COUNT,
-  IN_RC_FIRST,
   InRcMsi,
   IRTA_REG,
   IRTE,
+  IRTE_SVT,
   REMAPPABLE_ADDRESS,
   REMAPPING_BASE,
-  V2M_SPIS,
+  V2M_MSI_TYPER,
 } from '../hardware/msi/simple.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
-import { ENODEV, ENOSPC } from '../uapi/errno.js';
+import { ENODEV, ENOMEM, ENOSPC } from '../uapi/errno.js';
 import { IRQ_ENTRY_NS, IRQ_SETUP_NS } from './costs.js';
 import type { Device } from './device.js';
 import type { IommuCore } from './iommu/iommu.js';
@@ -55,6 +58,8 @@ interface IrqDomain {
   /** Makes event `event` of a device raise interrupt `intid`; the message data, or -errno. */
   map(device: Device, event: number, intid: number): Task<number>;
   unmap(device: Device, vector: MsiVector): Task<void>;
+  /** Whether the doorbell lies behind the IOMMU (`iommu_dma_prepare_msi` is asked where devices reach it). */
+  readonly isBehindIommu: boolean;
   /** Bits of the message's address that say which interrupt it is, over the doorbell's. */
   addressBits?(intid: number): number;
   readonly first: number;
@@ -63,9 +68,9 @@ interface IrqDomain {
 
 const QUEUE_BYTES = 65536;
 const POLL_NS = 200;
-/** EventID bits of a device's translation table. */
-const EVENT_BITS = 8;
-const ITT_BYTES = 4096;
+/** EventIDs of DeviceID 0, which broken systems give to all devices, at least. */
+const DEVICE_0_EVENTS = 32;
+const ITT_ENTRY_BYTES = 8;
 /** LPIs that the configuration and pending tables have room for: INTIDs of 14 bits. */
 const LPI_COUNT = 8192;
 const INTID_BITS = 14;
@@ -76,7 +81,6 @@ const ENTRIES_PER_PAGE = TABLE_PAGE_BYTES / 8;
 const DEVICE_L1_BYTES = (2 ** ITS_DEVICE_ID_BITS / ENTRIES_PER_PAGE) * 8;
 /** GICD_INT_DEF_PRI */
 const LPI_PRIORITY = 0xa0;
-const VALID_HIGH = 0x8000_0000;
 
 /** What is mapped for one DeviceID; devices behind one alias share it. */
 interface ItsDevice {
@@ -89,6 +93,7 @@ interface ItsDevice {
 class ItsDomain implements IrqDomain {
   readonly first = FIRST_LPI;
   readonly count = LPI_COUNT;
+  readonly isBehindIommu = true;
   readonly #board: Board;
   readonly #its: Its;
   readonly #queue: DmaMemory;
@@ -97,6 +102,8 @@ class ItsDomain implements IrqDomain {
   readonly #configuration: DmaMemory;
   readonly #pending: DmaMemory;
   readonly #lock = new Mutex('its:queue');
+  /** Devices come and go under it (dev_alloc_lock): nobody uses one before it is mapped. */
+  readonly #devicesLock = new Mutex('its:dev_alloc_lock');
   readonly #devices = new Map<number, ItsDevice>();
   /** Second-level pages of the device table by their index. */
   readonly #pages = new Map<number, DmaMemory>();
@@ -119,25 +126,24 @@ class ItsDomain implements IrqDomain {
 
   /** Gives the redistributor and the ITS their tables, enables them and maps collection 0 to the one CPU. */
   *start(): Task<void> {
-    const redistributor = this.#its.redistributor.base();
+    const { redistributor } = this.#its;
     const page = (memory: DmaMemory): number => memory.address / 4096;
-    this.#write64(
-      redistributor + GICR_PROPBASER.offset,
-      GICR_PROPBASER.make({ IDbits: INTID_BITS - 1, Physical_Address: page(this.#configuration) }),
-    );
-    this.#write64(
-      redistributor + GICR_PENDBASER.offset,
-      GICR_PENDBASER.make({ Physical_Address: this.#pending.address / PENDING_TABLE_BYTES, PTZ: 1 }),
-    );
-    this.#write(redistributor + GICR_CTLR.offset, GICR_CTLR.make({ EnableLPIs: 1 })[0] ?? 0);
+    const configuration = GICR_PROPBASER.make({ IDbits: INTID_BITS - 1, Physical_Address: page(this.#configuration) });
+    const pendingTable = this.#pending.address / PENDING_TABLE_BYTES;
+    const pending = GICR_PENDBASER.make({ Physical_Address: pendingTable, PTZ: 1 });
+    for (const half of [0, 1]) {
+      redistributor.write(GICR_PROPBASER.offset + 4 * half, configuration[half] ?? 0);
+      redistributor.write(GICR_PENDBASER.offset + 4 * half, pending[half] ?? 0);
+    }
+    redistributor.write(GICR_CTLR.offset, GICR_CTLR.make({ EnableLPIs: 1 })[0] ?? 0);
     const its = this.#its.base();
     const pages = DEVICE_L1_BYTES / TABLE_PAGE_BYTES;
     this.#write64(
-      its + GITS_BASER.offset,
+      its + GITS_BASER_OFFSET,
       GITS_BASER.make({ Size: pages - 1, Physical_Address: page(this.#deviceTable), Indirect: 1, Valid: 1 }),
     );
     this.#write64(
-      its + GITS_BASER.offset + 8,
+      its + GITS_BASER_OFFSET + GITS_BASER.sizeBytes,
       GITS_BASER.make({ Size: 0, Physical_Address: page(this.#collectionTable), Valid: 1 }),
     );
     this.#write64(
@@ -146,14 +152,12 @@ class ItsDomain implements IrqDomain {
     );
     this.#write(its + GITS_CTLR.offset, 1);
     yield* this.#issue({ OP: ITS_OP.MAPC, ICID: 0, Valid: 1 });
+    yield* this.#issue({ OP: ITS_OP.INVALL, ICID: 0 });
   }
 
   *map(device: Device, _vector: number, intid: number): Task<number> {
-    const mapped = yield* this.#deviceOf(device);
-    if (typeof mapped === 'number') return mapped;
-    const free = mapped.events.indexOf(undefined);
-    if (free < 0) return -ENOSPC;
-    mapped.events[free] = device;
+    const free = yield* this.#takeEvent(device);
+    if (free < 0) return free;
     const DeviceID = device.msiDeviceId;
     yield* this.#issue({ OP: ITS_OP.MAPTI, DeviceID, EventID: free, pINTID: intid, ICID: 0 });
     yield* this.#configure(DeviceID, free, intid, LPI_PRIORITY | LPI_ENABLE);
@@ -170,30 +174,38 @@ class ItsDomain implements IrqDomain {
 
   /** Unmaps a device that goes away, unless another has its DeviceID too. */
   *forget(device: Device): Task<void> {
+    yield* this.#devicesLock.lock();
     const mapped = this.#devices.get(device.msiDeviceId);
-    if (mapped === undefined || mapped.events.some((user) => user !== undefined && user !== device)) return;
-    yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID: device.msiDeviceId, Valid: 0 });
-    this.#devices.delete(device.msiDeviceId);
-    mapped.table.free();
+    if (mapped?.events.every((user) => user === undefined || user === device) === true) {
+      yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID: device.msiDeviceId, Valid: 0 });
+      this.#devices.delete(device.msiDeviceId);
+      mapped.table.free();
+    }
+    this.#devicesLock.unlock();
   }
 
-  /** A device's translation table, mapped at its first vector; -ENOSPC without memory. */
-  *#deviceOf(device: Device): Task<ItsDevice | number> {
+  /** An EventID of a device, which is mapped first when it is new; -ENOSPC when all are taken, -ENOMEM. */
+  *#takeEvent(device: Device): Task<number> {
+    yield* this.#devicesLock.lock();
+    const mapped = this.#devices.get(device.msiDeviceId) ?? (yield* this.#mapDevice(device));
+    const free = mapped?.events.indexOf(undefined) ?? -1;
+    if (mapped !== undefined && free >= 0) mapped.events[free] = device;
+    this.#devicesLock.unlock();
+    if (mapped === undefined) return -ENOMEM;
+    return free < 0 ? -ENOSPC : free;
+  }
+
+  /** Gives a device a translation table; undefined without memory for it, or for its part of the device table. */
+  *#mapDevice(device: Device): Task<ItsDevice | undefined> {
     const DeviceID = device.msiDeviceId;
-    const known = this.#devices.get(DeviceID);
-    if (known !== undefined) return known;
-    if (!this.#hasDevicePage(DeviceID)) return -ENOSPC;
-    const table = DmaMemory.alloc(this.#board.arena, ITT_BYTES);
-    if (table === undefined) return -ENOSPC;
-    const mapped: ItsDevice = { table, events: Array.from({ length: 2 ** EVENT_BITS }, () => undefined) };
+    if (!this.#hasDevicePage(DeviceID)) return undefined;
+    // A power of two, and one bit at least.
+    const bits = Math.max(1, Math.ceil(Math.log2(eventsOf(this.#board, device))));
+    const table = DmaMemory.alloc(this.#board.arena, ITT_ENTRY_BYTES * 2 ** bits);
+    if (table === undefined) return undefined;
+    const mapped: ItsDevice = { table, events: Array.from({ length: 2 ** bits }, () => undefined) };
     this.#devices.set(DeviceID, mapped);
-    yield* this.#issue({
-      OP: ITS_OP.MAPD,
-      DeviceID,
-      Size: EVENT_BITS - 1,
-      ITT_address: table.address / 256,
-      Valid: 1,
-    });
+    yield* this.#issue({ OP: ITS_OP.MAPD, DeviceID, Size: bits - 1, ITT_address: table.address / 256, Valid: 1 });
     return mapped;
   }
 
@@ -205,7 +217,8 @@ class ItsDomain implements IrqDomain {
     const memory = DmaMemory.alloc(this.#board.arena, TABLE_PAGE_BYTES);
     if (memory === undefined) return false;
     this.#pages.set(index, memory);
-    this.#deviceTable.store64(8 * index, memory.address % 2 ** 32, VALID_HIGH + Math.floor(memory.address / 2 ** 32));
+    const [lo = 0, hi = 0] = GITS_LVL1_ENTRY.make({ Physical_Address: memory.address / 4096, Valid: 1 });
+    this.#deviceTable.store64(GITS_LVL1_ENTRY.sizeBytes * index, lo, hi);
     return true;
   }
 
@@ -240,14 +253,33 @@ class ItsDomain implements IrqDomain {
   }
 }
 
+/** EventIDs that may be wanted with a device's DeviceID: its vectors, below an aliasing bridge those of everything there. */
+function eventsOf(board: Board, device: Device): number {
+  const fn = device.function;
+  const bridge = board.bridgeOf(fn);
+  const atLeast = device.msiDeviceId === 0 ? DEVICE_0_EVENTS : 1;
+  if (bridge.doorbellOf(fn)?.id === device.msiDeviceId) return Math.max(atLeast, fn.msixVectors);
+  let top = device;
+  while (top.parent !== undefined) top = top.parent;
+  const { secondaryBus, subordinateBus } = top.function;
+  const below = bridge.functions.filter(({ bus }) => secondaryBus <= bus && bus <= subordinateBus);
+  return Math.max(
+    atLeast,
+    fn.msixVectors,
+    below.reduce((sum, { msixVectors }) => sum + msixVectors, 0),
+  );
+}
+
 /** Controllers whose message data is the interrupt number itself. */
 class DirectDomain implements IrqDomain {
   readonly first: number;
   readonly count: number;
+  readonly isBehindIommu: boolean;
 
-  constructor(first: number, count: number) {
+  constructor(first: number, count: number, isBehindIommu: boolean) {
     this.first = first;
     this.count = count;
+    this.isBehindIommu = isBehindIommu;
   }
 
   *map(_device: Device, _event: number, intid: number): Task<number> {
@@ -264,38 +296,52 @@ const X86_FIRST_VECTOR = 0x30;
 const X86_VECTORS = 0xb0;
 /** Entries of the remapping table: one a vector. */
 const IRTE_COUNT = 256;
-const IRTE_BYTES = 16;
-const EXACT_SOURCE = 1;
-
 /** Interrupt remapping on x86 (drivers/iommu/intel/irq_remapping.c): an entry a vector, for one requester. */
 class RemappingDomain implements IrqDomain {
   readonly first = X86_FIRST_VECTOR;
   readonly count = X86_VECTORS;
+  readonly isBehindIommu = false;
   readonly #table: DmaMemory;
 
   constructor(board: Board) {
-    const table = DmaMemory.alloc(board.arena, IRTE_COUNT * IRTE_BYTES);
+    const table = DmaMemory.alloc(board.arena, IRTE_COUNT * IRTE.sizeBytes);
     invariant(table !== undefined, 'no memory for the interrupt remapping table');
     this.#table = table;
     const [lo = 0, hi = 0] = IRTA_REG.make({ S: Math.log2(IRTE_COUNT) - 1, IRTA: table.address / 4096 });
     board.bus.mmioWrite32(REMAPPING_BASE + IRTA_REG.offset, lo);
     board.bus.mmioWrite32(REMAPPING_BASE + IRTA_REG.offset + 4, hi);
+    board.bus.mmioWrite32(REMAPPING_BASE + GCMD_REG.offset, GCMD_REG.make({ SIRTP: 1 })[0] ?? 0);
     board.bus.mmioWrite32(REMAPPING_BASE + GCMD_REG.offset, GCMD_REG.make({ IRE: 1 })[0] ?? 0);
   }
 
   *map(device: Device, _event: number, intid: number): Task<number> {
-    const entry = IRTE.make({ P: 1, Vector: intid, SID: device.msiDeviceId & 0xffff, SVT: EXACT_SOURCE });
-    this.#table.write(intid * IRTE_BYTES, entry);
+    const [lo = 0, hi = 0, ...source] = IRTE.make({ P: 1, Vector: intid, ...sourceOf(device) });
+    const at = intid * IRTE.sizeBytes;
+    // The entry becomes present last.
+    this.#table.write(at + 8, Uint32Array.from(source));
+    this.#table.store64(at, lo, hi);
     return 0;
   }
 
   *unmap(_device: Device, { intid }: MsiVector): Task<void> {
-    this.#table.write(intid * IRTE_BYTES, IRTE.make({}));
+    this.#table.store64(intid * IRTE.sizeBytes, 0, 0);
+    this.#table.store64(intid * IRTE.sizeBytes + 8, 0, 0);
   }
 
   addressBits(intid: number): number {
     return REMAPPABLE_ADDRESS.make({ FORMAT: 1, HANDLE: intid })[0] ?? 0;
   }
+}
+
+/** Who may use an entry (set_msi_sid): a PCIe-to-PCI bridge may forward under its own ID, so of what is below the bus is checked. */
+function sourceOf(device: Device): { readonly SVT: number; readonly SID: number } {
+  const { requesterId, bus } = device.function;
+  const seenAs = device.msiDeviceId & 0xffff;
+  const aliasBus = seenAs >>> 8;
+  let above = device.parent;
+  while (above !== undefined && above.function.secondaryBus !== aliasBus) above = above.parent;
+  const isBusAlias = seenAs !== requesterId && above !== undefined;
+  return isBusAlias ? { SVT: IRTE_SVT.BUS, SID: (aliasBus << 8) | bus } : { SVT: IRTE_SVT.SID_SQ, SID: seenAs };
 }
 
 /** Who asked for an interrupt. */
@@ -339,7 +385,9 @@ export class IrqCore {
     const intid = this.#freeIntid(controller.name, domain);
     if (intid === undefined) return -ENOSPC;
     this.#handlers.set(`${controller.name}/${intid}`, { device, run: handler });
-    const doorbell = yield* this.#iommu.iommu_dma_prepare_msi(device, controller.doorbell);
+    const doorbell = domain.isBehindIommu
+      ? yield* this.#iommu.iommu_dma_prepare_msi(device, controller.doorbell)
+      : BigInt(controller.doorbell);
     const data = typeof doorbell === 'number' ? doorbell : yield* domain.map(device, event, intid);
     if (data < 0 || typeof doorbell === 'number') {
       this.#handlers.delete(`${controller.name}/${intid}`);
@@ -362,6 +410,7 @@ export class IrqCore {
     const controller = this.#controllerOf(device);
     const domain = controller === undefined ? undefined : this.#domains.get(controller.name);
     if (domain instanceof ItsDomain) yield* domain.forget(device);
+    for (const [key, handler] of this.#handlers) if (handler.device === device) this.#handlers.delete(key);
   }
 
   #controllerOf(device: Device): MsiController | undefined {
@@ -384,9 +433,15 @@ export class IrqCore {
   }
 
   #directDomain(controller: MsiController): IrqDomain {
-    if (controller instanceof Gicv2m) return new DirectDomain(controller.firstSpi, V2M_SPIS);
-    if (controller instanceof InRcMsi) return new DirectDomain(IN_RC_FIRST, IN_RC_COUNT);
-    return controller.isolated ? new RemappingDomain(this.#board) : new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS);
+    if (controller instanceof Gicv2m) {
+      const typer = this.#board.bus.mmioRead32(controller.base() + V2M_MSI_TYPER.offset) ?? 0;
+      const { Base, Number: count } = V2M_MSI_TYPER.decode([typer]);
+      return new DirectDomain(Base, count, true);
+    }
+    if (controller instanceof InRcMsi)
+      return new DirectDomain(controller.numbers.first, controller.numbers.count, false);
+    if (controller.isolated) return new RemappingDomain(this.#board);
+    return new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS, false);
   }
 
   /** Runs the handler; tells of interrupts that nobody asked for, and of those that another function raised. */

@@ -4,6 +4,9 @@
  * A doorbell behind the IOMMU is a register frame on the system bus; one that is decoded before the IOMMU (HiSilicon hip06/07,
  * x86) is asked by the host bridge first. Either way the write reaches the controller with its origin, and an accepted message
  * becomes an interrupt at a CPU.
+ *
+ * A message that raises nothing is an event of the history, with why and from whom: `*.dropped` or `*.swallowed` for one that is
+ * lost, `irq.blocked` for one that remapping refused, `its.pended` for one that waits.
  */
 import type { Origin } from '../bus.js';
 
@@ -32,9 +35,14 @@ export function deviceIdOf(origin: Origin): number | undefined {
   return origin.kind === 'device' ? origin.deviceId : undefined;
 }
 
+/** The function that wrote, as a field of an event; nothing for a CPU. */
+export function fromField(origin: Origin): { readonly from?: string } {
+  return origin.kind === 'device' ? { from: origin.bdf } : {};
+}
+
 /** An interrupt with the function that raised it. */
 export function interruptFrom(controller: string, intid: number, origin: Origin): Interrupt {
-  return origin.kind === 'device' ? { controller, intid, from: origin.bdf } : { controller, intid };
+  return { controller, intid, ...fromField(origin) };
 }
 
 /** The 32-bit little-endian word a doorbell takes; undefined for writes of another size. */
