@@ -4,6 +4,7 @@
  *
  * Errors end here: a bad input file or wrong usage is 64, anything unforeseen 70 with its stack.
  */
+import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { InputError } from '../scenario/text.js';
 import { addBenchCommand } from './bench.js';
@@ -14,9 +15,15 @@ import { addReplayCommand } from './replay.js';
 import { addRunCommand } from './run.js';
 import { addSchemaCommand } from './schema.js';
 
+function packageVersion(): string {
+  const file = new URL('../../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(file, 'utf8')) as { readonly version: string }).version;
+}
+
 function createProgram(): Command {
   const program = new Command('iovaduct')
     .description('Will this VM still be able to take that passthrough device after it has migrated?')
+    .version(packageVersion())
     .showHelpAfterError('(try iovaduct --help)')
     .exitOverride();
   addRunCommand(program);

@@ -4,6 +4,13 @@ import type { ShownGroup } from '../scenario/booted-host.js';
 import { rangeText } from '../scenario/results.js';
 import { hexText, sizeText } from '../scenario/units.js';
 
+/** What the IOMMU writes into page-table entries by itself (SMMU_IDR0.HTTU). */
+const HARDWARE_UPDATES = {
+  none: 'no dirty tracking',
+  access: 'access flags but no dirty tracking',
+  dirty: 'dirty tracking',
+} as const;
+
 /** Describes a host; `groups` are those that its kernel made when it was booted. */
 export function hostText(host: HostDescription, groups: readonly ShownGroup[] = []): string {
   const memory = host.memory.reduce((sum, bank) => sum + (bank.last - bank.start + 1n), 0n);
@@ -15,7 +22,7 @@ export function hostText(host: HostDescription, groups: readonly ShownGroup[] = 
   ];
   for (const smmu of host.iommus) {
     const sizes = `${smmu.inputBits}-bit input, ${smmu.outputBits}-bit output`;
-    lines.push(`  IOMMU ${smmu.name} at ${hexText(smmu.base)}: ${sizes}, dirty tracking ${smmu.httu}`);
+    lines.push(`  IOMMU ${smmu.name} at ${hexText(smmu.base)}: ${sizes}, ${HARDWARE_UPDATES[smmu.httu]}`);
     if (smmu.softwareMsi !== undefined) lines.push(`    ${rangeText(smmu.softwareMsi)} software MSI window`);
   }
   for (const msi of host.msiControllers) {

@@ -15,7 +15,7 @@ import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
 import { NicDriver } from '../vmm/nic-driver.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
-import { endText, wayText, type StepResult } from './results.js';
+import { endsText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
 import { hexText, sizeText } from './units.js';
 
@@ -107,13 +107,6 @@ function dmaText(step: DmaStep): string {
   if (step.write !== undefined) return `write of ${sizeText(step.write.length)} to ${hexText(step.write.to)}`;
   const { from = 0n, to = 0n, length = 0n } = step.copy ?? {};
   return `copy of ${sizeText(length)} from ${hexText(from)} to ${hexText(to)}`;
-}
-
-/** Pieces that ended alike, said once. */
-function endsText(ends: readonly TransactionEnd[]): string {
-  const kinds = new Map<string, TransactionEnd>();
-  for (const end of ends) if (!kinds.has(`${end.kind} ${end.where}`)) kinds.set(`${end.kind} ${end.where}`, end);
-  return [...kinds.values()].map(endText).join(', ');
 }
 
 /** A driver's work; undefined when it found its card gone. */

@@ -36,7 +36,9 @@ export function count(least: number, most: number): z.ZodType<number, bigint> {
 
 function parsed<T>(what: string, example: string, parse: (text: string) => T | undefined): z.ZodType<T, string> {
   const message = `expected a ${what}, e.g. ${example}`;
-  return z.string({ error: message }).transform((text, context) => {
+  const error = (issue: { readonly input?: unknown }): string =>
+    typeof issue.input === 'bigint' ? `${message}: ${issue.input} needs a unit` : message;
+  return z.string({ error }).transform((text, context) => {
     const value = parse(text);
     if (value === undefined) {
       context.addIssue({ code: 'custom', message: `${message}, not ${JSON.stringify(text.slice(0, 40))}` });

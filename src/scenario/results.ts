@@ -99,6 +99,13 @@ export function endText(end: TransactionEnd): string {
   return `${end.kind}${address} (${end.where})`;
 }
 
+/** Pieces that ended alike, said once. */
+export function endsText(ends: readonly TransactionEnd[]): string {
+  const kinds = new Map<string, TransactionEnd>();
+  for (const end of ends) if (!kinds.has(`${end.kind} ${end.where}`)) kinds.set(`${end.kind} ${end.where}`, end);
+  return [...kinds.values()].map(endText).join(', ');
+}
+
 /** One sentence about the first piece of a transaction that did not end where it should: in memory, or a message in a doorbell. */
 export function wayText(
   device: string,
@@ -113,11 +120,11 @@ export function wayText(
   const what = `at ${hexText(end.iova)} the transaction of ${device}`;
   switch (end.kind) {
     case 'peer':
-      return `${what} left its way at ${end.hop}, which sent it to ${end.where}`;
+      return `${what} was turned away from memory at ${end.hop}, which sent it to ${end.where}`;
     case 'memory':
       return `${what} ended in memory (${end.where})`;
     case 'doorbell':
-      return `${what} left its way at ${end.hop}, where the doorbell of ${end.where} swallowed it`;
+      return `${what} was caught at ${end.hop}, where the doorbell of ${end.where} swallowed it`;
     case 'nowhere':
       return `${what} was lost at ${end.hop}: ${end.where}`;
     default:
@@ -179,7 +186,7 @@ function compareLanded(wanted: Expectation['landed'], result: StepResult): Compa
     (where === undefined || end.where.includes(where)) &&
     (hop === undefined || end.hop.includes(hop));
   if (ends.length > 0 && ends.every(isRight)) return [{ wanted: text }];
-  const got = ends.length === 0 ? 'no transaction' : ends.map(endText).join('; ');
+  const got = ends.length === 0 ? 'no transaction' : endsText(ends);
   return [{ wanted: text, mismatch: `expected that it ${text}, got ${got}` }];
 }
 

@@ -111,9 +111,11 @@ export class PciCore {
     return yield* this.bind(device, driver);
   }
 
-  /** Binds a device to a driver: 0, -EBUSY it has one or its group is owned by user space. */
+  /** Binds a device to a driver: 0, -EBUSY it has one or its group is owned by user space, -EINVAL a bridge to vfio-pci. */
   *bind(device: Device, driver: string): Task<number> {
     if (device.driver !== undefined) return -EBUSY;
+    // vfio_pci_core_register_device: only endpoints.
+    if (driver === VFIO_PCI && device.function.isBridge) return -EINVAL;
     yield 'pci:bind';
     yield* this.#configureDma(device);
     if (driver === VFIO_PCI) {
