@@ -15,6 +15,7 @@ import { SystemBus } from './bus.js';
 import type { AddressRange, HostDescription, MsiControllerDescription, PciFunctionDescription } from './description.js';
 import { BarMemory } from './devices/bar-memory.js';
 import { DmaEngine } from './devices/dma-engine.js';
+import { MigrationUnit, type MigratableModel } from './devices/migration-unit.js';
 import { Nic } from './devices/nic.js';
 import { PhysicalMemory } from './memory.js';
 import type { Interrupt, MsiController } from './msi/controller.js';
@@ -294,14 +295,20 @@ export class Board {
     if (description.model === 'dma-engine') {
       fn.addMsix(DMA_ENGINE_MSIX_BAR, DMA_ENGINE_VECTORS);
       fn.addMsi(DMA_ENGINE_VECTORS);
-      fn.model = new DmaEngine(this.#runtime, fn);
+      this.#install(fn, new DmaEngine(this.#runtime, fn));
     }
     if (description.model === 'nic') {
       fn.addMsix(NIC_MSIX_BAR, NIC_VECTORS);
-      fn.model = new Nic(this.#runtime, fn);
+      this.#install(fn, new Nic(this.#runtime, fn));
     }
     if (description.model === 'generic') fn.model = new BarMemory();
     for (const frame of fn.frames((bar) => bridge.fabric.isReachable(fn, bar))) this.bus.attach(frame);
+  }
+
+  #install(fn: PciFunction, model: MigratableModel): void {
+    const { migration } = fn.description;
+    fn.model = model;
+    if (migration !== undefined) fn.migration = new MigrationUnit(this.#runtime, fn, model, migration);
   }
 
   #linkVirtualFunction(fn: PciFunction): void {

@@ -168,6 +168,16 @@ export interface SriovDescription {
   readonly deviceId: number;
 }
 
+/** How a card takes part in migration (vfio.h: VFIO_MIGRATION_*). */
+export interface MigrationDescription {
+  readonly p2p: boolean;
+  readonly preCopy: boolean;
+  /** Bytes of on-card context memory, in pages of 4 KiB. */
+  readonly contextBytes: number;
+  /** The card can log which pages it wrote. */
+  readonly dmaLogging: boolean;
+}
+
 /** A PCI function present at power-on, or one that can be plugged. */
 export interface PciFunctionDescription {
   /** `0000:7d:00.1` */
@@ -189,6 +199,8 @@ export interface PciFunctionDescription {
   readonly device: number;
   /** 24-bit class code. */
   readonly classCode: number;
+  /** Absent: it cannot migrate. DMA engines and NICs only. */
+  readonly migration?: MigrationDescription;
   /** Driver bound at boot, absent for none. */
   readonly driver?: string;
   /** Sizes of memory BARs by index (a power of two). Generic functions only; the device models bring their own. */

@@ -21,3 +21,7 @@ export const SMMU_POLL_NS = 200;
 export const TABLE_STEP_NS = 300;
 /** Handling one record of an SMMU's event queue. */
 export const SMMU_EVENT_NS = 1_000;
+/** One arc of a device's migration state machine: a command to the card's firmware. */
+export const MIG_ARC_NS = 50_000;
+/** Moving a piece of a device's state between the card and its data_fd. */
+export const MIG_READ_NS = 2_000;

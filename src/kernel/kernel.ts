@@ -27,7 +27,8 @@ import { MemfdFile } from './mm/memfd.js';
 import { PageAllocator, type PageExtent } from './mm/page-allocator.js';
 import { Process, UserStruct } from './mm/process.js';
 import { PciCore } from './pci/pci-core.js';
-import { Sysfs, SysfsFile } from './sysfs.js';
+import { modulesAlias, modulesAliasPath, OSRELEASE_PATH } from './module-aliases.js';
+import { Sysfs, SysfsFile, text, type SysfsNode } from './sysfs.js';
 import { VfioCore } from './vfio/vfio-core.js';
 import { VfioPciFile } from './vfio/vfio-pci.js';
 
@@ -256,9 +257,16 @@ export class Kernel {
       const vfio = this.#vfio.byName(path.slice('/dev/vfio/devices/'.length));
       return vfio === undefined ? -ENOENT : files.install(new VfioPciFile(vfio, this.#irq));
     }
-    const node = path.startsWith('/sys/') ? this.#sysfs.lookup(path) : undefined;
+    const node = path.startsWith('/sys/') ? this.#sysfs.lookup(path) : this.#textFile(path);
     if (node === undefined) return -ENOENT;
     return node.kind === 'directory' ? -EISDIR : files.install(new SysfsFile(node));
+  }
+
+  #textFile(path: string): SysfsNode | undefined {
+    const { kernelRelease } = this.#description;
+    if (path === OSRELEASE_PATH) return text(`${kernelRelease}\n`);
+    if (path === modulesAliasPath(kernelRelease)) return text(modulesAlias(this.#board.functions.values()));
+    return undefined;
   }
 
   #getdents(path: string): SyscallReply {

@@ -11,11 +11,12 @@ import { CONFIG_BYTES, PCI_EXT_CAP_ID_SRIOV, PCI_SRIOV_NUM_VF, PCI_SRIOV_TOTAL_V
 import type { Task } from '../runtime/task.js';
 import { EINVAL, EIO, ENODEV } from '../uapi/errno.js';
 import type { Device } from './device.js';
+import { modalias } from './module-aliases.js';
 import { OpenFile, type SyscallContext } from './files.js';
 import type { IommuGroup } from './iommu/group.js';
 import type { IommuCore } from './iommu/iommu.js';
 import { PAGE_BYTES } from './mm/mm.js';
-import type { PciCore } from './pci/pci-core.js';
+import { PCI_STUB, VARIANT_VFIO_PCI, VFIO_PCI, type PciCore } from './pci/pci-core.js';
 import type { VfioCore } from './vfio/vfio-core.js';
 
 /** A directory, or a file with what reading and writing it does. */
@@ -55,7 +56,8 @@ export class SysfsFile extends OpenFile {
   }
 }
 
-function text(content: string): SysfsNode {
+/** A file that can only be read. */
+export function text(content: string): SysfsNode {
   return { kind: 'file', read: () => new TextEncoder().encode(content) };
 }
 
@@ -218,6 +220,7 @@ export class Sysfs {
         write: (name) => setOverride(device, name),
       }),
       ...(driver === undefined ? {} : { driver: () => this.#driver(driver) }),
+      modalias: () => text(modalias(fn)),
       ...(group === undefined ? {} : { iommu_group: () => this.#group(group) }),
       resource: () => text(resourceText(device)),
       ...(fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV) === 0 ? {} : this.#sriov(device)),
@@ -253,7 +256,7 @@ export class Sysfs {
 
   #driverNames(): string[] {
     const bound = this.#pci.devices.flatMap((device) => (device.driver === undefined ? [] : [device.driver]));
-    return [...new Set(['vfio-pci', 'pci-stub', ...bound])].sort();
+    return [...new Set([VFIO_PCI, VARIANT_VFIO_PCI, PCI_STUB, ...bound])].sort();
   }
 
   #driver(name: string): SysfsNode {

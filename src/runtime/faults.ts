@@ -19,6 +19,12 @@ export const FAULTS = {
   'smmu.drop-tlbi': { layer: 'hardware', effect: 'a TLB invalidation command is consumed but invalidates nothing' },
   'smmu.dirty-lost': { layer: 'hardware', effect: 'a write does not set the dirty state of its descriptor' },
   'its.drop': { layer: 'hardware', effect: 'a write to GITS_TRANSLATER raises no interrupt' },
+  'device.log-lost': { layer: 'hardware', effect: 'a write of a device is missing from its DMA log' },
+  'vfio.mig-arc': {
+    layer: 'kernel',
+    effect: 'an arc of the migration state machine fails with EIO; the device stays where it was',
+  },
+  'vfio.mig-error': { layer: 'kernel', effect: 'an arc fails with EIO and the device goes to ERROR' },
   'link.lost': { layer: 'link', effect: 'the link goes down; what is in flight is lost and later sends fail' },
   'host.killed': { layer: 'testbed', effect: 'the worker of the host dies' },
 } as const satisfies Record<string, FaultDescription>;

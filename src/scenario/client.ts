@@ -23,7 +23,7 @@ import { O_RDWR, type Contiguity } from '../uapi/syscall.js';
 import { parseReservedRegions, type SysfsRegion } from '../vmm/conflicts.js';
 import { readUsableRanges } from '../vmm/backends/iommufd.js';
 import type { Range } from '../vmm/ranges.js';
-import { bindToVfioPci, VfioDevice } from '../vmm/vfio-device.js';
+import { bindToVfio, VfioDevice } from '../vmm/vfio-device.js';
 import type { ProcessEntry } from './schema.js';
 
 /** Memory of the process behind a range of IOVAs. */
@@ -169,7 +169,7 @@ export class Client {
 
   /** Takes a device: vfio-pci, cdev, bind, attach. When the attach is refused the device is given back. */
   *plug(bdf: string, ioas: string): Task<void> {
-    yield* bindToVfioPci(this.process, bdf);
+    yield* bindToVfio(this.process, bdf);
     const device = yield* VfioDevice.open(this.process, bdf);
     try {
       yield* device.bind(this.#iommufd);

@@ -112,6 +112,17 @@ const sriov = z.strictObject({
   device: count(0, 0xffff),
 });
 
+/** How a card migrates; a DMA engine or a NIC with none of it cannot. */
+const migration = z.strictObject({
+  p2p: z.boolean().default(true),
+  'pre-copy': z.boolean().default(true),
+  /** On-card context memory. */
+  context: size
+    .default(65536n)
+    .refine((bytes) => bytes % 4096n === 0n && bytes <= 1n << 28n, 'whole pages of 4 KiB, at most 256 MiB'),
+  'dma-logging': z.boolean().default(true),
+});
+
 /** A PCI function as profiles and the `devices` of a scenario's host give it. */
 export const pciFunction = z.strictObject({
   bdf,
@@ -142,6 +153,7 @@ export const pciFunction = z.strictObject({
   ats: z.boolean().optional(),
   sriov: sriov.optional(),
   physfn: bdf.optional(),
+  migration: migration.optional(),
 });
 
 const reservedRegion = z
@@ -187,7 +199,7 @@ function given<T extends object>(values: T): { [K in keyof T]: Exclude<T[K], und
 
 /** A function of a profile as the board wants it. */
 export function functionDescription(fn: z.output<typeof pciFunction>): PciFunctionDescription {
-  const { bars, bridge: leadsTo, sriov: virtual } = fn;
+  const { bars, bridge: leadsTo, sriov: virtual, migration: cardMigration } = fn;
   return given({
     bdf: fn.bdf,
     model: fn.model,
@@ -217,6 +229,12 @@ export function functionDescription(fn: z.output<typeof pciFunction>): PciFuncti
       offset: virtual.offset,
       stride: virtual.stride,
       deviceId: virtual.device,
+    },
+    migration: cardMigration && {
+      p2p: cardMigration.p2p,
+      preCopy: cardMigration['pre-copy'],
+      contextBytes: Number(cardMigration.context),
+      dmaLogging: cardMigration['dma-logging'],
     },
     bars: bars?.map((b) => given({ index: b.index, sizeBytes: Number(b.size), is64: b.is64, start: b.start })),
   });

@@ -26,7 +26,7 @@ import {
 } from '../uapi/dma-engine.js';
 import { ENODEV, KernelError } from '../uapi/errno.js';
 import { VFIO_PCI_BAR0_REGION_INDEX } from '../uapi/vfio.js';
-import type { VfioDevice } from './vfio-device.js';
+import type { DriverDevice } from './vfio-device.js';
 
 /** What the engine said about a transfer. */
 export interface DmaOutcome {
@@ -52,14 +52,14 @@ const REGION = VFIO_PCI_BAR0_REGION_INDEX + DMA_ENGINE_REGISTER_BAR;
 
 /** A started DMA engine. */
 export class DmaEngineDriver {
-  readonly device: VfioDevice;
+  readonly device: DriverDevice;
 
-  private constructor(device: VfioDevice) {
+  private constructor(device: DriverDevice) {
     this.device = device;
   }
 
   /** Switches bus mastering and MSI-X on. @throws KernelError (ENODEV) when the function is no DMA engine. */
-  static *start(device: VfioDevice): Task<DmaEngineDriver> {
+  static *start(device: DriverDevice): Task<DmaEngineDriver> {
     const driver = new DmaEngineDriver(device);
     yield* device.setBusMaster(true);
     if ((yield* driver.#read(DMA_ID)) !== DMA_ENGINE_ID) throw new KernelError(ENODEV, `probe ${device.bdf}`);

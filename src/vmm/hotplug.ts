@@ -21,7 +21,7 @@ import type { Guest } from './guest.js';
 import { dmaMappings, mapFailurePolicy, ramSections, type DmaMapping } from './listener.js';
 import { machineOf, MemoryMapError, ramBlockAt, type RamBlock } from './machines.js';
 import { complement, intersection, overlaps, PAGE_BYTES, subtract, widenTo, type Range } from './ranges.js';
-import { bindToVfioPci, VfioDevice } from './vfio-device.js';
+import { bindToVfio, VfioDevice } from './vfio-device.js';
 
 export const HOTPLUG_POLICIES = ['reject', 'ignore', 'unmap-conflicts'] as const;
 type HotplugPolicy = (typeof HOTPLUG_POLICIES)[number];
@@ -146,7 +146,7 @@ function kernelFacts(error: unknown): { code: string; call: string; detail: Erro
 /** Opens the function, binds it to the VMM's iommufd and reads its group's reserved regions. */
 function* openDevice(guest: Guest, bdf: string): Task<Plug> {
   const { vmm } = guest;
-  yield* bindToVfioPci(vmm.process, bdf);
+  yield* bindToVfio(vmm.process, bdf);
   const device = yield* VfioDevice.open(vmm.process, bdf);
   try {
     const backend = yield* vmm.openBackend();

@@ -33,6 +33,27 @@ const PCI_COMMAND_MASTER = 0x4;
 const FIRST_LOOK_NS = 1_000;
 const LAST_LOOK_NS = 256_000;
 
+/** A function as its driver sees it: registers, interrupts, a clock. A guest's stays the same while the guest moves. */
+export interface DriverDevice {
+  /** For people. */
+  readonly bdf: string;
+  /** The driver's clock: stands still while the driver does. */
+  readonly clockNs: number;
+  readRegion(index: number, offset: bigint, lengthBytes: number): Task<Uint8Array>;
+  writeRegion(index: number, offset: bigint, bytes: Uint8Array): Task<void>;
+  setBusMaster(isOn: boolean): Task<void>;
+  setCommand(bits: CommandBits): Task<void>;
+  enableMsix(count: number): Task<void>;
+  disableMsix(): Task<void>;
+  waitMsix(vector: number, timeoutNs: number): Task<bigint>;
+}
+
+/** Bits of the command register; those not given stay. */
+export interface CommandBits {
+  readonly decodesMemory?: boolean;
+  readonly isBusMaster?: boolean;
+}
+
 function encodeAll<T>(type: FieldType<T>, values: readonly T[]): Uint8Array {
   const bytes = new Uint8Array(type.sizeBytes * values.length);
   const view = new DataView(bytes.buffer);
@@ -50,14 +71,28 @@ function* vfioName(process: Process, bdf: string): Task<string | undefined> {
   }
 }
 
+/** The VFIO driver for a function: the variant whose alias matches, else vfio-pci (libvirt: virPCIDeviceFindBestVFIOVariant). */
+function* bestVfioDriver(process: Process, bdf: string): Task<string> {
+  const modalias = (yield* process.readFile(`/sys/bus/pci/devices/${bdf}/modalias`)).trim();
+  const release = (yield* process.readFile('/proc/sys/kernel/osrelease')).trim();
+  const aliases = yield* process.readFile(`/lib/modules/${release}/modules.alias`);
+  for (const line of aliases.split('\n')) {
+    const [, pattern = '', module = ''] = line.split(' ');
+    const [bus, rest = ''] = pattern.split(':');
+    const prefix = rest.split('*')[0] ?? '';
+    if (bus === 'vfio_pci' && modalias.startsWith(`pci:${prefix}`)) return module.replaceAll('_', '-');
+  }
+  return 'vfio-pci';
+}
+
 /**
- * Gives a function to vfio-pci, as libvirt's managed='yes' or driverctl do: driver_override, unbind, drivers_probe. Does
- * nothing when it already has it. Needs the rights to write to sysfs.
+ * Gives a function to the VFIO driver that fits it best, as libvirt's managed='yes' does: driver_override, unbind, drivers_probe. Does
+ * nothing when a VFIO driver has it already. Needs the rights to write to sysfs.
  */
-export function* bindToVfioPci(process: Process, bdf: string): Task<void> {
+export function* bindToVfio(process: Process, bdf: string): Task<void> {
   if ((yield* vfioName(process, bdf)) !== undefined) return;
   const device = `/sys/bus/pci/devices/${bdf}`;
-  yield* process.writeFile(`${device}/driver_override`, 'vfio-pci');
+  yield* process.writeFile(`${device}/driver_override`, yield* bestVfioDriver(process, bdf));
   const unbind = yield* process.syscall({ call: 'open', path: `${device}/driver/unbind`, flags: O_RDWR });
   if (unbind.result >= 0) {
     const fd = Number(unbind.result);
@@ -67,8 +102,25 @@ export function* bindToVfioPci(process: Process, bdf: string): Task<void> {
   yield* process.writeFile('/sys/bus/pci/drivers_probe', bdf);
 }
 
+/**
+ * Looks for interrupts until some came or the time is up (0). Often at first, then less and less: a lost interrupt must not cost a look
+ * every microsecond.
+ */
+export function* lookUntil(
+  clock: { readonly clockNs: number },
+  timeoutNs: number,
+  look: () => Task<bigint>,
+): Task<bigint> {
+  const deadlineNs = clock.clockNs + timeoutNs;
+  for (let pauseNs = FIRST_LOOK_NS; ; pauseNs = Math.min(pauseNs * 2, LAST_LOOK_NS)) {
+    const count = yield* look();
+    if (count > 0n || clock.clockNs >= deadlineNs) return count;
+    yield pauseNs;
+  }
+}
+
 /** An open VFIO cdev. */
-export class VfioDevice {
+export class VfioDevice implements DriverDevice {
   readonly bdf: string;
   readonly process: Process;
   readonly fd: number;
@@ -87,6 +139,10 @@ export class VfioDevice {
     const name = yield* vfioName(process, bdf);
     if (name === undefined) throw new KernelError(ENODEV, `open the VFIO device of ${bdf}`);
     return new VfioDevice(process, bdf, yield* process.open(`/dev/vfio/devices/${name}`, O_RDWR));
+  }
+
+  get clockNs(): number {
+    return this.process.host.lab.runtime.now;
   }
 
   /** Id of the device in its iommufd; 0 before {@link bind}. */
@@ -131,16 +187,24 @@ export class VfioDevice {
     yield* this.setCommand(isOn ? { isBusMaster: true, decodesMemory: true } : { isBusMaster: false });
   }
 
-  /** Bits of the command register; those not given stay. */
-  *setCommand(bits: { readonly decodesMemory?: boolean; readonly isBusMaster?: boolean }): Task<void> {
-    const before = yield* this.readRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, u16.sizeBytes);
-    let command = u16.read(new DataView(before.buffer, before.byteOffset), 0);
+  *setCommand(bits: CommandBits): Task<void> {
+    let command = yield* this.readCommand();
     for (const [bit, isOn] of [
       [PCI_COMMAND_MEMORY, bits.decodesMemory],
       [PCI_COMMAND_MASTER, bits.isBusMaster],
     ] as const) {
       if (isOn !== undefined) command = isOn ? command | bit : command & ~bit;
     }
+    yield* this.writeCommand(command);
+  }
+
+  /** The command register. */
+  *readCommand(): Task<number> {
+    const bytes = yield* this.readRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, u16.sizeBytes);
+    return u16.read(new DataView(bytes.buffer, bytes.byteOffset), 0);
+  }
+
+  *writeCommand(command: number): Task<void> {
     yield* this.writeRegion(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, encodeAll(u16, [command]));
   }
 
@@ -168,23 +232,20 @@ export class VfioDevice {
     this.#msixEventfds = [];
   }
 
-  /**
-   * Waits for an interrupt of a vector; returns how many came since the last wait, 0 when none came in time. Looks often
-   * at first, then less and less: a lost interrupt must not cost a look every microsecond.
-   */
+  /** Waits for an interrupt of a vector; returns how many came since the last wait, 0 when none came in time. */
   *waitMsix(vector: number, timeoutNs: number): Task<bigint> {
+    return yield* lookUntil(this, timeoutNs, () => this.takeMsix(vector));
+  }
+
+  /** Interrupts of a vector since the last time anybody asked. */
+  *takeMsix(vector: number): Task<bigint> {
     const fd = this.#msixEventfds[vector];
     if (fd === undefined) throw new RangeError(`MSI-X vector ${vector} of ${this.bdf} is not enabled`);
-    const { runtime } = this.process.host.lab;
-    const deadlineNs = runtime.now + timeoutNs;
-    for (let pauseNs = FIRST_LOOK_NS; ; pauseNs = Math.min(pauseNs * 2, LAST_LOOK_NS)) {
-      const reply = yield* this.process.syscall({ call: 'read', fd, lengthBytes: 8 });
-      if (reply.bytes !== undefined && reply.result === 8)
-        return new DataView(reply.bytes.buffer, reply.bytes.byteOffset).getBigUint64(0, true);
-      if (reply.result !== -EAGAIN) throw new KernelError(Number(reply.result), 'read eventfd', reply.detail);
-      if (runtime.now >= deadlineNs) return 0n;
-      yield pauseNs;
-    }
+    const reply = yield* this.process.syscall({ call: 'read', fd, lengthBytes: 8 });
+    if (reply.bytes !== undefined && reply.result === 8)
+      return new DataView(reply.bytes.buffer, reply.bytes.byteOffset).getBigUint64(0, true);
+    if (reply.result !== -EAGAIN) throw new KernelError(Number(reply.result), 'read eventfd', reply.detail);
+    return 0n;
   }
 
   *close(): Task<void> {

@@ -13,7 +13,7 @@ import {
   IOMMU_IOAS_MAP_WRITEABLE,
 } from '../../src/uapi/iommufd.js';
 import { O_RDWR } from '../../src/uapi/syscall.js';
-import { bindToVfioPci, VfioDevice } from '../../src/vmm/vfio-device.js';
+import { bindToVfio, VfioDevice } from '../../src/vmm/vfio-device.js';
 import { ampereLike } from '../fixtures/hosts.js';
 
 export const BDF = '0000:01:00.0';
@@ -76,7 +76,7 @@ export function* mapAt(p: Process, fd: number, ioas: number, va: bigint, length:
 
 /** An open, unbound cdev of a function given to vfio-pci. */
 export function* opened(p: Process, bdf = BDF): Task<VfioDevice> {
-  yield* bindToVfioPci(p, bdf);
+  yield* bindToVfio(p, bdf);
   return yield* VfioDevice.open(p, bdf);
 }
 

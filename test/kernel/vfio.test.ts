@@ -29,7 +29,7 @@ import {
   PCI_EXT_CAP_ID_ACS,
 } from '../../src/uapi/pci-regs.js';
 import { DmaEngineDriver } from '../../src/vmm/dma-engine-driver.js';
-import { bindToVfioPci, VfioDevice } from '../../src/vmm/vfio-device.js';
+import { bindToVfio, VfioDevice } from '../../src/vmm/vfio-device.js';
 import { ampereLike, d05Like, dmaEngineAt } from '../fixtures/hosts.js';
 import { errorOf, onHost } from './on-host.js';
 
@@ -42,7 +42,7 @@ function* ioasOf(p: Process): Task<{ fd: number; ioas: number }> {
 }
 
 function* opened(p: Process, bdf = BDF): Task<VfioDevice> {
-  yield* bindToVfioPci(p, bdf);
+  yield* bindToVfio(p, bdf);
   return yield* VfioDevice.open(p, bdf);
 }
 
@@ -181,7 +181,7 @@ describe('interrupts', () => {
 describe('leaving', () => {
   test('everything is given back at close', () =>
     onHost(function* (p, host) {
-      yield* bindToVfioPci(p, BDF);
+      yield* bindToVfio(p, BDF);
       // The first call with an argument makes the process's scratch page real.
       yield* p.close((yield* ioasOf(p)).fd);
       const before = (yield* host.command({ lab: 'counters' })).counters;
@@ -229,7 +229,7 @@ describe('sysfs', () => {
     onHost(function* (p) {
       const drivers = '/sys/bus/pci/drivers';
       expect(yield* errorOf(p.writeFile(`${drivers}/vfio-pci/bind`, BDF))).toBe('ENODEV');
-      yield* bindToVfioPci(p, BDF);
+      yield* bindToVfio(p, BDF);
       expect(yield* p.list(`${drivers}/vfio-pci`)).toContain(BDF);
       expect(yield* errorOf(p.writeFile(`${drivers}/vfio-pci/bind`, BDF))).toBe('EBUSY');
       yield* p.writeFile(`${drivers}/vfio-pci/unbind`, BDF);

@@ -53,6 +53,7 @@ import {
 } from '../../uapi/pci-regs.js';
 import type { MmioFrame } from '../bus.js';
 import type { PciFunctionDescription } from '../description.js';
+import type { MigrationUnit } from '../devices/migration-unit.js';
 import { MSI_CAPABILITY_BYTES, MsiCapability, msiHeader } from './msi-capability.js';
 import { buildConfig, clearableMask, writableMask, type ConfigContext } from './config-builder.js';
 
@@ -142,6 +143,8 @@ export class PciFunction {
   readonly virtualFunctions: PciFunction[] = [];
   isPresent: boolean;
   model: DeviceModel | undefined;
+  /** Of a card that can migrate: every transaction of the model passes it. */
+  migration: MigrationUnit | undefined;
   readonly #runtime: NodeRuntime;
   readonly #config: Uint8Array;
   readonly #writable: Uint8Array;
@@ -256,7 +259,7 @@ export class PciFunction {
     const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1;
     const isFlr = this.hasFlr && offset <= control && control < offset + sizeBytes;
     if (isFlr && (Math.floor(value / 2 ** (8 * (control - offset))) & 0x80) !== 0) this.reset();
-    else this.#sendPending();
+    else this.sendPending();
     this.#updateVirtualFunctions();
   }
 
@@ -371,7 +374,7 @@ export class PciFunction {
       return;
     }
     for (let i = 0; i < sizeBytes; i++) msix.entries[entry + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
-    this.#sendPending();
+    this.sendPending();
   }
 
   /** The BARs as frames on the system bus; one that the bridges above do not lead to is not there. */
@@ -412,6 +415,7 @@ export class PciFunction {
     this.#updateVirtualFunctions();
     if (this.#msix !== undefined) this.#resetMsix(this.#msix);
     this.#msi?.reset();
+    this.migration?.reset();
     this.model?.reset();
     this.#runtime.emit('pci.reset', { device: this.bdf });
   }
@@ -419,11 +423,13 @@ export class PciFunction {
   // --- towards memory ---
 
   *dmaRead(iova: bigint, lengthBytes: number): Task<DmaResult> {
-    return yield* this.#upstream.dmaRead(this, iova, lengthBytes);
+    const read = (): Task<DmaResult> => this.#upstream.dmaRead(this, iova, lengthBytes);
+    return yield* this.migration?.transact('read', iova, lengthBytes, read) ?? read();
   }
 
   *dmaWrite(iova: bigint, bytes: Uint8Array): Task<DmaResult> {
-    return yield* this.#upstream.dmaWrite(this, iova, bytes);
+    const write = (): Task<DmaResult> => this.#upstream.dmaWrite(this, iova, bytes);
+    return yield* this.migration?.transact('write', iova, bytes.length, write) ?? write();
   }
 
   /** Gives a built function MSI: 64-bit address, a mask for each vector. */
@@ -445,7 +451,10 @@ export class PciFunction {
         return;
       }
       const view = new DataView(msix.entries.buffer, vector * PCI_MSIX_ENTRY_SIZE);
-      yield* this.#upstream.msi(this, view.getBigUint64(0, true), view.getUint32(8, true));
+      const [address, data] = [view.getBigUint64(0, true), view.getUint32(8, true)];
+      const send = (): Task<DmaResult> => this.#upstream.msi(this, address, data);
+      if (this.migration === undefined) yield* send();
+      else yield* this.migration.send(send);
       return;
     }
     const message = this.#msi?.isEnabled === true ? this.#msi.raise(vector) : undefined;
@@ -531,11 +540,29 @@ export class PciFunction {
 
   #isMasked(msix: MsixTable, vector: number): boolean {
     const isVectorMasked = ((msix.entries[vector * PCI_MSIX_ENTRY_SIZE + 12] ?? 0) & 1) !== 0;
-    return isVectorMasked || this.#msixControl(msix, 'MASKALL') === 1;
+    const isStopped = this.migration?.activity === 'stopped';
+    return isVectorMasked || isStopped || this.#msixControl(msix, 'MASKALL') === 1;
+  }
+
+  /** MSI-X vectors that were raised and not sent. */
+  pendingVectors(): number[] {
+    const bits = this.#msix?.pending ?? new Uint8Array();
+    return Array.from({ length: this.msixVectors }, (_, vector) => vector).filter(
+      (vector) => ((bits[vector >> 3] ?? 0) & (1 << (vector & 7))) !== 0,
+    );
+  }
+
+  /** Pending bits as another function of this kind had them. */
+  setPendingVectors(vectors: readonly number[]): void {
+    const bits = this.#msix?.pending;
+    if (bits === undefined) return;
+    bits.fill(0);
+    for (const vector of vectors)
+      if (vector < this.msixVectors) bits[vector >> 3] = (bits[vector >> 3] ?? 0) | (1 << (vector & 7));
   }
 
   /** Sends what was pending and is masked no longer. */
-  #sendPending(): void {
+  sendPending(): void {
     const ready = this.#msi?.isEnabled === true ? this.#msi.takePending() : [];
     for (const vector of ready) this.#runtime.spawn(`${this.bdf}/msi`, this.raise(vector));
     const msix = this.#msix;

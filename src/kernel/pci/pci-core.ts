@@ -3,7 +3,7 @@
  *
  * Functions found at boot become devices in the order of their addresses, join IOMMU groups and get the driver that
  * firmware's description names, or whichever a user asks for through `driver_override` and sysfs. Drivers here: `vfio-pci`,
- * `pci-stub` and any other name, which stands for an ordinary driver that uses the DMA API.
+ * `pci-stub`, the variant `iovaduct-vfio-pci` for cards that can migrate, and any other name, which stands for an ordinary driver that uses the DMA API.
  *
  * A card that is asked for back leaves when its driver has let go: vfio-pci holds on to a device while its descriptor is
  * open (VFIO's remove waits), everything else lets go at once. Until then the device goes on working.
@@ -33,13 +33,17 @@ import { iommu_device_unuse_default_domain, iommu_device_use_default_domain } fr
 import type { IommuCore } from '../iommu/iommu.js';
 import type { IrqCore } from '../irq.js';
 import type { VfioCore } from '../vfio/vfio-core.js';
+import { VfioMigration } from '../vfio/migration.js';
 import { AcsPolicy } from './acs.js';
 import { dmaAliases } from './dma-alias.js';
 
 export const VFIO_PCI = 'vfio-pci';
+/** vfio-pci with migration for the cards that can. */
+export const VARIANT_VFIO_PCI = 'iovaduct-vfio-pci';
 export const PCI_STUB = 'pci-stub';
+const VFIO_DRIVERS = [VFIO_PCI, VARIANT_VFIO_PCI];
 /** Drivers that do no DMA through the DMA API, or arrange for it themselves (`driver_managed_dma`). */
-const MANAGE_OWN_DMA = [VFIO_PCI, PCI_STUB, 'pcieport', 'shpchp'];
+const MANAGE_OWN_DMA = [...VFIO_DRIVERS, PCI_STUB, 'pcieport', 'shpchp'];
 const CLASS_BRIDGE_PCI = 0x060400;
 /** Power Controller Control of Slot Control: 0 is on. */
 const POWER_ON = 0;
@@ -115,11 +119,13 @@ export class PciCore {
   *bind(device: Device, driver: string): Task<number> {
     if (device.driver !== undefined) return -EBUSY;
     // vfio_pci_core_register_device: only endpoints.
-    if (driver === VFIO_PCI && device.function.isBridge) return -EINVAL;
+    if (VFIO_DRIVERS.includes(driver) && device.function.isBridge) return -EINVAL;
+    if (driver === VARIANT_VFIO_PCI && device.function.migration === undefined) return -ENODEV;
     yield 'pci:bind';
     yield* this.#configureDma(device);
-    if (driver === VFIO_PCI) {
-      this.#vfio.register(device);
+    if (VFIO_DRIVERS.includes(driver)) {
+      const unit = driver === VARIANT_VFIO_PCI ? device.function.migration : undefined;
+      this.#vfio.register(device, unit && new VfioMigration(this.#runtime, device.name, unit));
     } else if (!MANAGE_OWN_DMA.includes(driver)) {
       const rc = iommu_device_use_default_domain(device);
       if (rc < 0) return rc;
@@ -134,7 +140,7 @@ export class PciCore {
   *unbind(device: Device): Task<number> {
     const driver = device.driver;
     if (driver === undefined) return -ENODEV;
-    if (driver === VFIO_PCI) yield* this.#vfio.unregister(device);
+    if (VFIO_DRIVERS.includes(driver)) yield* this.#vfio.unregister(device);
     else if (!MANAGE_OWN_DMA.includes(driver)) {
       device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
       iommu_device_unuse_default_domain(device);

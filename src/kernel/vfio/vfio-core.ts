@@ -8,20 +8,24 @@
  */
 import { WaitQueue, type Task } from '../../runtime/task.js';
 import type { Device } from '../device.js';
+import type { VfioMigration } from './migration.js';
 
 /** A device under VFIO (`struct vfio_device`). */
 export class VfioDevice {
   readonly index: number;
   readonly device: Device;
   readonly closed: WaitQueue;
+  /** Of a variant driver for a card that can migrate. */
+  readonly migration: VfioMigration | undefined;
   openCount = 0;
   /** Some descriptor has bound it to an iommufd. */
   isBound = false;
   /** The device is leaving: a descriptor that is not bound yet cannot be bound any more. */
   isGoing = false;
 
-  constructor(index: number, device: Device) {
+  constructor(index: number, device: Device, migration: VfioMigration | undefined) {
     this.index = index;
+    this.migration = migration;
     this.device = device;
     this.closed = new WaitQueue(`vfio users of ${device.name}`);
   }
@@ -54,10 +58,10 @@ export class VfioCore {
     return this.devices.find((vfio) => vfio.device === device);
   }
 
-  register(device: Device): VfioDevice {
+  register(device: Device, migration?: VfioMigration): VfioDevice {
     const free = this.#devices.findIndex((entry) => entry === undefined);
     const index = free < 0 ? this.#devices.length : free;
-    const vfio = new VfioDevice(index, device);
+    const vfio = new VfioDevice(index, device, migration);
     this.#devices[index] = vfio;
     return vfio;
   }

@@ -67,6 +67,7 @@ import {
 import { IommufdFile } from '../iommufd/main.js';
 import type { IrqCore, MsiVector } from '../irq.js';
 import { VirtualConfigSpace } from './config-space.js';
+import { vfio_ioctl_device_feature } from './features.js';
 import { pci_can_reset, pci_reset_function } from '../pci/reset.js';
 import { readFrame, writeFrame } from '../../hardware/bus.js';
 import type { FileMapping } from '../mm/mm.js';
@@ -129,7 +130,7 @@ export class VfioPciFile extends OpenFile {
       case VFIO_DEVICE_RESET:
         return yield* this.#locked(() => this.#reset());
       case VFIO_DEVICE_FEATURE.number:
-        return readStruct(ctx, VFIO_DEVICE_FEATURE, arg).rc || -ENOTTY;
+        return yield* this.#locked(() => vfio_ioctl_device_feature(ctx, this.#vfio.migration, arg));
       default:
         return -ENOTTY;
     }
@@ -204,6 +205,7 @@ export class VfioPciFile extends OpenFile {
       if (this.#isAttached) yield* iommufd_device_detach(this.#idev);
       yield* iommufd_device_unbind(this.#idev);
       pci_reset_function(this.#vfio.device);
+      this.#vfio.migration?.wasReset();
       this.#idev = undefined;
       this.#vfio.isBound = false;
     }
@@ -477,6 +479,7 @@ export class VfioPciFile extends OpenFile {
     const triggers = this.#triggers;
     const rc = pci_reset_function(this.#vfio.device);
     if (rc < 0) return rc;
+    this.#vfio.migration?.wasReset();
     for (const [vector, trigger] of triggers.entries())
       if (trigger !== undefined) this.#programVector(vector, trigger.vector);
     if (triggers.length > 0) this.#setMsixEnable(true);
