@@ -138,6 +138,7 @@ export class Board {
     if (fn.isPresent) return -EBUSY;
     const slot = this.slotOf(fn);
     if (slot !== undefined) {
+      if (slot.isOccupied) return -EBUSY;
       slot.insert();
     } else {
       fn.isPresent = true;
@@ -180,30 +181,41 @@ export class Board {
     this.#runtime.emit('slot.absent', { device: bdf });
   }
 
-  /** The slot a function is in; undefined where it is soldered. */
+  /** The slot a function is in, on a card or on what a card's switch leads to; undefined where it is soldered. */
   slotOf(fn: PciFunction): Slot | undefined {
-    const port = this.bridgeOf(fn).fabric.parentOf(fn);
-    return port === undefined ? undefined : this.#slots.get(port);
+    const { fabric } = this.bridgeOf(fn);
+    for (let port = fabric.parentOf(fn); port !== undefined; port = fabric.parentOf(port)) {
+      const slot = this.#slots.get(port);
+      if (slot !== undefined) return slot;
+    }
+    return undefined;
   }
 
-  /** Functions of a function's slot, itself included. */
+  /** Functions that come and go with a function, itself included, from the slot down: its card's, and all below. */
   slotMates(fn: PciFunction): PciFunction[] {
-    if (this.slotOf(fn) === undefined) return [fn];
-    return this.bridgeOf(fn).functions.filter(
-      (other) => other.bus === fn.bus && other.description.physfn === undefined,
-    );
+    const slot = this.slotOf(fn);
+    if (slot === undefined) return [fn];
+    const { fabric, functions } = this.bridgeOf(fn);
+    return functions
+      .filter((other) => fabric.isBelow(other, slot.port) && other.physicalFunction === undefined)
+      .sort((a, b) => a.bus - b.bus);
   }
 
   #wireBridge(port: PciFunction): void {
-    const { functions } = this.bridgeOf(port);
-    const isBelow = (fn: PciFunction): boolean => fn.bus >= port.secondaryBus && fn.bus <= port.subordinateBus;
+    const { functions, fabric } = this.bridgeOf(port);
+    const below = (): PciFunction[] => functions.filter((fn) => fabric.isBelow(fn, port));
     let slot: Slot | undefined;
     if (port.hasSlot) {
-      slot = new Slot(port, () => functions.filter((fn) => fn.bus === port.secondaryBus));
+      const isHere = (fn: PciFunction): boolean => this.slotOf(fn)?.port === port;
+      const inner = (): Slot[] => [...this.#slots.values()].filter((other) => isHere(other.port));
+      slot = new Slot(port, () => below().filter(isHere), inner);
       this.#slots.set(port, slot);
+      slot.start();
     }
     port.setBridgeHooks({
-      secondaryReset: () => functions.filter((fn) => fn.isPresent && isBelow(fn)).forEach((fn) => fn.reset()),
+      secondaryReset: () => {
+        for (const fn of below()) if (fn.isPresent) fn.reset();
+      },
       slotControlWritten: () => slot?.controlWritten(),
     });
   }
@@ -317,6 +329,8 @@ export class Board {
     const pf = this.functions.get(physfn);
     if (pf === undefined) throw new RangeError(`${fn.bdf}: there is no physical function ${physfn}`);
     pf.virtualFunctions.push(fn);
+    fn.physicalFunction = pf;
+    fn.wireMemoryEnable();
     if (pf.description.config === undefined) fn.isPresent = false;
   }
 

@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommu.c (reserved_regions, type), drivers/pci/pci-sysfs.c, Documentation/ABI/testing/
  * sysfs-bus-pci, sysfs-kernel-iommu_groups; domain.md B1, IF-1, IF-2.
  */
-import { CONFIG_BYTES, PCI_EXT_CAP_ID_SRIOV, PCI_SRIOV_NUM_VF, PCI_SRIOV_TOTAL_VF } from '../uapi/pci-regs.js';
+import { PCI_EXT_CAP_ID_SRIOV, PCI_SRIOV_NUM_VF, PCI_SRIOV_TOTAL_VF } from '../uapi/pci-regs.js';
 import type { Task } from '../runtime/task.js';
 import { EINVAL, EIO, ENODEV } from '../uapi/errno.js';
 import type { Device } from './device.js';
@@ -211,7 +211,7 @@ export class Sysfs {
       class: () => text(hexText(fn.configRead(0x08, 4) >>> 8, 6)),
       config: () => ({
         kind: 'file',
-        read: () => Uint8Array.from({ length: CONFIG_BYTES }, (_, i) => fn.configRead(i, 1)),
+        read: () => Uint8Array.from({ length: fn.configBytes }, (_, i) => fn.configRead(i, 1)),
       }),
       device: () => text(hexText(fn.configRead(0x02, 2), 4)),
       driver_override: () => ({

@@ -138,6 +138,7 @@ export const PCI_CAP_ID_SHPC = 0x0c;
 export const PCI_CAP_ID_SSVID = 0x0d;
 export const PCI_CAP_ID_EXP = 0x10;
 export const PCI_CAP_ID_MSIX = 0x11;
+export const PCI_CAP_ID_AF = 0x13;
 /** First extended capability. */
 export const PCI_EXT_CAP_START = 0x100;
 export const PCI_EXT_CAP_ID_ERR = 0x01;

@@ -188,12 +188,16 @@ class Naive {
   }
 
   answer(from: PciFunction, address: number, isTranslated = false): Answer {
-    const redirects = (fn: PciFunction): boolean =>
-      (this.#acs(fn) & 0x04) !== 0 && !(isTranslated && (this.#acs(fn) & 0x40) !== 0);
+    // Table 6-11: E and R together redirect what the vector names; R alone everything; E alone makes an error of what it names.
+    const redirects = (fn: PciFunction, target?: number): boolean => {
+      const isOn = (this.#acs(fn) & 0x04) !== 0 && !(isTranslated && (this.#acs(fn) & 0x40) !== 0);
+      const isSelective = (this.#acs(fn) & 0x20) !== 0;
+      return isOn && (!isSelective || (target !== undefined && this.#isForbidden(fn, target)));
+    };
     if (from.description.internalPeerToPeer === true) {
       const mates = this.#all.filter((fn) => fn !== from && fn.requesterId >> 3 === from.requesterId >> 3);
       const hit = mates.find((fn) => this.#claims(fn, address));
-      if (hit !== undefined && !redirects(from))
+      if (hit !== undefined && !redirects(from, hit.requesterId & 7))
         return this.#isForbidden(from, hit.requesterId & 7) ? ABORTED : this.#down(hit, address);
     }
     let id = from.requesterId;
@@ -207,7 +211,7 @@ class Naive {
       const hit = others.find((fn) => this.#claims(fn, address));
       if (kind === PCI_BRIDGE && hit !== undefined) return this.#down(hit, address);
       if (kind === UPSTREAM && hit !== undefined) {
-        if (redirects(below)) goesUp = true;
+        if (redirects(below, hit.requesterId >> 3)) goesUp = true;
         else if (this.#isForbidden(below, hit.requesterId >> 3)) return ABORTED;
         else return this.#down(hit, address);
       }
@@ -224,13 +228,13 @@ class Naive {
       if (kind === PCI_BRIDGE) id = above.configRead(0x19, 1) << 8;
       below = above;
     }
-    return this.#root(below, id, goesUp || redirects(below), address);
+    return this.#root(below, id, (target) => goesUp || redirects(below, target), address);
   }
 
-  #root(below: PciFunction, requesterId: number, goesUp: boolean, address: number): Answer {
+  #root(below: PciFunction, requesterId: number, goesUp: (target?: number) => boolean, address: number): Answer {
     if (this.#plan.abort && address >= 0x9000_0000 && address <= 0x9000_0fff) return NOWHERE;
-    if (this.#plan.peerToPeer && !goesUp) {
-      const hit = this.#all.find((fn) => fn !== below && fn.bus === 0 && this.#claims(fn, address));
+    const hit = this.#all.find((fn) => fn !== below && fn.bus === 0 && this.#claims(fn, address));
+    if (this.#plan.peerToPeer && !goesUp(hit && hit.requesterId >> 3)) {
       if (hit !== undefined) return this.#isForbidden(below, hit.requesterId >> 3) ? ABORTED : this.#down(hit, address);
       if (address >= Number(WINDOW.start) && address <= Number(WINDOW.last)) return NOWHERE;
     }

@@ -24,6 +24,7 @@ import {
   PCI_CAP_ID_MSI,
   PCI_CAP_ID_MSIX,
   PCI_CAP_ID_PM,
+  PCI_PM_CTRL,
   PCI_CAPABILITY_LIST,
   PCI_CLASS_REVISION,
   PCI_COMMAND,
@@ -146,6 +147,8 @@ export function buildConfig(description: PciFunctionDescription, { type, isMulti
   }
   const express = EXPRESS_TYPE[type];
   build.put(POWER_AT, 4, 0x0003_0000 | PCI_CAP_ID_PM);
+  if (express !== undefined)
+    build.put(POWER_AT + PCI_PM_CTRL.offset, 4, PCI_PM_CTRL.make({ NO_SOFT_RESET: 1 })[0] ?? 0);
   if (express === undefined) {
     build.put(PCI_CAPABILITY_LIST, 1, POWER_AT);
     return build.config;

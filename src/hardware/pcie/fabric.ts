@@ -100,9 +100,16 @@ export class Fabric {
     this.#captures = captures;
   }
 
-  /** The bridge right above a function; undefined on the root bus, and on buses that no bridge leads to. */
+  /** The bridge right above a function, of a virtual one the physical function's; undefined on the root bus, and on buses that no bridge leads to. */
   parentOf(fn: PciFunction): PciFunction | undefined {
-    return this.functions.find((bridge) => bridge.isBridge && bridge.secondaryBus === fn.bus && bridge !== fn);
+    const { bus } = fn.physicalFunction ?? fn;
+    return this.functions.find((bridge) => bridge.isBridge && bridge.secondaryBus === bus && bridge !== fn);
+  }
+
+  /** Whether a function sits below a bridge, however deep. */
+  isBelow(fn: PciFunction, bridge: PciFunction): boolean {
+    for (let port = this.parentOf(fn); port !== undefined; port = this.parentOf(port)) if (port === bridge) return true;
+    return false;
   }
 
   /** Where a request ends, or that it goes on to the IOMMU. */
@@ -130,7 +137,7 @@ export class Fabric {
       if (isConventionalBridge(port)) requesterId = aliasOf(port);
       below = port;
     }
-    return this.#atRoot(request, below, requesterId, isHairpin || isRedirecting(below, request), reach);
+    return this.#atRoot(request, below, requesterId, isHairpin, reach);
   }
 
   /** Whether a CPU's access to a BAR gets there: every bridge above must forward the address. */
@@ -151,8 +158,10 @@ export class Fabric {
     if (from.description.internalPeerToPeer !== true) return undefined;
     const siblings = this.functions.filter((fn) => fn !== from && isSameSlot(fn, from));
     const claim = this.#claim(siblings, request.address, reach);
-    if (claim === undefined || isRedirecting(from, request)) return undefined;
-    if (isEgressBlocked(from, claim.fn.requesterId & 7)) return blocked(from, 'P2P egress control', reach);
+    if (claim === undefined) return undefined;
+    const way = peerWay(from, request, claim.fn.requesterId & 7);
+    if (way === 'redirected') return undefined;
+    if (way === 'blocked') return blocked(from, 'P2P egress control', reach);
     return this.#deliver(claim, request.address, `device ${from.bdf.slice(0, -2)}`, reach);
   }
 
@@ -160,17 +169,18 @@ export class Fabric {
   #sideways(request: Request, below: PciFunction, port: PciFunction, reach: Reach): Route | 'redirected' | undefined {
     const isSwitch = port.expressType === PCI_EXP_TYPE.UPSTREAM;
     if (!isSwitch && !isConventionalBridge(port)) return undefined;
-    const others = this.functions.filter((fn) => fn !== below && fn.bus === below.bus);
+    const others = this.functions.filter((fn) => fn !== below && this.parentOf(fn) === port);
     const claim = this.#claim(others, request.address, reach);
     if (claim === undefined) return undefined;
     if (!isSwitch) return this.#deliver(claim, request.address, `conventional bus of ${port.bdf}`, reach);
-    if (isRedirecting(below, request)) return 'redirected';
-    if (isEgressBlocked(below, claim.fn.requesterId >> 3)) return blocked(below, 'P2P egress control', reach);
+    const way = peerWay(below, request, claim.fn.requesterId >> 3);
+    if (way === 'redirected') return way;
+    if (way === 'blocked') return blocked(below, 'P2P egress control', reach);
     return this.#deliver(claim, request.address, hopOf(below), reach);
   }
 
   /** The root complex. */
-  #atRoot(request: Request, below: PciFunction, requesterId: number, isRedirected: boolean, reach: Reach): Route {
+  #atRoot(request: Request, below: PciFunction, requesterId: number, isHairpin: boolean, reach: Reach): Route {
     const host = this.#description;
     const name = `root complex ${host.name}`;
     const { address } = request;
@@ -184,9 +194,9 @@ export class Fabric {
       const others = this.functions.filter((fn) => fn !== below && this.parentOf(fn) === undefined);
       const claim = this.#claim(others, address, reach);
       const window = host.windows.find((w) => reach.covers(spanOf(w)));
-      if (!isRedirected) {
-        if (claim !== undefined && isEgressBlocked(below, claim.fn.requesterId >> 3))
-          return blocked(below, 'P2P egress control', reach);
+      const way = isHairpin ? 'redirected' : peerWay(below, request, claim && claim.fn.requesterId >> 3);
+      if (way === 'blocked') return blocked(below, 'P2P egress control', reach);
+      if (way === 'direct') {
         if (claim !== undefined) return this.#deliver(claim, address, name, reach);
         const text = `in the host bridge's window 0x${window?.start.toString(16) ?? ''}-0x${window?.last.toString(16) ?? ''}, where nothing claims it`;
         if (window !== undefined) return nowhere(text, name, reach);
@@ -221,7 +231,7 @@ export class Fabric {
       const { fn: target, bar } = claim;
       return { kind: 'peer', target, bar, offset: address - target.barAddress(bar), hop, last: reach.last };
     }
-    const below = this.functions.filter((fn) => fn.bus === claim.fn.secondaryBus && fn !== claim.fn);
+    const below = this.functions.filter((fn) => this.parentOf(fn) === claim.fn);
     const next = this.#claim(below, address, reach);
     if (next !== undefined) return this.#deliver(next, address, hop, reach);
     return nowhere(`in the window of ${claim.fn.bdf}, where nothing claims it`, hop, reach);
@@ -271,18 +281,20 @@ function aliasOf(bridge: PciFunction): number {
   return bridge.expressType === PCI_EXP_TYPE.PCI_BRIDGE ? bridge.secondaryBus << 8 : bridge.requesterId;
 }
 
-/** P2P Request Redirect; Direct Translated P2P lets translated requests past it. */
-function isRedirecting(fn: PciFunction, request: Request): boolean {
+/**
+ * What a function's ACS says about a request to a peer (PCIe 5.0 6.12.3, table 6-11): with both P2P Request Redirect and P2P Egress
+ * Control only what the egress vector names is redirected, with Egress Control alone that is an error. Direct Translated P2P lets
+ * translated requests past redirection. `target` is a function's number or a port's device number; undefined when nobody claims the address.
+ */
+function peerWay(fn: PciFunction, request: Request, target: number | undefined): 'direct' | 'redirected' | 'blocked' {
   const control = fn.acsControl;
-  if ((control & PCI_ACS.RR) === 0) return false;
-  return request.addressType === 'untranslated' || (control & PCI_ACS.DT) === 0;
-}
-
-/** P2P Egress Control: bit `target` of the vector (a function, or a port's device number) forbids going there directly. */
-function isEgressBlocked(fn: PciFunction, target: number): boolean {
-  if ((fn.acsControl & PCI_ACS.EC) === 0) return false;
+  const isPassing = request.addressType === 'translated' && (control & PCI_ACS.DT) !== 0;
+  const redirects = (control & PCI_ACS.RR) !== 0 && !isPassing;
+  if ((control & PCI_ACS.EC) === 0) return redirects ? 'redirected' : 'direct';
   const vector = fn.configRead(fn.findExtendedCapability(PCI_EXT_CAP_ID_ACS) + PCI_ACS_EGRESS_CTL_V, 4);
-  return ((vector >>> (target & 31)) & 1) !== 0;
+  const isNamed = target !== undefined && ((vector >>> (target & 31)) & 1) !== 0;
+  if (!isNamed) return 'direct';
+  return redirects ? 'redirected' : 'blocked';
 }
 
 /** What a component is called in reports. */

@@ -13,6 +13,9 @@ import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import {
   CONFIG_BYTES,
+  CONVENTIONAL_CONFIG_BYTES,
+  PCI_CAP_ID_AF,
+  PCI_PM_CTRL,
   configRead,
   expressType,
   findCapability,
@@ -141,6 +144,8 @@ export class PciFunction {
   readonly isBridge: boolean;
   /** Of a physical function with SR-IOV, in order. */
   readonly virtualFunctions: PciFunction[] = [];
+  /** Of a virtual function. */
+  physicalFunction: PciFunction | undefined;
   isPresent: boolean;
   model: DeviceModel | undefined;
   /** Of a card that can migrate: every transaction of the model passes it. */
@@ -224,7 +229,9 @@ export class PciFunction {
     return this.isPresent && (this.#read(PCI_COMMAND, 2) & PCI_COMMAND_MASTER) !== 0;
   }
 
+  /** A virtual function has no memory enable of its own: its physical function's VF MSE decides (PCIe 9.3.3.3.4). */
   get decodesMemory(): boolean {
+    if (this.physicalFunction !== undefined) return this.isPresent && this.physicalFunction.#hasVfMemory;
     return this.isPresent && (this.#read(PCI_COMMAND, 2) & PCI_COMMAND_MEMORY) !== 0;
   }
 
@@ -277,9 +284,20 @@ export class PciFunction {
     this.#hooks = hooks;
   }
 
+  /** A virtual function's memory enable is hard-wired to zero. */
+  wireMemoryEnable(): void {
+    this.#writable[PCI_COMMAND] = (this.#writable[PCI_COMMAND] ?? 0) & ~PCI_COMMAND_MEMORY;
+    this.#write(PCI_COMMAND, 1, this.#read(PCI_COMMAND, 1) & ~PCI_COMMAND_MEMORY);
+  }
+
   /** Hardware's own change of a register: status bits that software cannot write. */
   show(offset: number, word: number): void {
     this.#write(offset, 4, word);
+  }
+
+  get #hasVfMemory(): boolean {
+    const at = this.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
+    return at !== 0 && PCI_SRIOV_CTRL.get([this.#read(at + PCI_SRIOV_CTRL.offset, 4)], 'MSE') === 1;
   }
 
   /** Virtual functions there are now: NumVFs of them while VF Enable is set (PCIe 9.3.3.3). */
@@ -299,6 +317,24 @@ export class PciFunction {
   get hasFlr(): boolean {
     const capability = this.findCapability(PCI_CAP_ID_EXP);
     return capability !== 0 && PCI_EXP_DEVCAP.get([this.#read(capability + PCI_EXP_DEVCAP.offset, 4)], 'FLR') === 1;
+  }
+
+  /** Advanced Features FLR of a conventional function (PCI AF ECN). */
+  get hasAdvancedFlr(): boolean {
+    const capability = this.findCapability(PCI_CAP_ID_AF);
+    return capability !== 0 && (this.#read(capability + 3, 1) & 3) === 3;
+  }
+
+  /** Going to D3hot and back resets it (PCI PM 1.2 3.2.4: No_Soft_Reset is 0). */
+  get hasPowerReset(): boolean {
+    const capability = this.findCapability(PCI_CAP_ID_PM);
+    const word = [this.#read(capability + PCI_PM_CTRL.offset, 4)];
+    return capability !== 0 && PCI_PM_CTRL.get(word, 'NO_SOFT_RESET') === 0;
+  }
+
+  /** Bytes of configuration space: only PCI Express has more than 256. */
+  get configBytes(): number {
+    return this.expressType === undefined ? CONVENTIONAL_CONFIG_BYTES : CONFIG_BYTES;
   }
 
   /** Whether the port has a slot (PCI_EXP_FLAGS_SLOT) that can be controlled. */

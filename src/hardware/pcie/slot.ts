@@ -13,15 +13,26 @@ export class Slot {
   readonly port: PciFunction;
   readonly #at: number;
   readonly #cards: () => readonly PciFunction[];
-  #isOccupied: boolean;
-  #isOn: boolean;
+  readonly #inner: () => readonly Slot[];
+  #isOccupied = false;
+  #isOn = false;
 
-  /** `cards`: the functions that are, or can be, in the slot. */
-  constructor(port: PciFunction, cards: () => readonly PciFunction[]) {
+  /** `cards`: the functions that are, or can be, in the slot, but for those in a slot of their own; `inner`: those slots. */
+  constructor(port: PciFunction, cards: () => readonly PciFunction[], inner: () => readonly Slot[]) {
     this.port = port;
     this.#at = port.findCapability(PCI_CAP_ID_EXP);
     this.#cards = cards;
-    this.#isOccupied = cards().some((card) => card.isPresent);
+    this.#inner = inner;
+  }
+
+  /** A card is in it, with power or without. */
+  get isOccupied(): boolean {
+    return this.#isOccupied;
+  }
+
+  /** The machine is switched on: what is in the slot has power. */
+  start(): void {
+    this.#isOccupied = this.#cards().some((card) => card.isPresent);
     this.#isOn = this.#isOccupied;
     this.#setControl({ PCC: this.#isOn ? 0 : 1, PIC: this.#isOn ? INDICATOR_ON : INDICATOR_OFF, AIC: INDICATOR_OFF });
     this.#show({});
@@ -52,7 +63,7 @@ export class Slot {
   }
 
   #setPower(): void {
-    const answers = this.#isOccupied && this.#isOn;
+    const answers = this.#isOccupied && this.#isOn && this.port.isPresent;
     let changed = false;
     for (const card of this.#cards()) {
       // Virtual functions come and go with their physical function.
@@ -62,6 +73,7 @@ export class Slot {
       card.isPresent = answers;
     }
     this.#show(changed ? { DLLSC: 1 } : {});
+    for (const slot of this.#inner()) slot.#setPower();
   }
 
   /** Status as it is now, with these changes latched. */

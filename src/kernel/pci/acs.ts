@@ -51,6 +51,12 @@ const VOUCHED: readonly Vouched[] = [
   { vendor: 0x19a2, devices: [0x0710], flags: ENDPOINT_ISOLATION },
   { vendor: 0x10df, devices: [0x0720], flags: ENDPOINT_ISOLATION },
   { vendor: 0x177d, devices: [0xa026, 0xa059, 0xa060], flags: ENDPOINT_ISOLATION },
+  {
+    vendor: 0x177d,
+    devices: [...span(0xa000, 0xa7ff), 0xaf84, 0xb884],
+    type: PCI_EXP_TYPE.ROOT_PORT,
+    flags: REQ_ACS_FLAGS,
+  },
   { vendor: 0x10e8, devices: [0xe004], flags: REQ_ACS_FLAGS },
   { vendor: 0x1def, devices: span(0xe005, 0xe00c), flags: REQ_ACS_FLAGS },
   { vendor: 0x14e4, devices: [0x16d7, ...span(0x1750, 0x1752), ...span(0x1760, 0x1763)], flags: ENDPOINT_ISOLATION },

@@ -13,8 +13,9 @@
 import type { Board } from '../../hardware/board.js';
 import type { PciFunction } from '../../hardware/pcie/function.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import { Mutex } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
-import { EBUSY, EINVAL, ENODEV, ERANGE } from '../../uapi/errno.js';
+import { EBUSY, EINVAL, ENODEV, ENOENT, ERANGE } from '../../uapi/errno.js';
 import {
   PCI_CAP_ID_EXP,
   PCI_COMMAND,
@@ -69,6 +70,10 @@ export class PciCore {
   readonly #vfio: VfioCore;
   readonly #acs: AcsPolicy;
   readonly #devices = new Map<string, Device>();
+  /** Slots that work on an event (pciehp has a thread a slot), by the slot's port, or the card where there is none. */
+  readonly #slotLocks = new Map<string, Mutex>();
+  /** Slots whose card is leaving, and whether it has been torn out meanwhile. */
+  readonly #leaving = new Map<string, { isGone: boolean }>();
 
   constructor(runtime: NodeRuntime, board: Board, iommu: IommuCore, irq: IrqCore, vfio: VfioCore) {
     this.#runtime = runtime;
@@ -78,7 +83,8 @@ export class PciCore {
     this.#vfio = vfio;
     this.#acs = new AcsPolicy(board.description);
     board.onHotplug((bdf, what) => {
-      runtime.spawn(`pciehp/${bdf}`, what === 'present' ? this.#cardPresent(bdf) : this.#cardLeaves(bdf, what));
+      const task = this.#slotEvent(bdf, what);
+      if (task !== undefined) runtime.spawn(`pciehp/${bdf}`, task);
     });
   }
 
@@ -150,7 +156,8 @@ export class PciCore {
     return 0;
   }
 
-  /** `sriov_numvfs`: 0 or -errno as the kernel's store function: EBUSY while there are some, ERANGE beyond TotalVFs, EINVAL without SR-IOV. */
+  /** `sriov_numvfs`: 0 or -errno as the kernel's store function: EBUSY while there are some, ERANGE beyond TotalVFs, ENOENT when
+   * no driver that could give them has it, EINVAL without SR-IOV. */
   *setVirtualFunctions(device: Device, count: number): Task<number> {
     const fn = device.function;
     const at = fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
@@ -158,18 +165,25 @@ export class PciCore {
     if (count > fn.configRead(at + PCI_SRIOV_TOTAL_VF, 2)) return -ERANGE;
     const now = fn.configRead(at + PCI_SRIOV_NUM_VF, 2);
     if (count === now) return 0;
+    if (device.driver === undefined || MANAGE_OWN_DMA.includes(device.driver)) return -ENOENT;
     if (count > 0 && now > 0) return -EBUSY;
+    yield* this.#changeVirtualFunctions(device, count);
+    return 0;
+  }
+
+  *#changeVirtualFunctions(device: Device, count: number): Task<void> {
+    const fn = device.function;
+    const at = fn.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
     if (count === 0) for (const vf of fn.virtualFunctions) yield* this.#leave(vf.bdf);
     fn.configWrite(at + PCI_SRIOV_NUM_VF, 2, count);
     fn.configWrite(at + PCI_SRIOV_CTRL.offset, 2, count > 0 ? VF_ENABLE | VF_MEMORY : 0);
     for (const vf of fn.virtualFunctions) if (vf.isPresent) yield* this.#add(vf);
     this.#runtime.emit('pci.sriov', { device: device.name, count });
-    return 0;
   }
 
   *#enableVirtualFunctions(device: Device): Task<void> {
     const { sriov } = device.function.description;
-    if (sriov !== undefined && sriov.numVfs > 0) yield* this.setVirtualFunctions(device, sriov.numVfs);
+    if (sriov !== undefined && sriov.numVfs > 0) yield* this.#changeVirtualFunctions(device, sriov.numVfs);
   }
 
   *#add(fn: PciFunction): Task<void> {
@@ -234,26 +248,44 @@ export class PciCore {
     if (isBridge) yield* this.probe(device);
   }
 
-  /** A card is in a slot: power it, wait for the link, and scan (pciehp_enable_slot). */
-  *#cardPresent(bdf: string): Task<void> {
+  /** What is done about an event; undefined when it only changes what is being done already. One after the other in a slot. */
+  #slotEvent(bdf: string, what: 'present' | 'absent' | 'gone'): Task<void> | undefined {
     const fn = this.#board.functions.get(bdf);
-    if (fn === undefined) return;
+    if (fn === undefined) return undefined;
+    const key = this.#board.slotOf(fn)?.port.bdf ?? bdf;
+    const lock = this.#slotLocks.get(key) ?? new Mutex(`pciehp:${key}`);
+    this.#slotLocks.set(key, lock);
+    if (what === 'gone') this.#runtime.emit('pciehp.surprise-removal', { device: bdf });
+    const leaving = this.#leaving.get(key);
+    if (what !== 'present' && leaving !== undefined) {
+      leaving.isGone ||= what === 'gone';
+      return undefined;
+    }
+    if (what !== 'present') this.#leaving.set(key, { isGone: what === 'gone' });
+    const act = what === 'present' ? this.#cardPresent(fn) : this.#cardLeaves(fn, key);
+    return locked(lock, act);
+  }
+
+  /** A card is in a slot: power it, wait for the link, and scan (pciehp_enable_slot). */
+  *#cardPresent(fn: PciFunction): Task<void> {
     yield* this.#controlSlot(fn, POWER_ON);
     for (const mate of this.#board.slotMates(fn))
       if (mate.isPresent && !this.#devices.has(mate.bdf)) yield* this.#add(mate);
   }
 
-  /** Asked for back, or gone already (pciehp_disable_slot). An orderly removal ends with the slot off and the card in hand. */
-  *#cardLeaves(bdf: string, how: 'absent' | 'gone'): Task<void> {
-    const fn = this.#board.functions.get(bdf);
-    if (fn === undefined) return;
-    if (how === 'gone') this.#runtime.emit('pciehp.surprise-removal', { device: bdf });
-    for (const mate of this.#board.slotMates(fn)) {
+  /**
+   * Asked for back, or gone already (pciehp_disable_slot); what is deepest leaves first. An orderly removal ends with the slot off and
+   * the card in hand.
+   */
+  *#cardLeaves(fn: PciFunction, key: string): Task<void> {
+    for (const mate of this.#board.slotMates(fn).reverse()) {
       for (const vf of mate.virtualFunctions) yield* this.#leave(vf.bdf);
       yield* this.#leave(mate.bdf);
     }
     yield* this.#controlSlot(fn, POWER_OFF);
-    if (how === 'absent') this.#board.remove(bdf);
+    const isGone = this.#leaving.get(key)?.isGone === true;
+    this.#leaving.delete(key);
+    if (!isGone) this.#board.remove(fn.bdf);
   }
 
   /** Clears what changed in the slot and switches its power, as the port's driver. */
@@ -277,4 +309,10 @@ export class PciCore {
     yield* this.#iommu.removeDevice(device);
     this.#devices.delete(bdf);
   }
+}
+
+function* locked(lock: Mutex, act: Task<void>): Task<void> {
+  yield* lock.lock();
+  yield* act;
+  lock.unlock();
 }

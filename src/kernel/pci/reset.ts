@@ -2,8 +2,8 @@
  * Resetting a function without losing what the kernel set up.
  *
  * A reset clears a function's controls, ACS and ATS among them; the kernel saves them before and restores them after, else a
- * group that was isolated would not be any more. What resets: function-level reset where the function has it, else a reset of the
- * secondary bus when the function is alone on it (pci_reset_bus_function).
+ * group that was isolated would not be any more. What resets: function-level reset (PCIe or AF) where the function has it, else the way to
+ * D3hot and back where that resets, else a reset of the secondary bus when the function is alone on it (pci_reset_bus_function).
  *
  * Source: Linux drivers/pci/pci.c (pci_save_state, pci_restore_state, __pci_reset_function_locked); PCIe 5.0 6.6.
  */
@@ -41,21 +41,27 @@ function pci_save_state({ function: fn }: Device): SavedRegister[] {
   return offsets.map((offset) => ({ offset, value: fn.configRead(offset, 2) }));
 }
 
-/** Whether a function can be reset without its neighbours. */
+/** Whether a function can be reset without its neighbours; a virtual function's bus is its physical function's. */
 function isAloneOnBus(device: Device): boolean {
-  return device.parent !== undefined && device.busMates().length === 0;
+  const isVirtual = device.function.physicalFunction !== undefined;
+  return device.parent !== undefined && !isVirtual && device.busMates().length === 0;
+}
+
+/** A reset of its own: FLR, or the way to D3hot and back. */
+function hasOwnReset({ function: fn }: Device): boolean {
+  return fn.hasFlr || fn.hasAdvancedFlr || fn.hasPowerReset;
 }
 
 /** Whether {@link pci_reset_function} can. */
 export function pci_can_reset(device: Device): boolean {
-  return device.function.hasFlr || isAloneOnBus(device);
+  return hasOwnReset(device) || isAloneOnBus(device);
 }
 
 /** Resets a function and puts its controls back; -ENOTTY when nothing can reset it alone. */
 export function pci_reset_function(device: Device): number {
   const { function: fn } = device;
   const saved = pci_save_state(device);
-  if (fn.hasFlr) {
+  if (hasOwnReset(device)) {
     fn.reset();
   } else {
     const bridge = device.parent?.function;

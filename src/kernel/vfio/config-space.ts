@@ -9,7 +9,14 @@
  * Source: Linux drivers/vfio/pci/vfio_pci_config.c; PCIe 5.0 7.5.1.
  */
 import { type PciFunction } from '../../hardware/pcie/function.js';
-import { PCI_BAR0, PCI_CAP_ID_EXP, PCI_CAP_ID_PM, PCI_COMMAND, PCI_EXP_DEVCTL } from '../../uapi/pci-regs.js';
+import {
+  PCI_BAR0,
+  PCI_CAP_ID_EXP,
+  PCI_CAP_ID_PM,
+  PCI_COMMAND,
+  PCI_COMMAND_MEMORY,
+  PCI_EXP_DEVCTL,
+} from '../../uapi/pci-regs.js';
 
 /** End of the six BARs. */
 const BARS_END = 0x28;
@@ -25,6 +32,8 @@ export class VirtualConfigSpace {
   readonly #bars = new Uint8Array(BARS_END - PCI_BAR0);
   /** Offsets, besides the command register, at which user space writes the device's own registers. */
   readonly #passedThrough: ReadonlySet<number>;
+  /** A virtual function has no memory enable: user space sees the bit it writes, set at first. */
+  #memoryBit = PCI_COMMAND_MEMORY;
   /** Upper byte of Device Control where the function can reset itself; -1 where it cannot. */
   readonly #deviceControl: number;
 
@@ -44,6 +53,8 @@ export class VirtualConfigSpace {
   read(offset: number, lengthBytes: number): Uint8Array {
     return Uint8Array.from({ length: lengthBytes }, (_, i) => {
       const at = offset + i;
+      if (at === PCI_COMMAND && this.#fn.physicalFunction !== undefined)
+        return (this.#fn.configRead(at, 1) & ~PCI_COMMAND_MEMORY) | this.#memoryBit;
       return at >= PCI_BAR0 && at < BARS_END ? (this.#bars[at - PCI_BAR0] ?? 0) : this.#fn.configRead(at, 1);
     });
   }
@@ -61,8 +72,10 @@ export class VirtualConfigSpace {
 
   #writeByte(at: number, byte: number): void {
     if (at >= PCI_BAR0 && at < BARS_END) this.#writeBar(at, byte);
-    else if (at >= PCI_COMMAND && at < PCI_COMMAND + 2) this.#fn.configWrite(at, 1, byte);
-    else if (this.#passedThrough.has(at)) this.#fn.configWrite(at, 1, byte);
+    else if (at >= PCI_COMMAND && at < PCI_COMMAND + 2) {
+      if (at === PCI_COMMAND) this.#memoryBit = byte & PCI_COMMAND_MEMORY;
+      this.#fn.configWrite(at, 1, byte);
+    } else if (this.#passedThrough.has(at)) this.#fn.configWrite(at, 1, byte);
   }
 
   /** Only address bits of BARs that exist change, so sizing works as on the device. */

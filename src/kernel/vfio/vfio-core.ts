@@ -22,12 +22,24 @@ export class VfioDevice {
   isBound = false;
   /** The device is leaving: a descriptor that is not bound yet cannot be bound any more. */
   isGoing = false;
+  readonly #requests = new Map<object, () => void>();
 
   constructor(index: number, device: Device, migration: VfioMigration | undefined) {
     this.index = index;
     this.migration = migration;
     this.device = device;
     this.closed = new WaitQueue(`vfio users of ${device.name}`);
+  }
+
+  /** How an open descriptor is asked to let go (vfio_device_ops.request); undefined takes that back. */
+  onRequest(descriptor: object, ask: (() => void) | undefined): void {
+    if (ask === undefined) this.#requests.delete(descriptor);
+    else this.#requests.set(descriptor, ask);
+  }
+
+  /** Asks everybody who has it open. */
+  request(): void {
+    for (const ask of this.#requests.values()) ask();
   }
 
   /** `vfio3` */
@@ -70,6 +82,7 @@ export class VfioCore {
     const vfio = this.#registered.find((entry) => entry.device === device);
     if (vfio === undefined) return;
     vfio.isGoing = true;
+    vfio.request();
     while (vfio.openCount > 0) yield vfio.closed;
     this.#devices[vfio.index] = undefined;
   }

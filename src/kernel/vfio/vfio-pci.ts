@@ -11,16 +11,10 @@
  */
 import { s32, u32, type FieldSpecs, type Struct, type StructValue } from '../../layout/struct.js';
 import { type PciFunction } from '../../hardware/pcie/function.js';
-import {
-  CONFIG_BYTES,
-  PCI_MSIX_ENTRY_SIZE,
-  PCI_COMMAND,
-  PCI_COMMAND_MEMORY,
-  PCI_CAP_ID_MSIX,
-} from '../../uapi/pci-regs.js';
+import { PCI_MSIX_ENTRY_SIZE, PCI_COMMAND, PCI_COMMAND_MEMORY, PCI_CAP_ID_MSIX } from '../../uapi/pci-regs.js';
 import { Mutex } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
-import { EAGAIN, EBADF, EBADFD, EFAULT, EINVAL, EIO, ENODEV, ENOTTY } from '../../uapi/errno.js';
+import { EAGAIN, EBADF, EBADFD, EFAULT, EINVAL, EIO, ENOTTY, ERANGE } from '../../uapi/errno.js';
 import type { Ioctl } from '../../uapi/ioctl.js';
 import {
   VFIO_DEVICE_ATTACH_IOMMUFD_PT,
@@ -45,7 +39,9 @@ import {
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_IRQ_SET_DATA_TYPE_MASK,
   VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_ERR_IRQ_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
+  VFIO_PCI_REQ_IRQ_INDEX,
   VFIO_PCI_NUM_IRQS,
   VFIO_PCI_INTX_IRQ_INDEX,
   VFIO_PCI_NUM_REGIONS,
@@ -103,12 +99,16 @@ export class VfioPciFile extends OpenFile {
   /** By vector; an entry exists for each enabled vector, undefined while it has no eventfd. */
   #triggers: (Trigger | undefined)[] = [];
 
+  /** Eventfds of indices that the kernel signals itself. */
+  readonly #notifiers = new Map<number, EventFile>();
+
   constructor(vfio: VfioDevice, irq: IrqCore) {
     super();
     this.#vfio = vfio;
     this.#irq = irq;
     this.#config = new VirtualConfigSpace(vfio.device.function);
     vfio.openCount++;
+    vfio.onRequest(this, () => this.#notifiers.get(VFIO_PCI_REQ_IRQ_INDEX)?.signal());
   }
 
   override *ioctl(ctx: SyscallContext, cmd: number, arg: bigint): Task<number> {
@@ -211,6 +211,7 @@ export class VfioPciFile extends OpenFile {
     }
     this.#lock.unlock();
     this.#vfio.openCount--;
+    this.#vfio.onRequest(this, undefined);
     this.#vfio.closed.wakeAll();
   }
 
@@ -310,6 +311,8 @@ export class VfioPciFile extends OpenFile {
     const { rc, value } = readStruct(ctx, VFIO_DEVICE_GET_IRQ_INFO, arg);
     if (value === undefined) return rc;
     if (value.index >= VFIO_PCI_NUM_IRQS) return -EINVAL;
+    const isExpress = this.#vfio.device.function.expressType !== undefined;
+    if (value.index === VFIO_PCI_ERR_IRQ_INDEX && !isExpress) return -EINVAL;
     const isIntx = value.index === VFIO_PCI_INTX_IRQ_INDEX;
     const flags = isIntx ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED : VFIO_IRQ_INFO_NORESIZE;
     return writeStruct(ctx, VFIO_DEVICE_GET_IRQ_INFO.struct, arg, {
@@ -319,13 +322,16 @@ export class VfioPciFile extends OpenFile {
     });
   }
 
-  /** Interrupts behind an index: functions here have MSI-X and nothing else. */
+  /** Interrupts behind an index. Vectors are MSI-X only; the request and, of PCI Express, the error notifier are the kernel's own. */
   #irqCount(index: number): number {
-    return index === VFIO_PCI_MSIX_IRQ_INDEX ? this.#vfio.device.function.msixVectors : 0;
+    const { function: fn } = this.#vfio.device;
+    if (index === VFIO_PCI_MSIX_IRQ_INDEX) return fn.msixVectors;
+    if (index === VFIO_PCI_ERR_IRQ_INDEX) return fn.expressType === undefined ? 0 : 1;
+    return index === VFIO_PCI_REQ_IRQ_INDEX ? 1 : 0;
   }
 
   #regionSize(index: number): number {
-    if (index === VFIO_PCI_CONFIG_REGION_INDEX) return CONFIG_BYTES;
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) return this.#vfio.device.function.configBytes;
     return this.#vfio.device.function.bars.find((bar) => bar.index === index)?.sizeBytes ?? 0;
   }
 
@@ -375,12 +381,46 @@ export class VfioPciFile extends OpenFile {
     const data = ctx.copy_from_user(arg + BigInt(VFIO_DEVICE_SET_IRQS.struct.sizeBytes), dataBytes);
     if (data === undefined) return -EFAULT;
     if (action !== VFIO_IRQ_SET_ACTION_TRIGGER) return -ENOTTY;
-    if (type === VFIO_IRQ_SET_DATA_NONE && value.count === 0) {
+    if (value.index === VFIO_PCI_REQ_IRQ_INDEX || value.index === VFIO_PCI_ERR_IRQ_INDEX)
+      return this.#setNotifier(ctx, value.index, value.count, type, data);
+    const isEnabled = this.#triggers.length > 0;
+    if (isEnabled && type === VFIO_IRQ_SET_DATA_NONE && value.count === 0) {
       yield* this.#disableMsix();
       return 0;
     }
-    if (type === VFIO_IRQ_SET_DATA_EVENTFD) return yield* this.#setTriggers(ctx, value.start, value.count, data);
+    if (type === VFIO_IRQ_SET_DATA_EVENTFD) {
+      // pci_alloc_irq_vectors with fewer than one.
+      if (!isEnabled && value.start + value.count === 0) return -ERANGE;
+      return yield* this.#setTriggers(ctx, value.start, value.count, data);
+    }
     return this.#fire(value.start, value.count, type === VFIO_IRQ_SET_DATA_BOOL ? data : undefined);
+  }
+
+  /**
+   * The eventfd of an index with one interrupt that the kernel raises itself (vfio_pci_set_ctx_trigger_single): the request to let go of
+   * the device, and errors of the link, of which none happen here.
+   */
+  #setNotifier(ctx: SyscallContext, index: number, count: number, type: number, data: Uint8Array): number {
+    const notifier = this.#notifiers.get(index);
+    if (type === VFIO_IRQ_SET_DATA_NONE) {
+      if (notifier === undefined) return -EINVAL;
+      if (count > 0) notifier.signal();
+      else this.#notifiers.delete(index);
+      return 0;
+    }
+    if (count === 0) return -EINVAL;
+    if (type === VFIO_IRQ_SET_DATA_BOOL) {
+      if (data[0] !== 0) notifier?.signal();
+      return 0;
+    }
+    const fd = s32.read(new DataView(data.buffer, data.byteOffset), 0);
+    if (fd < -1) return -EINVAL;
+    this.#notifiers.delete(index);
+    if (fd === -1) return 0;
+    const eventfd = ctx.process.files.get(fd);
+    if (!(eventfd instanceof EventFile)) return eventfd === undefined ? -EBADF : -EINVAL;
+    this.#notifiers.set(index, eventfd);
+    return 0;
   }
 
   /**
@@ -471,11 +511,13 @@ export class VfioPciFile extends OpenFile {
 
   // --- reset ---
 
-  /** pci_try_reset_function: the device forgets; its controls and MSI-X are put back. -ENODEV, or what kept it from a reset. */
+  /** pci_try_reset_function: the device forgets; its controls and MSI-X are put back. -EINVAL when nothing resets it,
+   * -EAGAIN while it is being removed. */
   *#reset(): Task<number> {
+    if (!pci_can_reset(this.#vfio.device)) return -EINVAL;
+    // The device's lock is with the remover, who waits for this descriptor.
+    if (this.#vfio.isGoing) return -EAGAIN;
     yield FLR_NS;
-    const { function: fn } = this.#vfio.device;
-    if (!fn.isPresent) return -ENODEV;
     const triggers = this.#triggers;
     const rc = pci_reset_function(this.#vfio.device);
     if (rc < 0) return rc;
