@@ -13,7 +13,7 @@ import type { Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
-import { NicDriver } from '../vmm/nic-driver.js';
+import { NicDriver, type NicOutcome } from '../vmm/nic-driver.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
 import { endsText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
@@ -157,12 +157,13 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
 export function* performNic(holder: DeviceHolder, step: NicStep): Task<StepResult> {
   const from = yield* nextTransaction(holder.host);
   const driver = yield* NicDriver.start(holder.device, holder, step.at);
-  const { sent, intact, damaged, received, isStopped, isInterrupted } = yield* driver.exchange(
-    step.pair,
-    step.frames,
-    Number(step.length),
-  );
-  yield* holder.device.disableMsix();
+  let outcome: NicOutcome;
+  try {
+    outcome = yield* driver.exchange(step.pair, step.frames, Number(step.length));
+  } finally {
+    yield* driver.stop();
+  }
+  const { sent, intact, damaged, received, isStopped, isInterrupted } = outcome;
   const { bdf } = holder.device;
   const dma = yield* endsSince(holder, from, 'dma');
   const messages = yield* endsSince(holder, from, 'msi');

@@ -165,7 +165,7 @@ const steps = {
       /** Where its driver puts rings and buffers: memory of the owner, by the addresses the device uses. */
       at: address,
       /** Frames sent to itself through a pair of queues. */
-      frames: count(1, 63).default(8),
+      frames: count(1, 65_536).default(8),
       length: size.default(1500n),
       pair: count(0, NIC_PAIRS - 1).default(0),
       as,

@@ -432,10 +432,8 @@ describe('routing equals the rules', () => {
           expect(isDone).toBe(true);
           const { ends = [] } = board.analyser.records.at(-1) ?? {};
           let done = 0;
-          for (const [index, end] of ends.entries()) {
+          for (const end of ends) {
             expect(end.iova).toBe(BigInt(address + done));
-            const isLost = end.kind === 'nowhere' || end.kind === 'aborted';
-            expect(isLost && index + 1 < ends.length, 'nothing is sent after a loss').toBe(false);
             for (const offset of [0, 1, end.lengthBytes >> 1, end.lengthBytes - 1]) {
               if (offset < 0 || offset >= end.lengthBytes) continue;
               const at = address + done + offset;
@@ -462,8 +460,7 @@ describe('routing equals the rules', () => {
             }
             done += end.lengthBytes;
           }
-          const lastKind = ends.at(-1)?.kind;
-          if (lastKind === 'memory' || lastKind === 'peer') expect(done).toBe(length);
+          expect(done).toBe(length);
         },
       ),
       { ...RUNS, numRuns: 400 },

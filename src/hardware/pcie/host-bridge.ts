@@ -127,12 +127,14 @@ export class HostBridge implements UpstreamPort {
   ): Task<boolean> {
     const ends: TransactionEnd[] = [];
     let isOk = true;
-    for (let done = 0; done < lengthBytes && isOk;) {
+    // Writes are posted: no completion tells the function of a failure, so the rest goes out as well. A read stops at its first.
+    const goesOn = (): boolean => isOk || (direction !== 'read' && fn.isPresent && fn.isBusMaster);
+    for (let done = 0; done < lengthBytes && goesOn();) {
       const at = BigInt.asUintN(64, iova + BigInt(done));
       const length = Math.min(lengthBytes - done, PIECE_BYTES - Number(at % BigInt(PIECE_BYTES)));
       const piece = yield* this.#piece(fn, direction, at, length, data?.subarray(done, done + length));
       ends.push(piece.end);
-      isOk = piece.end.kind !== 'aborted' && piece.end.kind !== 'nowhere';
+      isOk &&= piece.end.kind !== 'aborted' && piece.end.kind !== 'nowhere';
       if (piece.bytes !== undefined) onRead?.(piece.bytes, done);
       done += piece.end.lengthBytes;
     }
