@@ -22,12 +22,14 @@ const forbiddenInRuns = [
 ];
 
 export default tseslint.config(
-  { ignores: ['dist/**', 'out/**', 'coverage/**', 'src/core/wasm/*.as.ts', 'src/core/wasm/module.generated.ts'] },
+  { ignores: ['dist/**', 'out/**', 'coverage/**', 'src/core/wasm/*.as.ts', 'src/**/*.generated.ts'] },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: {
       parserOptions: {
-        projectService: { allowDefaultProject: ['*.js', '*.mjs', 'src/core/wasm/*.mjs', 'test/bench/*.mjs'] },
+        projectService: {
+          allowDefaultProject: ['*.js', '*.mjs', 'src/core/wasm/*.mjs', 'src/report/page/*.mjs', 'test/bench/*.mjs'],
+        },
       },
     },
     rules: {

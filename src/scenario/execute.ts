@@ -13,6 +13,8 @@ import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
 import type { Scenario } from './load.js';
 import type { Check, CheckVerdict } from './results.js';
 import { ScenarioRunner, type GuestLog, type ScenarioRecord, type StepLog } from './runner.js';
+import { subjectsOf } from './subjects.js';
+import { timelineOf, type Timeline } from './timeline.js';
 
 /** How to run. */
 export interface ExecuteOptions {
@@ -42,6 +44,8 @@ interface HostSummary {
 export interface ScenarioOutcome {
   readonly name: string;
   readonly file: string;
+  /** The file's text, for reports that show it. */
+  readonly text: string;
   readonly title: string;
   readonly covers: readonly string[];
   readonly seed: number;
@@ -50,9 +54,12 @@ export interface ScenarioOutcome {
   readonly virtualNs: number;
   readonly checks: readonly Check[];
   readonly steps: readonly StepLog[];
+  /** The step that each check is about, by its index. */
+  readonly subjects: readonly (number | undefined)[];
   readonly guests: readonly GuestLog[];
   readonly hosts: readonly HostSummary[];
   readonly transactions: ScenarioRecord['transactions'];
+  readonly timeline: Timeline;
   /** Set when the testbed itself broke, not the scenario. */
   readonly isBroken: boolean;
 }
@@ -135,6 +142,7 @@ export async function executeScenario(
   const outcome: ScenarioOutcome = {
     name: scenario.name,
     file: scenario.file,
+    text: scenario.text,
     title: scenario.title,
     covers: scenario.covers,
     seed: options.seed,
@@ -143,9 +151,11 @@ export async function executeScenario(
     virtualNs: finished.virtualNs,
     checks,
     steps: record?.steps ?? [],
+    subjects: subjectsOf(scenario, checks, record?.steps ?? []),
     guests: record?.guests ?? [],
     hosts: summarise(scenario),
     transactions: record?.transactions ?? [],
+    timeline: timelineOf(finished.events),
     isBroken: finished.failure?.kind === 'broken',
   };
   return { outcome, trace: { lines: linesOf(finished.events), choices: finished.choices } };

@@ -1,0 +1,226 @@
+/**
+ * A finished run → the data of the page.
+ *
+ * Here everything is worked out that needs the words of the testbed: which ranges lie over each other, which transactions did
+ * not end where they should, when a migration was in which phase, and which check, step, range and transaction belong
+ * together. The page only draws. Pure, and a function of the outcome alone: the same run gives the same page, byte by byte.
+ */
+import { basename, dirname } from 'node:path';
+import type { ScenarioOutcome } from '../scenario/execute.js';
+import { conflictText, endText, wayText, type StepResult } from '../scenario/results.js';
+import { hexText } from '../scenario/units.js';
+import { migrationsOf, staysOf } from './movements.js';
+import type {
+  PageCheck,
+  PageEvent,
+  PageLane,
+  PageRun,
+  PageScenario,
+  PageSpan,
+  PageStep,
+  PageTransaction,
+  PageWay,
+} from './page/data.js';
+import { runDigest, type FinishedRun } from './summary.js';
+import { headline, totalsLine } from './terminal.js';
+
+type Transaction = ScenarioOutcome['transactions'][number]['records'][number];
+type End = Transaction['ends'][number];
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+/** The order of verdicts in lists. */
+const ORDER = ['fail', 'inconclusive', 'pass'];
+
+function byVerdict(a: { readonly verdict: string }, b: { readonly verdict: string }): number {
+  return ORDER.indexOf(a.verdict) - ORDER.indexOf(b.verdict);
+}
+
+function span(range: { readonly start: bigint; readonly last: bigint }, label: string, kind: string): PageSpan {
+  return { start: hexText(range.start), last: hexText(range.last), label, kind };
+}
+
+function lanesOf(outcome: ScenarioOutcome): PageLane[] {
+  const guests = outcome.guests.map((guest) => ({
+    title: `${guest.name} (${guest.machine})`,
+    spans: guest.ram.map((block) => span(block, block.name, 'ram')),
+  }));
+  const hosts = outcome.hosts.map((host) => {
+    const regions = host.reservedRegions.map((region) => {
+      const devices = region.devices === undefined ? '' : ` (${region.devices.join(', ')})`;
+      return span(region, `${region.owner}${devices}`, region.type);
+    });
+    const beyond = { start: 1n << BigInt(host.apertureBits), last: (1n << 64n) - 1n };
+    const aperture = host.apertureBits < 48 ? [span(beyond, 'beyond the aperture', 'aperture')] : [];
+    return { title: `host ${host.name}`, spans: [...regions, ...aperture] };
+  });
+  return [...guests, ...hosts].filter((lane) => lane.spans.length > 0);
+}
+
+/** Ranges at which something went wrong, each once; `add` returns the index. */
+class MarkedRanges {
+  readonly all: (PageSpan & { readonly step?: number })[] = [];
+  readonly #places = new Map<string, number>();
+
+  add(found: PageSpan, step: number | undefined): number {
+    const key = `${found.kind} ${found.start} ${found.last} ${found.label}`;
+    const known = this.#places.get(key);
+    if (known !== undefined) return known;
+    this.#places.set(key, this.all.length);
+    return this.all.push(step === undefined ? found : { ...found, step }) - 1;
+  }
+}
+
+function rangesOfStep(result: StepResult, step: number, marked: MarkedRanges): number[] {
+  const conflicts = (result.conflicts ?? []).map((conflict) => span(conflict, conflictText(conflict), 'conflict'));
+  const lost = (result.lost ?? []).map((range) => span(range, 'given up', 'lost'));
+  return [...conflicts, ...lost].map((found) => marked.add(found, step));
+}
+
+/** The ways of all transactions, the ones that ended elsewhere first. */
+class Ways {
+  readonly #found = new Map<string, { way: Mutable<PageWay>; number: number }>();
+  readonly #steps: ScenarioOutcome['steps'];
+  readonly #marked: MarkedRanges;
+
+  constructor(steps: ScenarioOutcome['steps'], marked: MarkedRanges) {
+    this.#steps = steps;
+    this.#marked = marked;
+  }
+
+  /** The key of a piece's way; counts it. */
+  add(host: string, transaction: Transaction, end: End): string {
+    const { device, direction, timeNs } = transaction;
+    const at = this.#steps.findIndex(({ startNs, endNs }) => startNs <= timeNs && timeNs <= endNs);
+    const key = [host, device, direction, end.kind, end.where, end.hop, at].join('|');
+    const known = this.#found.get(key);
+    if (known !== undefined) {
+      known.way.count++;
+      return key;
+    }
+    const step = at < 0 ? undefined : at;
+    const goal = direction === 'msi' ? 'doorbell' : 'memory';
+    const isStray = end.kind !== goal;
+    const last = end.iova + BigInt(Math.max(end.lengthBytes, 1)) - 1n;
+    const explanation = wayText(device, [end], goal);
+    const way: PageWay = {
+      ...{ host, device, direction, hop: end.hop, kind: end.kind, where: end.where, iova: hexText(end.iova), goal },
+      ...(end.address === undefined ? {} : { address: hexText(end.address) }),
+      count: 1,
+      ...(step === undefined ? {} : { step }),
+      ...(isStray
+        ? { explanation, range: this.#marked.add(span({ start: end.iova, last }, explanation, 'stray'), step) }
+        : {}),
+    };
+    this.#found.set(key, { way, number: this.#found.size });
+    return key;
+  }
+
+  /** Ways in the order they are shown, and where each key went. */
+  sorted(): { readonly ways: PageWay[]; readonly placeOf: (key: string) => number } {
+    const isRight = (way: PageWay): number => (way.explanation === undefined ? 1 : 0);
+    const sorted = [...this.#found].sort(([, a], [, b]) => isRight(a.way) - isRight(b.way) || a.number - b.number);
+    const places = new Map(sorted.map(([key], index) => [key, index]));
+    return { ways: sorted.map(([, { way }]) => way), placeOf: (key) => places.get(key) ?? 0 };
+  }
+}
+
+function checksOf(outcome: ScenarioOutcome): PageCheck[] {
+  return outcome.checks
+    .map(({ name, verdict, detail, at }, index) => {
+      const step = outcome.subjects[index];
+      return {
+        ...{ name, verdict, detail },
+        ...(at === undefined ? {} : { line: at.line, column: at.column }),
+        ...(step === undefined ? {} : { step }),
+      };
+    })
+    .sort(byVerdict);
+}
+
+function stepsOf(outcome: ScenarioOutcome, marked: MarkedRanges): Omit<PageStep, 'ways'>[] {
+  return outcome.steps.map(({ kind, at, startNs, endNs, result }, index) => ({
+    ...{ kind, line: at.line, startNs, endNs, verdict: result.verdict, text: result.text },
+    ...(result.explanation === undefined || result.explanation === '' ? {} : { explanation: result.explanation }),
+    conflicts: (result.conflicts ?? []).map(conflictText),
+    ranges: rangesOfStep(result, index, marked),
+  }));
+}
+
+function eventsOf({ timeline }: ScenarioOutcome): PageEvent[] {
+  return timeline.events.map(({ timeNs, node, kind, data }) => ({
+    ...{ timeNs, node, kind },
+    data: Object.fromEntries(
+      Object.entries(data).map(([key, value]) => [key, typeof value === 'bigint' ? hexText(value) : value]),
+    ),
+  }));
+}
+
+function scenarioOf(outcome: ScenarioOutcome, id: string): PageScenario {
+  const marked = new MarkedRanges();
+  const steps = stepsOf(outcome, marked);
+  const found = new Ways(outcome.steps, marked);
+  const keyed = outcome.transactions.map(({ host, records }) => ({
+    host,
+    records: records.map((record) => ({ record, keys: record.ends.map((end) => found.add(host, record, end)) })),
+  }));
+  const { ways, placeOf } = found.sorted();
+  const stray = (step: number): number[] =>
+    ways.flatMap((way, index) => (way.step === step && way.explanation !== undefined ? [index] : []));
+  return {
+    id,
+    ...{ name: outcome.name, family: familyOf(outcome.file), file: outcome.file, source: outcome.text },
+    ...{ title: outcome.title, covers: outcome.covers, verdict: outcome.verdict, headline: headline(outcome) },
+    ...{ digest: outcome.digest, virtualNs: outcome.virtualNs },
+    checks: checksOf(outcome),
+    steps: steps.map((step, index) => ({ ...step, ways: stray(index) })),
+    lanes: lanesOf(outcome),
+    marked: marked.all,
+    hosts: outcome.hosts.map((host) => host.name),
+    events: eventsOf(outcome),
+    leftOut: outcome.timeline.leftOut,
+    migrations: migrationsOf(outcome.timeline.events, outcome.virtualNs),
+    stays: staysOf(outcome.timeline.events, outcome.virtualNs),
+    ways,
+    transactions: keyed
+      .filter(({ records }) => records.length > 0)
+      .map(({ host, records }) => ({
+        host,
+        records: records.map(({ record, keys }): PageTransaction => ({
+          ...{ timeNs: record.timeNs, device: record.device, direction: record.direction },
+          ...{ iova: hexText(record.iova), bytes: record.lengthBytes },
+          ways: keys.map(placeOf),
+          ends: record.ends.map(endText),
+        })),
+      })),
+  };
+}
+
+/** The directory a scenario's file lies in. */
+function familyOf(file: string): string {
+  const family = basename(dirname(file));
+  return family === '.' || family === '' ? 'files' : family;
+}
+
+/** Hands out identifiers that can stand in an address: the name, with its family or a number where it occurs twice. */
+function identifiers(): (outcome: ScenarioOutcome) => string {
+  const taken = new Set<string>();
+  return ({ name, file }) => {
+    const clean = (text: string): string => text.replace(/[^\w.-]+/g, '-');
+    const plain = clean(name) || 'scenario';
+    const candidates = [plain, `${clean(familyOf(file))}-${plain}`];
+    let id = candidates.find((candidate) => !taken.has(candidate)) ?? plain;
+    for (let number = 2; taken.has(id); number++) id = `${plain}-${number}`;
+    taken.add(id);
+    return id;
+  };
+}
+
+/** The data of the page of a run. */
+export function pageRun(run: FinishedRun): PageRun {
+  const identify = identifiers();
+  const scenarios = run.scenarios.map(({ outcome }) => scenarioOf(outcome, identify(outcome)));
+  return {
+    ...{ seed: run.seed, placement: run.placement, digest: runDigest(run), totals: totalsLine(run) },
+    scenarios: scenarios.sort(byVerdict),
+  };
+}

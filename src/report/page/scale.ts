@@ -1,0 +1,94 @@
+/**
+ * Axes that show a nanosecond beside a second and a page beside a tebibyte: only places where something is get room.
+ *
+ * Between neighbouring edges the width grows with the logarithm of the distance, so an axis says what comes before what and
+ * what lies in what, not how much larger one thing is than another; labels say that. Pure.
+ */
+
+/** Values to pixels. */
+export interface Scale<T> {
+  readonly at: (value: T) => number;
+  /** Values that have a place of their own, in order. */
+  readonly edges: readonly T[];
+}
+
+function compressed<T extends bigint | number>(
+  values: Iterable<T>,
+  weight: (before: T, after: T) => number,
+  from: number,
+  width: number,
+): Scale<T> {
+  const edges = [...new Set(values)].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
+  const places = new Map<T, number>();
+  let sum = 0;
+  edges.forEach((edge, index) => {
+    const before = edges[index - 1];
+    if (before !== undefined) sum += weight(before, edge);
+    places.set(edge, sum);
+  });
+  const scale = sum === 0 ? 0 : width / sum;
+  return { at: (value) => from + (places.get(value) ?? 0) * scale, edges };
+}
+
+/** An axis of addresses; `at` knows the values it was made of. */
+export function addressScale(values: Iterable<bigint>, from: number, width: number): Scale<bigint> {
+  return compressed(values, (a, b) => Math.max(Math.log2(Number(b - a)) - 8, 3), from, width);
+}
+
+/** An axis of virtual time; `at` knows the values it was made of. */
+export function timeScale(values: Iterable<number>, from: number, width: number): Scale<number> {
+  return compressed(values, (a, b) => Math.max(Math.log2(b - a) - 4, 1), from, width);
+}
+
+/** An axis of virtual time on which twice as long is twice as wide. */
+export function linearTimeScale(endNs: number, from: number, width: number): Scale<number> {
+  const edges = [...Array(7).keys()].map((index) => Math.round((endNs * index) / 6));
+  return { at: (value) => from + (endNs === 0 ? 0 : (value / endNs) * width), edges };
+}
+
+/** The edges that can carry a label `room` pixels wide: the first, the last, and what fits between. */
+export function labelled<T>({ at, edges }: Scale<T>, room: number): T[] {
+  const last = edges.at(-1);
+  const found: T[] = [];
+  let free = -Infinity;
+  for (const edge of edges) {
+    const isLast = edge === last;
+    const x = at(edge);
+    if (!isLast && last !== undefined && at(last) - x < room) continue;
+    if (x < free) continue;
+    found.push(edge);
+    free = x + room;
+  }
+  return found;
+}
+
+/** Something between two places, packed by {@link packed}. */
+export interface Extent {
+  readonly from: number;
+  readonly to: number;
+}
+
+/** Puts what would overlap into different rows; the fewest rows that do. */
+export function packed<T extends Extent>(items: readonly T[], gap = 0): T[][] {
+  const rows: { end: number; items: T[] }[] = [];
+  for (const item of [...items].sort((a, b) => a.from - b.from || a.to - b.to)) {
+    const row = rows.find(({ end }) => end + gap <= item.from);
+    if (row === undefined) rows.push({ end: item.to, items: [item] });
+    else {
+      row.items.push(item);
+      row.end = item.to;
+    }
+  }
+  return rows.map((row) => row.items);
+}
+
+/** Joins ticks that are closer than `gap` pixels to the first of their group. */
+export function clustered<T extends { readonly x: number }>(ticks: readonly T[], gap: number): T[][] {
+  const groups: T[][] = [];
+  for (const tick of [...ticks].sort((a, b) => a.x - b.x)) {
+    const group = groups.at(-1);
+    if (group?.[0] !== undefined && tick.x - group[0].x < gap) group.push(tick);
+    else groups.push([tick]);
+  }
+  return groups;
+}

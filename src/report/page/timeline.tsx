@@ -1,0 +1,349 @@
+/**
+ * What happened when, over all hosts: steps and migrations of the main lane as bars, one lane a host with the guests that were
+ * there as bars, events and transactions as ticks.
+ *
+ * Virtual time spans nine orders of magnitude in one run, so the axis gives room to what happened, not to waiting; a button
+ * makes it true to scale. Ticks that would lie over each other become one with a number.
+ */
+import { useState } from 'preact/hooks';
+import { durationText } from '../../scenario/units.js';
+import type { PageEvent, PageScenario, PageStep } from './data.js';
+import { Figure, Row, type Mark } from './figure.js';
+import { classOf, dataText, EVENT_CLASSES, PHASE_FILLS, STEP_FILLS, Swatch, type EventClass } from './look.js';
+import { clustered, labelled, linearTimeScale, packed, timeScale, type Scale } from './scale.js';
+
+const ROW_HEIGHT = 24;
+const BAR_HEIGHT = 18;
+/** Ticks nearer than this become one. */
+const TICK_ROOM = 13;
+/** Things named in the tooltip of a tick that stands for many, and rows of the table below. */
+const NAMED = 8;
+const TABLE_ROWS = 500;
+
+interface Bar {
+  readonly key: string;
+  readonly from: number;
+  readonly to: number;
+  readonly fill: string;
+  readonly text: string;
+  readonly words: string;
+}
+
+interface Tick {
+  readonly key: string;
+  readonly timeNs: number;
+  readonly x: number;
+  readonly look: EventClass;
+  readonly words: string;
+}
+
+interface DrawnRow {
+  readonly lane: string;
+  readonly title: string;
+  readonly marks: (y: number) => Mark[];
+}
+
+function stepWords(step: PageStep): string {
+  const took = durationText(step.endNs - step.startNs);
+  return `${step.kind}, line ${step.line}, at ${durationText(step.startNs)}, took ${took}, ${step.verdict}: ${step.text}`;
+}
+
+function eventWords(event: PageEvent): string {
+  return `${durationText(event.timeNs)} ${event.node}: ${event.kind} ${dataText(event)}`;
+}
+
+function barMark(bar: Bar, y: number): Mark {
+  const { key, from, to, fill, text, words } = bar;
+  const hasRoom = to - from > text.length * 6.4 + 6;
+  return {
+    keys: [key],
+    words,
+    draw: () => (
+      <>
+        <rect x={from} y={y} width={to - from} height={BAR_HEIGHT} fill={fill} class="edge" rx="2" />
+        {hasRoom && (
+          <text x={from + 4} y={y + 13} class="inside">
+            {text}
+          </text>
+        )}
+      </>
+    ),
+  };
+}
+
+/** The worst comes first: its shape stands for the others. */
+const BY_WEIGHT = Object.keys(EVENT_CLASSES);
+
+function tickMark(ticks: readonly Tick[], y: number): Mark {
+  const sorted = ticks.toSorted((a, b) => BY_WEIGHT.indexOf(a.look) - BY_WEIGHT.indexOf(b.look));
+  const { colour, shape } = EVENT_CLASSES[sorted[0]?.look ?? 'memory'];
+  const inOrder = ticks.toSorted((a, b) => a.timeNs - b.timeNs);
+  const more = inOrder.length > NAMED ? [`and ${inOrder.length - NAMED} more`] : [];
+  return {
+    keys: inOrder.map(({ key }) => key),
+    words: [...inOrder.slice(0, NAMED).map((tick) => tick.words), ...more].join('\n'),
+    draw: () => (
+      <g transform={`translate(${ticks[0]?.x ?? 0} ${y + BAR_HEIGHT / 2})`}>
+        <rect x="-8" y="-10" width="16" height="20" class="touch" />
+        <path d={shape} fill={colour} stroke={colour} stroke-width="2" class="shape" />
+        {ticks.length > 1 && (
+          <text x="0" y="-7" class="count" text-anchor="middle">
+            {ticks.length}
+          </text>
+        )}
+      </g>
+    ),
+  };
+}
+
+/** Everything on the axis, with the times that need a place. */
+function timesOf(scenario: PageScenario): number[] {
+  const { steps, migrations, stays, events, transactions, virtualNs } = scenario;
+  const bars = [...steps, ...migrations, ...migrations.flatMap((m) => [...m.phases, ...m.rounds]), ...stays];
+  const ticks = [...events, ...transactions.flatMap(({ records }) => records)];
+  return [0, virtualNs, ...bars.flatMap((bar) => [bar.startNs, bar.endNs]), ...ticks.map((tick) => tick.timeNs)];
+}
+
+function barRows(lane: string, title: string, bars: readonly Bar[]): DrawnRow[] {
+  return packed(bars).map((row, index) => ({
+    lane,
+    title: index === 0 ? title : '',
+    marks: (y) => row.map((bar) => barMark(bar, y)),
+  }));
+}
+
+function tickRows(lane: string, title: string, ticks: readonly Tick[]): DrawnRow[] {
+  if (ticks.length === 0) return [];
+  return [{ lane, title, marks: (y) => clustered(ticks, TICK_ROOM).map((group) => tickMark(group, y)) }];
+}
+
+function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
+  const extent = (startNs: number, endNs: number): { from: number; to: number } => {
+    const from = scale.at(startNs);
+    return { from, to: Math.max(scale.at(endNs), from + 5) };
+  };
+  const steps = scenario.steps.map((step, index): Bar => ({
+    key: `step/${index}`,
+    ...extent(step.startNs, step.endNs),
+    fill: STEP_FILLS[step.verdict] ?? 'var(--calm)',
+    text: step.verdict === 'ok' ? step.kind : `${step.kind}: ${step.verdict}`,
+    words: stepWords(step),
+  }));
+  const migrations = scenario.migrations.flatMap((migration, number) => {
+    const name = `${migration.guest} ${migration.from} → ${migration.to}`;
+    const phases = migration.phases.map((phase, index): Bar => ({
+      key: `phase/${number}.${index}`,
+      ...extent(phase.startNs, phase.endNs),
+      fill: PHASE_FILLS[phase.name] ?? 'var(--calm)',
+      text: phase.name,
+      words: `${name}: ${phase.name} from ${durationText(phase.startNs)}, ${durationText(phase.endNs - phase.startNs)}`,
+    }));
+    const rounds = migration.rounds.map((round, index): Bar => ({
+      key: `round/${number}.${index}`,
+      ...extent(round.startNs, round.endNs),
+      fill: index % 2 === 0 ? 'var(--sky)' : 'url(#p-direct-relaxable)',
+      text: `round ${index}`,
+      words: `${name}: round ${index}, ${durationText(round.endNs - round.startNs)}, ${round.pages} pages (${round.zeroPages} zero), ${round.bytes} bytes on the wire${round.dirtyPages === undefined ? '' : `, ${round.dirtyPages} dirty pages left`}`,
+    }));
+    return [...barRows('main', 'migration', phases), ...barRows('main', 'rounds', rounds)];
+  });
+  const tick = (event: PageEvent, index: number): Tick => ({
+    key: `event/${index}`,
+    ...{ timeNs: event.timeNs, x: scale.at(event.timeNs), look: classOf(event), words: eventWords(event) },
+  });
+  const eventsOf = (node: string): Tick[] =>
+    scenario.events.flatMap((event, index) => (event.node === node ? [tick(event, index)] : []));
+  const hosts = scenario.hosts.flatMap((host) => {
+    const lane = `host ${host}`;
+    const stays = scenario.stays.flatMap((stay, index): Bar[] => {
+      if (stay.host !== host) return [];
+      const words = `${stay.guest} runs on ${host} from ${durationText(stay.startNs)} to ${durationText(stay.endNs)}`;
+      const { from, to } = extent(stay.startNs, stay.endNs);
+      return [{ key: `stay/${index}`, from, to, fill: 'var(--calm)', text: `${stay.guest} runs here`, words }];
+    });
+    const records = scenario.transactions.find((one) => one.host === host)?.records ?? [];
+    const dma = records.map((record, index): Tick => ({
+      key: `dma/${host}.${index}`,
+      timeNs: record.timeNs,
+      x: scale.at(record.timeNs),
+      look: record.ways.some((way) => scenario.ways[way]?.explanation !== undefined) ? 'trouble' : 'memory',
+      words: `${durationText(record.timeNs)} ${record.device} ${record.direction} ${record.iova}: ${record.ends.join(', ')}`,
+    }));
+    return [
+      ...barRows(lane, 'guests', stays),
+      ...tickRows(lane, 'events', eventsOf(host)),
+      ...tickRows(lane, 'DMA', dma),
+    ];
+  });
+  return [...barRows('main', 'steps', steps), ...migrations, ...tickRows('main', 'events', eventsOf('main')), ...hosts];
+}
+
+/** What the address points at, in words and with the ways on from there. */
+function Chosen({ scenario, selected }: { readonly scenario: PageScenario; readonly selected: string }) {
+  const [what, place = ''] = selected.split('/');
+  const step = what === 'step' ? scenario.steps[Number(place)] : undefined;
+  const event = what === 'event' ? scenario.events[Number(place)] : undefined;
+  if (event !== undefined) {
+    return (
+      <p class="panel">
+        <b>{event.kind}</b> on {event.node} at {durationText(event.timeNs)}: {dataText(event)}
+      </p>
+    );
+  }
+  if (step === undefined) return null;
+  return (
+    <div class={`panel ${step.verdict === 'ok' ? '' : 'bad'}`}>
+      <p>
+        <b>
+          Step {Number(place) + 1}, {step.kind}: {step.verdict}
+        </b>{' '}
+        · <a href={`#${scenario.id}/line/${step.line}`}>line {step.line}</a> · at {durationText(step.startNs)}, took{' '}
+        {durationText(step.endNs - step.startNs)}
+      </p>
+      <p>{step.text}</p>
+      {step.explanation !== undefined && <p class="why">{step.explanation}</p>}
+      {step.conflicts.map((conflict, index) => (
+        <p key={index}>
+          <a href={`#${scenario.id}/range/${step.ranges[index] ?? 0}`}>
+            <code>{conflict}</code>
+          </a>
+        </p>
+      ))}
+    </div>
+  );
+}
+
+function Legend() {
+  return (
+    <p class="legend">
+      {Object.values(EVENT_CLASSES).map(({ colour, shape, words }) => (
+        <span key={words} class="swatch">
+          <svg width="18" height="16" viewBox="-9 -8 18 16" aria-hidden="true">
+            <path d={shape} fill={colour} stroke={colour} stroke-width="2" class="shape" />
+          </svg>
+          {words}
+        </span>
+      ))}
+      {(['refused', 'killed', 'silent'] as const).map((verdict) => (
+        <Swatch key={verdict} fill={STEP_FILLS[verdict] ?? ''}>
+          step {verdict}
+        </Swatch>
+      ))}
+    </p>
+  );
+}
+
+function EventTable({ scenario }: { readonly scenario: PageScenario }) {
+  const shown = scenario.events.slice(0, TABLE_ROWS);
+  const rest = scenario.events.length - shown.length;
+  return (
+    <details>
+      <summary>Events as a table ({scenario.events.length})</summary>
+      <div class="wide">
+        <table>
+          <thead>
+            <tr>
+              <th>At</th>
+              <th>Where</th>
+              <th>What</th>
+              <th>Facts</th>
+            </tr>
+          </thead>
+          <tbody>
+            {shown.map((event, index) => (
+              <tr key={index}>
+                <td>{durationText(event.timeNs)}</td>
+                <td>{event.node}</td>
+                <td>{event.kind}</td>
+                <td>{dataText(event)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      {rest > 0 && <p class="note">and {rest} more, on the axis above</p>}
+    </details>
+  );
+}
+
+interface TimelineProps {
+  readonly scenario: PageScenario;
+  readonly selected: string;
+}
+
+/** The drawing, what is chosen in it, and its facts as a table. */
+export function Timeline({ scenario, selected }: TimelineProps) {
+  const [isLinear, setLinear] = useState(false);
+  const leftOut = scenario.leftOut.map(({ kind, count }) => `${count} of ${kind}`).join(', ');
+  return (
+    <section class="part">
+      <h3>Timeline</h3>
+      <p class="tools">
+        <button type="button" aria-pressed={isLinear} onClick={() => setLinear(!isLinear)}>
+          true to scale
+        </button>
+        <span class="note">virtual time · Tab goes from row to row, arrow keys along a row, Enter keeps a mark</span>
+      </p>
+      <Figure label="Steps, migrations and events over virtual time; the tables below have the same facts">
+        {(width, point) => {
+          const left = width < 560 ? 72 : 128;
+          const scale = isLinear
+            ? linearTimeScale(scenario.virtualNs, left, width - left - 12)
+            : timeScale(timesOf(scenario), left, width - left - 12);
+          const rows = rowsOf(scenario, scale);
+          const bottom = rows.reduce((y, row, index) => y + ROW_HEIGHT + gapBefore(rows, index, row), 6);
+          let y = 6;
+          return (
+            <svg viewBox={`0 0 ${width} ${bottom + 22}`}>
+              {labelled(scale, 76).map((edge) => (
+                <g key={edge} class="axis">
+                  <line x1={scale.at(edge)} x2={scale.at(edge)} y1="0" y2={bottom} />
+                  <text x={scale.at(edge)} y={bottom + 14} text-anchor={scale.at(edge) > width - 40 ? 'end' : 'middle'}>
+                    {durationText(edge)}
+                  </text>
+                </g>
+              ))}
+              {rows.map((row, index) => {
+                const gap = gapBefore(rows, index, row);
+                const top = y + gap;
+                y = top + ROW_HEIGHT;
+                const isFirst = rows[index - 1]?.lane !== row.lane;
+                return (
+                  <g key={index}>
+                    {isFirst && index > 0 && <line x1="0" x2={width} y1={top - 14} y2={top - 14} class="between" />}
+                    {isFirst && (
+                      <text x="0" y={top + 2} class="lane">
+                        {row.lane}
+                      </text>
+                    )}
+                    <text x={left - 6} y={top + 13} text-anchor="end" class="row">
+                      {row.title}
+                    </text>
+                    <Row
+                      id={scenario.id}
+                      label={`${row.lane}: ${row.title}`}
+                      marks={row.marks(top)}
+                      selected={selected}
+                      point={point}
+                    />
+                  </g>
+                );
+              })}
+            </svg>
+          );
+        }}
+      </Figure>
+      <div aria-live="polite">
+        <Chosen scenario={scenario} selected={selected} />
+      </div>
+      <Legend />
+      {leftOut !== '' && <p class="note">left out of this page: {leftOut}</p>}
+      <EventTable scenario={scenario} />
+    </section>
+  );
+}
+
+/** Room above the first row of a lane, for its name. */
+function gapBefore(rows: readonly DrawnRow[], index: number, row: DrawnRow): number {
+  return rows[index - 1]?.lane === row.lane ? 0 : index === 0 ? 8 : 22;
+}
