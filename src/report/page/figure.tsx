@@ -6,6 +6,7 @@
  */
 import type { ComponentChildren, TargetedEvent, TargetedKeyboardEvent } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
+import type { AxisLabel } from './scale.js';
 
 /** The width of an element, from when it is in the page. */
 export function useWidth<T extends Element>() {
@@ -21,6 +22,22 @@ export function useWidth<T extends Element>() {
     return () => observer.disconnect();
   }, []);
   return { ref, width };
+}
+
+/** Lines across a drawing with their labels below. */
+export function Axis({ labels, bottom }: { readonly labels: readonly AxisLabel<unknown>[]; readonly bottom: number }) {
+  return (
+    <g class="axis">
+      {labels.map(({ x, text, anchor }, index) => (
+        <g key={index}>
+          <line x1={x} x2={x} y1="0" y2={bottom} />
+          <text x={x} y={bottom + 14} text-anchor={anchor}>
+            {text}
+          </text>
+        </g>
+      ))}
+    </g>
+  );
 }
 
 /** Something in a row that can be pointed at. */
@@ -104,26 +121,30 @@ export function Row({ id, label, marks, selected, point }: RowProps) {
   const home = Math.min(at, marks.length - 1);
   return (
     <g ref={group} role="group" aria-label={`${label}, ${marks.length}`} onKeyDown={walk}>
-      {marks.map(({ keys, words, draw }, index) => (
-        <a
-          key={keys[0]}
-          href={`#${id}/${keys[0] ?? ''}`}
-          data-at={keys.map((key) => `${id}/${key}`).join(' ')}
-          tabIndex={index === home ? 0 : -1}
-          class={keys.includes(selected) ? 'mark selected' : 'mark'}
-          aria-label={words}
-          aria-current={keys.includes(selected) ? 'true' : undefined}
-          onFocus={(event: TargetedEvent<Element>) => {
-            setAt(index);
-            point(event, words);
-          }}
-          onBlur={(event: TargetedEvent<Element>) => point(event)}
-          onMouseEnter={(event: TargetedEvent<Element>) => point(event, words)}
-          onMouseLeave={(event: TargetedEvent<Element>) => point(event)}
-        >
-          {draw()}
-        </a>
-      ))}
+      {marks.map(({ keys, words, draw }, index) => {
+        const isSelected = keys.includes(selected);
+        return (
+          <a
+            key={keys[0]}
+            href={`#${id}/${keys[0] ?? ''}`}
+            data-at={keys.map((key) => `${id}/${key}`).join(' ')}
+            tabIndex={index === home ? 0 : -1}
+            class={isSelected ? 'mark selected' : 'mark'}
+            aria-label={words}
+            aria-current={isSelected ? 'true' : undefined}
+            onFocus={(event: TargetedEvent<Element>) => {
+              setAt(index);
+              // What is selected is in the panel below already.
+              if (!isSelected) point(event, words);
+            }}
+            onBlur={(event: TargetedEvent<Element>) => point(event)}
+            onMouseEnter={(event: TargetedEvent<Element>) => point(event, words)}
+            onMouseLeave={(event: TargetedEvent<Element>) => point(event)}
+          >
+            {draw()}
+          </a>
+        );
+      })}
     </g>
   );
 }

@@ -5,7 +5,7 @@
  * background. Every kind has a pattern, a shape or a word besides.
  */
 import type { ComponentChildren } from 'preact';
-import type { PageEvent, Verdict } from './data.js';
+import type { PageEvent, PageSpan, PageWay, Verdict } from './data.js';
 
 export const SIGNS: Readonly<Record<Verdict, string>> = { pass: '✔', fail: '✖', inconclusive: '?' };
 export const VERDICT_WORDS: Readonly<Record<Verdict, string>> = {
@@ -22,11 +22,11 @@ export const RANGE_KINDS: Readonly<Record<string, readonly [fill: string, words:
   reserved: ['url(#p-reserved)', 'reserved'],
   direct: ['url(#p-direct)', 'direct'],
   'direct-relaxable': ['url(#p-direct-relaxable)', 'relaxable direct'],
-  aperture: ['url(#p-reserved)', 'beyond the aperture'],
+  aperture: ['url(#p-aperture)', 'beyond the aperture'],
   window: ['url(#p-window)', 'window of the root complex'],
   'dma-range': ['var(--yellow)', 'dma-ranges'],
-  doorbell: ['url(#p-msi)', 'doorbell in the root complex'],
-  abort: ['url(#p-reserved)', 'aborts'],
+  doorbell: ['url(#p-doorbell)', 'doorbell in the root complex'],
+  abort: ['url(#p-abort)', 'aborts'],
   conflict: ['url(#p-conflict)', 'in conflict'],
   stray: ['url(#p-stray)', 'DMA that left its way'],
   lost: ['url(#p-lost)', 'given up'],
@@ -36,6 +36,9 @@ const PATTERNS: readonly (readonly [id: string, colour: string, path: string])[]
   ['msi', '--vermillion', 'M0 0L8 8M-2 6L2 10M6 -2L10 2'],
   ['software-msi', '--orange', 'M8 0L0 8M10 6L6 10M2 -2L-2 2'],
   ['reserved', '--ink', 'M0 4H8'],
+  ['aperture', '--ink', 'M4 0V8'],
+  ['abort', '--ink', 'M0 0L8 8M8 0L0 8'],
+  ['doorbell', '--vermillion', 'M2 2h.01M6 6h.01'],
   ['direct', '--purple', 'M4 0V8'],
   ['direct-relaxable', '--green', 'M4 4h.01'],
   ['window', '--blue', 'M0 0L8 8M8 0L0 8'],
@@ -130,4 +133,16 @@ export function dataText({ data }: PageEvent): string {
   return Object.entries(data)
     .map(([key, value]) => `${key} ${String(value)}`)
     .join(' · ');
+}
+
+/** A range of a drawing in words: what a conflict says names both sides already. */
+export function rangeWords(span: PageSpan | undefined): string {
+  if (span === undefined) return '';
+  const kind = RANGE_KINDS[span.kind]?.[1] ?? span.kind;
+  return span.kind === 'conflict' ? span.label : `${span.start}-${span.last}  ${kind}: ${span.label}`;
+}
+
+/** A way of DMA in a few words. */
+export function wayWords(way: PageWay | undefined): string {
+  return way === undefined ? '' : `DMA of ${way.device} at ${way.iova}: ${way.where}`;
 }

@@ -2,10 +2,10 @@
  * Guest RAM against what every host keeps for itself, on one axis of addresses; below it what lay over what, and where DMA
  * left its way.
  */
-import { Figure, Row, type Mark } from './figure.js';
+import { Axis, Figure, Row, type Mark } from './figure.js';
 import type { PageScenario, PageSpan } from './data.js';
-import { RANGE_KINDS, Swatch } from './look.js';
-import { addressScale, labelled, packed, type Scale } from './scale.js';
+import { RANGE_KINDS, rangeWords, Swatch } from './look.js';
+import { addressScale, axisLabels, packed, type Scale } from './scale.js';
 
 const LANE_HEIGHT = 34;
 const MARKED_HEIGHT = 22;
@@ -38,18 +38,13 @@ function rangeText({ start, last }: PageSpan): string {
   return `${start}-${last}`;
 }
 
-function words(span: PageSpan): string {
-  const kind = RANGE_KINDS[span.kind]?.[1] ?? span.kind;
-  return span.kind === 'conflict' ? span.label : `${rangeText(span)}  ${kind}: ${span.label}`;
-}
-
 function markOf(span: Drawn['spans'][number], scale: Scale<bigint>, y: number, height: number): Mark {
   const from = scale.at(BigInt(span.start));
   const width = Math.max(scale.at(BigInt(span.last) + 1n) - from, 3);
   const fill = RANGE_KINDS[span.kind]?.[0] ?? 'var(--faint)';
   return {
     keys: [span.key],
-    words: words(span),
+    words: rangeWords(span),
     draw: () => <rect x={from} y={y} width={width} height={height - 10} fill={fill} class="edge" />,
   };
 }
@@ -70,8 +65,8 @@ export function AddressMap({ scenario, selected }: MapProps) {
   const lanes = lanesOf(scenario);
   if (lanes.length === 0) return null;
   const kinds = [...new Set(lanes.flatMap((lane) => lane.spans.map((span) => span.kind)))];
-  const chosen = /^range\/(\d+)$/.exec(selected)?.[1];
-  const range = chosen === undefined ? undefined : scenario.marked[Number(chosen)];
+  const chosen = lanes.flatMap((lane) => lane.spans).find(({ key }) => key === selected);
+  const step = scenario.marked[Number(/^range\/(\d+)$/.exec(selected)?.[1])]?.step;
   return (
     <section class="part">
       <h3>Addresses</h3>
@@ -84,16 +79,12 @@ export function AddressMap({ scenario, selected }: MapProps) {
           let y = 4;
           return (
             <svg viewBox={`0 0 ${width} ${bottom + 22}`}>
-              {labelled(scale, 104).map((edge) => (
-                <g key={edge} class="axis">
-                  <line x1={scale.at(edge)} x2={scale.at(edge)} y1="0" y2={bottom} />
-                  <text
-                    x={scale.at(edge)}
-                    y={bottom + 14}
-                    text-anchor={scale.at(edge) > width - 60 ? 'end' : scale.at(edge) < left + 40 ? 'start' : 'middle'}
-                  >{`0x${edge.toString(16)}`}</text>
-                </g>
-              ))}
+              <Axis labels={axisLabels(scale, (edge) => `0x${edge.toString(16)}`)} bottom={bottom} />
+              {scenario.marked.map(({ start, last }, index) => {
+                const from = scale.at(BigInt(start));
+                const to = Math.max(scale.at(BigInt(last) + 1n), from + 3);
+                return <rect key={index} class="shade" x={from} y="0" width={to - from} height={bottom} />;
+              })}
               {lanes.map((lane, index) => {
                 const top = y;
                 y += lane.height;
@@ -116,13 +107,13 @@ export function AddressMap({ scenario, selected }: MapProps) {
           );
         }}
       </Figure>
-      {range !== undefined && (
+      {chosen !== undefined && (
         <p class="panel">
-          <code>{words(range)}</code>
-          {range.step !== undefined && (
+          {rangeWords(chosen)}
+          {step !== undefined && (
             <>
               {' · '}
-              <a href={`#${scenario.id}/step/${range.step}`}>the step it came of</a>
+              <a href={`#${scenario.id}/step/${step}`}>the step it came of</a>
             </>
           )}
         </p>

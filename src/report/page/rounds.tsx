@@ -34,15 +34,15 @@ function shortNumber(value: number): string {
   return String(value);
 }
 
-/** Ticks at zero and at powers of ten up to the largest value. */
+/** Ticks at zero and at powers of ten up to the largest value, where there are many only at every second. */
 function powers(_plot: uPlot, _axis: number, _min: number, max: number): number[] {
   const found = [0];
   for (let power = 1; power <= Math.max(max, 1); power *= 10) found.push(power);
-  return found.length > 7 ? found.filter((value, index) => value === 0 || index % 2 === 1) : found;
+  return found.length > 5 ? found.filter((_, index) => index === 0 || (index > 2 && index % 2 === 1)) : found;
 }
 
 /** Marks the last round of a completed migration. */
-function drawDowntime(migration: PageMigration, ink: string, fill: string): (plot: uPlot) => void {
+function shadeDowntime(migration: PageMigration, fill: string): (plot: uPlot) => void {
   return (plot) => {
     if (migration.outcome !== 'completed' || migration.rounds.length === 0) return;
     const { ctx, bbox } = plot;
@@ -57,6 +57,17 @@ function drawDowntime(migration: PageMigration, ink: string, fill: string): (plo
     ctx.strokeStyle = fill;
     ctx.setLineDash([6, 4]);
     ctx.strokeRect(from, bbox.top, to - from, bbox.height);
+    ctx.restore();
+  };
+}
+
+/** Says how long the guest stood still. */
+function writeDowntime(migration: PageMigration, ink: string): (plot: uPlot) => void {
+  return (plot) => {
+    if (migration.outcome !== 'completed' || migration.rounds.length === 0) return;
+    const { ctx, bbox } = plot;
+    const to = plot.valToPos(migration.rounds.length - 0.5, 'x', true);
+    ctx.save();
     ctx.fillStyle = ink;
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.textAlign = 'right';
@@ -85,6 +96,8 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
       {
         ...axis,
         label: 'round',
+        size: 30,
+        labelSize: 20,
         splits: () => [...Array(count).keys()].filter((_, i) => i % Math.ceil(count / 20) === 0),
       },
       {
@@ -92,6 +105,7 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
         scale: 'pages',
         label: 'pages',
         splits: powers,
+        filter: (_, splits) => splits,
         size: 56,
         values: (_, splits) => splits.map(shortNumber),
       },
@@ -101,6 +115,7 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
         label: 'bytes on the wire',
         side: RIGHT,
         splits: powers,
+        filter: (_, splits) => splits,
         size: 56,
         values: (_, splits) => splits.map(shortNumber),
         grid: { show: false },
@@ -133,7 +148,10 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
         points: { show: true, size: 10, fill: colour('--vermillion') },
       },
     ],
-    hooks: { drawClear: [drawDowntime(migration, ink, colour('--vermillion'))] },
+    hooks: {
+      drawClear: [shadeDowntime(migration, colour('--vermillion'))],
+      draw: [writeDowntime(migration, ink)],
+    },
   };
 }
 

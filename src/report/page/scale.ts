@@ -46,20 +46,38 @@ export function linearTimeScale(endNs: number, from: number, width: number): Sca
   return { at: (value) => from + (endNs === 0 ? 0 : (value / endNs) * width), edges };
 }
 
-/** The edges that can carry a label `room` pixels wide: the first, the last, and what fits between. */
-export function labelled<T>({ at, edges }: Scale<T>, room: number): T[] {
+/** A label under an axis. */
+export interface AxisLabel<T> {
+  readonly edge: T;
+  readonly x: number;
+  readonly text: string;
+  readonly anchor: 'start' | 'middle' | 'end';
+}
+
+/** Pixels of a letter of a label, and between labels. */
+const LETTER = 6.4;
+const BETWEEN = 10;
+
+/** The edges whose labels fit beside each other: the last, the first, and what has room between, from the left. */
+export function axisLabels<T>({ at, edges }: Scale<T>, textOf: (edge: T, before?: T) => string): AxisLabel<T>[] {
+  const [first] = edges;
   const last = edges.at(-1);
-  const found: T[] = [];
-  let free = -Infinity;
-  for (const edge of edges) {
-    const isLast = edge === last;
+  if (first === undefined || last === undefined) return [];
+  const end: AxisLabel<T> = { edge: last, x: at(last), text: textOf(last), anchor: 'end' };
+  const limit = end.x - end.text.length * LETTER - BETWEEN;
+  const found: AxisLabel<T>[] = [];
+  let free = at(first);
+  for (const edge of edges.slice(0, -1)) {
     const x = at(edge);
-    if (!isLast && last !== undefined && at(last) - x < room) continue;
-    if (x < free) continue;
-    found.push(edge);
-    free = x + room;
+    const text = textOf(edge, found.at(-1)?.edge);
+    const width = text.length * LETTER;
+    const isStart = found.length === 0;
+    const from = isStart ? x : x - width / 2;
+    if (from < free || from + width > limit) continue;
+    found.push({ edge, x, text, anchor: isStart ? 'start' : 'middle' });
+    free = from + width + BETWEEN;
   }
-  return found;
+  return [...found, end];
 }
 
 /** Something between two places, packed by {@link packed}. */

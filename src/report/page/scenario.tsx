@@ -7,7 +7,7 @@
 import { durationText } from '../../scenario/units.js';
 import type { PageCheck, PageScenario } from './data.js';
 import { Dma } from './dma.js';
-import { SIGNS, VERDICT_WORDS } from './look.js';
+import { rangeWords, SIGNS, VERDICT_WORDS, wayWords } from './look.js';
 import { AddressMap } from './map.js';
 import { Migrations } from './rounds.js';
 import { Timeline } from './timeline.js';
@@ -49,12 +49,12 @@ function FailedCheck({ scenario, check, index, selected }: CheckProps) {
         )}
         {step?.ranges.map((range) => (
           <a key={range} href={`#${id}/range/${range}`}>
-            range {scenario.marked[range]?.start}-{scenario.marked[range]?.last}
+            {rangeWords(scenario.marked[range])}
           </a>
         ))}
         {step?.ways.map((way) => (
           <a key={way} href={`#${id}/way/${way}`}>
-            DMA of {scenario.ways[way]?.device} to {scenario.ways[way]?.where}
+            {wayWords(scenario.ways[way])}
           </a>
         ))}
       </p>

@@ -7,13 +7,25 @@
  */
 import { useState } from 'preact/hooks';
 import { durationText } from '../../scenario/units.js';
-import type { PageEvent, PageScenario, PageStep } from './data.js';
-import { Figure, Row, type Mark } from './figure.js';
-import { classOf, dataText, EVENT_CLASSES, PHASE_FILLS, STEP_FILLS, Swatch, type EventClass } from './look.js';
-import { clustered, labelled, linearTimeScale, packed, timeScale, type Scale } from './scale.js';
+import type { PageEvent, PageMigration, PageScenario, PageStep } from './data.js';
+import { Axis, Figure, Row, type Mark } from './figure.js';
+import {
+  classOf,
+  dataText,
+  EVENT_CLASSES,
+  PHASE_FILLS,
+  rangeWords,
+  STEP_FILLS,
+  Swatch,
+  wayWords,
+  type EventClass,
+} from './look.js';
+import { axisLabels, clustered, linearTimeScale, packed, timeScale, type Scale } from './scale.js';
 
 const ROW_HEIGHT = 24;
 const BAR_HEIGHT = 18;
+/** What is shorter is drawn this wide, over its neighbour if need be. */
+const MIN_BAR = 5;
 /** Ticks nearer than this become one. */
 const TICK_ROOM = 13;
 /** Things named in the tooltip of a tick that stands for many, and rows of the table below. */
@@ -105,7 +117,7 @@ function timesOf(scenario: PageScenario): number[] {
 }
 
 function barRows(lane: string, title: string, bars: readonly Bar[]): DrawnRow[] {
-  return packed(bars).map((row, index) => ({
+  return packed(bars, -MIN_BAR - 1).map((row, index) => ({
     lane,
     title: index === 0 ? title : '',
     marks: (y) => row.map((bar) => barMark(bar, y)),
@@ -120,7 +132,7 @@ function tickRows(lane: string, title: string, ticks: readonly Tick[]): DrawnRow
 function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
   const extent = (startNs: number, endNs: number): { from: number; to: number } => {
     const from = scale.at(startNs);
-    return { from, to: Math.max(scale.at(endNs), from + 5) };
+    return { from, to: Math.max(scale.at(endNs), from + MIN_BAR) };
   };
   const steps = scenario.steps.map((step, index): Bar => ({
     key: `step/${index}`,
@@ -129,24 +141,25 @@ function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
     text: step.verdict === 'ok' ? step.kind : `${step.kind}: ${step.verdict}`,
     words: stepWords(step),
   }));
-  const migrations = scenario.migrations.flatMap((migration, number) => {
-    const name = `${migration.guest} ${migration.from} → ${migration.to}`;
-    const phases = migration.phases.map((phase, index): Bar => ({
+  const nameOf = ({ guest, from, to }: PageMigration): string => `${guest} ${from} → ${to}`;
+  const phases = scenario.migrations.flatMap((migration, number) =>
+    migration.phases.map((phase, index): Bar => ({
       key: `phase/${number}.${index}`,
       ...extent(phase.startNs, phase.endNs),
       fill: PHASE_FILLS[phase.name] ?? 'var(--calm)',
       text: phase.name,
-      words: `${name}: ${phase.name} from ${durationText(phase.startNs)}, ${durationText(phase.endNs - phase.startNs)}`,
-    }));
-    const rounds = migration.rounds.map((round, index): Bar => ({
+      words: `${nameOf(migration)}: ${phase.name} from ${durationText(phase.startNs)}, ${durationText(phase.endNs - phase.startNs)}`,
+    })),
+  );
+  const rounds = scenario.migrations.flatMap((migration, number) =>
+    migration.rounds.map((round, index): Bar => ({
       key: `round/${number}.${index}`,
       ...extent(round.startNs, round.endNs),
       fill: index % 2 === 0 ? 'var(--sky)' : 'url(#p-direct-relaxable)',
       text: `round ${index}`,
-      words: `${name}: round ${index}, ${durationText(round.endNs - round.startNs)}, ${round.pages} pages (${round.zeroPages} zero), ${round.bytes} bytes on the wire${round.dirtyPages === undefined ? '' : `, ${round.dirtyPages} dirty pages left`}`,
-    }));
-    return [...barRows('main', 'migration', phases), ...barRows('main', 'rounds', rounds)];
-  });
+      words: `${nameOf(migration)}: round ${index}, ${durationText(round.endNs - round.startNs)}, ${round.pages} pages (${round.zeroPages} zero), ${round.bytes} bytes on the wire${round.dirtyPages === undefined ? '' : `, ${round.dirtyPages} dirty pages left`}`,
+    })),
+  );
   const tick = (event: PageEvent, index: number): Tick => ({
     key: `event/${index}`,
     ...{ timeNs: event.timeNs, x: scale.at(event.timeNs), look: classOf(event), words: eventWords(event) },
@@ -175,45 +188,57 @@ function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
       ...tickRows(lane, 'DMA', dma),
     ];
   });
-  return [...barRows('main', 'steps', steps), ...migrations, ...tickRows('main', 'events', eventsOf('main')), ...hosts];
+  return [
+    ...barRows('main', 'steps', steps),
+    ...barRows('main', 'migration', phases),
+    ...barRows('main', 'rounds', rounds),
+    ...tickRows('main', 'events', eventsOf('main')),
+    ...hosts,
+  ];
 }
 
-/** What the address points at, in words and with the ways on from there. */
-function Chosen({ scenario, selected }: { readonly scenario: PageScenario; readonly selected: string }) {
-  const [what, place = ''] = selected.split('/');
-  const step = what === 'step' ? scenario.steps[Number(place)] : undefined;
-  const event = what === 'event' ? scenario.events[Number(place)] : undefined;
-  if (event !== undefined) {
-    return (
-      <p class="panel">
-        <b>{event.kind}</b> on {event.node} at {durationText(event.timeNs)}: {dataText(event)}
-      </p>
-    );
-  }
-  if (step === undefined) return null;
+interface ChosenProps {
+  readonly scenario: PageScenario;
+  readonly selected: string;
+  readonly marks: readonly Mark[];
+}
+
+/** What the address points at, in words; for a step with the ways on from there. */
+function Chosen({ scenario, selected, marks }: ChosenProps) {
+  const mark = marks.find(({ keys }) => keys.includes(selected));
+  if (mark === undefined) return null;
+  const number = Number(/^step\/(\d+)$/.exec(selected)?.[1]);
+  const step = scenario.steps[number];
+  if (step === undefined) return <p class="panel spoken">{mark.words}</p>;
   return (
     <div class={`panel ${step.verdict === 'ok' ? '' : 'bad'}`}>
       <p>
         <b>
-          Step {Number(place) + 1}, {step.kind}: {step.verdict}
+          Step {number + 1}, {step.kind}: {step.verdict}
         </b>{' '}
         · <a href={`#${scenario.id}/line/${step.line}`}>line {step.line}</a> · at {durationText(step.startNs)}, took{' '}
         {durationText(step.endNs - step.startNs)}
       </p>
       <p>{step.text}</p>
       {step.explanation !== undefined && <p class="why">{step.explanation}</p>}
-      {step.conflicts.map((conflict, index) => (
-        <p key={index}>
-          <a href={`#${scenario.id}/range/${step.ranges[index] ?? 0}`}>
-            <code>{conflict}</code>
+      <p class="ways-on">
+        {step.ranges.map((range) => (
+          <a key={range} href={`#${scenario.id}/range/${range}`}>
+            {rangeWords(scenario.marked[range])}
           </a>
-        </p>
-      ))}
+        ))}
+        {step.ways.map((way) => (
+          <a key={way} href={`#${scenario.id}/way/${way}`}>
+            {wayWords(scenario.ways[way])}
+          </a>
+        ))}
+      </p>
     </div>
   );
 }
 
-function Legend() {
+function Legend({ scenario }: { readonly scenario: PageScenario }) {
+  const phases = new Set(scenario.migrations.flatMap((migration) => migration.phases.map(({ name }) => name)));
   return (
     <p class="legend">
       {Object.values(EVENT_CLASSES).map(({ colour, shape, words }) => (
@@ -224,9 +249,14 @@ function Legend() {
           {words}
         </span>
       ))}
-      {(['refused', 'killed', 'silent'] as const).map((verdict) => (
+      {[...new Set(scenario.steps.map((step) => step.verdict))].map((verdict) => (
         <Swatch key={verdict} fill={STEP_FILLS[verdict] ?? ''}>
           step {verdict}
+        </Swatch>
+      ))}
+      {[...phases].map((phase) => (
+        <Swatch key={phase} fill={PHASE_FILLS[phase] ?? 'var(--calm)'}>
+          {phase}
         </Swatch>
       ))}
     </p>
@@ -291,56 +321,58 @@ export function Timeline({ scenario, selected }: TimelineProps) {
             ? linearTimeScale(scenario.virtualNs, left, width - left - 12)
             : timeScale(timesOf(scenario), left, width - left - 12);
           const rows = rowsOf(scenario, scale);
-          const bottom = rows.reduce((y, row, index) => y + ROW_HEIGHT + gapBefore(rows, index, row), 6);
           let y = 6;
+          const drawn = rows.map((row, index) => {
+            const gap = gapBefore(rows, index, row);
+            const top = y + gap;
+            y = top + ROW_HEIGHT;
+            return { row, top, marks: row.marks(top), isFirst: rows[index - 1]?.lane !== row.lane };
+          });
           return (
-            <svg viewBox={`0 0 ${width} ${bottom + 22}`}>
-              {labelled(scale, 76).map((edge) => (
-                <g key={edge} class="axis">
-                  <line x1={scale.at(edge)} x2={scale.at(edge)} y1="0" y2={bottom} />
-                  <text x={scale.at(edge)} y={bottom + 14} text-anchor={scale.at(edge) > width - 40 ? 'end' : 'middle'}>
-                    {durationText(edge)}
-                  </text>
-                </g>
-              ))}
-              {rows.map((row, index) => {
-                const gap = gapBefore(rows, index, row);
-                const top = y + gap;
-                y = top + ROW_HEIGHT;
-                const isFirst = rows[index - 1]?.lane !== row.lane;
-                return (
-                  <g key={index}>
-                    {isFirst && index > 0 && <line x1="0" x2={width} y1={top - 14} y2={top - 14} class="between" />}
-                    {isFirst && (
-                      <text x="0" y={top + 2} class="lane">
-                        {row.lane}
+            <>
+              <svg viewBox={`0 0 ${width} ${y + 22}`}>
+                <Axis labels={axisLabels(scale, timeText)} bottom={y} />
+                {drawn.map(({ row, top, marks, isFirst }, index) => {
+                  return (
+                    <g key={index}>
+                      {isFirst && index > 0 && <line x1="0" x2={width} y1={top - 14} y2={top - 14} class="between" />}
+                      {isFirst && (
+                        <text x="0" y={top + 2} class="lane">
+                          {row.lane}
+                        </text>
+                      )}
+                      <text x={left - 6} y={top + 13} text-anchor="end" class="row">
+                        {row.title}
                       </text>
-                    )}
-                    <text x={left - 6} y={top + 13} text-anchor="end" class="row">
-                      {row.title}
-                    </text>
-                    <Row
-                      id={scenario.id}
-                      label={`${row.lane}: ${row.title}`}
-                      marks={row.marks(top)}
-                      selected={selected}
-                      point={point}
-                    />
-                  </g>
-                );
-              })}
-            </svg>
+                      <Row
+                        id={scenario.id}
+                        label={`${row.lane}: ${row.title}`}
+                        marks={marks}
+                        selected={selected}
+                        point={point}
+                      />
+                    </g>
+                  );
+                })}
+              </svg>
+              <div aria-live="polite">
+                <Chosen scenario={scenario} selected={selected} marks={drawn.flatMap(({ marks }) => marks)} />
+              </div>
+            </>
           );
         }}
       </Figure>
-      <div aria-live="polite">
-        <Chosen scenario={scenario} selected={selected} />
-      </div>
-      <Legend />
+      <Legend scenario={scenario} />
       {leftOut !== '' && <p class="note">left out of this page: {leftOut}</p>}
       <EventTable scenario={scenario} />
     </section>
   );
+}
+
+/** A time in words; one that would read like the label before says how much later it is. */
+function timeText(timeNs: number, before?: number): string {
+  const isSame = before !== undefined && durationText(timeNs) === durationText(before);
+  return isSame ? `+${durationText(timeNs - before)}` : durationText(timeNs);
 }
 
 /** Room above the first row of a lane, for its name. */
