@@ -10,7 +10,7 @@
 import { featuresOf, type Identification } from '../hardware/smmu/identification.js';
 import { SparseMemory } from './sparse-memory.js';
 import { EVENT, EVENT_CLASS, EVT } from '../hardware/smmu/records.js';
-import { EVENTQ_BASE, EVENTQ_PROD, CMDQ_BASE } from '../hardware/smmu/registers.js';
+import { EVENTQ_BASE, EVENTQ_PROD, CMDQ_BASE } from '../uapi/smmuv3-registers.js';
 import { Smmu, type TranslateResult } from '../hardware/smmu/smmu.js';
 import { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';

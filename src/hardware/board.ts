@@ -27,7 +27,7 @@ import { HostBridge } from './pcie/host-bridge.js';
 import { PciFunction, type Bar } from './pcie/function.js';
 import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
-import { SMMU_FRAME_BYTES } from './smmu/registers.js';
+import { SMMU_FRAME_BYTES } from '../uapi/smmuv3-registers.js';
 import { Smmu } from './smmu/smmu.js';
 
 /** Frames of the kernel window: page tables, queues, tables of the SMMU. */

@@ -9,6 +9,8 @@ export interface ConvergenceLimits {
   /** Rounds of copying after which a guest that dirties faster than the link carries is given up or stopped. */
   readonly maxRounds: number;
   readonly onNoConvergence: 'cancel' | 'stop';
+  /** Bandwidth to reckon with, bit/s, instead of the one measured (QEMU: avail-switchover-bandwidth). */
+  readonly switchoverBandwidth?: number;
 }
 
 /** QEMU's default downtime limit, 300 ms; thirty rounds. */
@@ -22,7 +24,7 @@ export const DEFAULT_LIMITS: ConvergenceLimits = {
 export interface Progress {
   /** Rounds done. */
   readonly rounds: number;
-  /** Bytes the pages that are dirty now would need on the link. */
+  /** Bytes on the link for the pages that are dirty now and the state of devices. */
   readonly remainingBytes: number;
   /** Bytes and time of the last round. */
   readonly sentBytes: number;
@@ -32,14 +34,15 @@ export interface Progress {
 export type Decision = 'iterate' | 'stop' | 'cancel';
 
 /** Expected downtime in nanoseconds if the guest were stopped now. */
-export function expectedDowntimeNs(progress: Progress): number {
+export function expectedDowntimeNs(progress: Progress, switchoverBandwidth?: number): number {
   if (progress.remainingBytes === 0) return 0;
+  if (switchoverBandwidth !== undefined) return (progress.remainingBytes * 8e9) / switchoverBandwidth;
   if (progress.sentBytes === 0) return Infinity;
   return (progress.remainingBytes * progress.elapsedNs) / progress.sentBytes;
 }
 
 export function decide(progress: Progress, limits: ConvergenceLimits): Decision {
-  if (expectedDowntimeNs(progress) <= limits.downtimeLimitNs) return 'stop';
+  if (expectedDowntimeNs(progress, limits.switchoverBandwidth) <= limits.downtimeLimitNs) return 'stop';
   if (progress.rounds < limits.maxRounds) return 'iterate';
   return limits.onNoConvergence;
 }

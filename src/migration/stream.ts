@@ -15,7 +15,14 @@ import type { MachineName } from '../vmm/machines.js';
 import { GUEST_PAGE_BYTES } from '../vmm/page-set.js';
 import { countPages, countZeroPages } from './page-runs.js';
 
-const STREAM_VERSION = 1;
+const STREAM_VERSION = 2;
+
+/** What the VMM restores of a device's configuration space, and interrupts the guest has not taken, by vector. */
+export interface DeviceConfig {
+  readonly command: number;
+  readonly vectors: number;
+  readonly interrupts: readonly number[];
+}
 
 /** One message of the stream. */
 export type Frame =
@@ -28,6 +35,12 @@ export type Frame =
     }
   /** Contents of pages of the backing. Round 0 is the first copy; the last round is sent while the guest stands still. */
   | { readonly kind: 'pages'; readonly round: number; readonly runs: readonly PageRun[] }
+  /** State of the device `index`, as its driver gives it. */
+  | { readonly kind: 'device'; readonly index: number; readonly bytes: Uint8Array }
+  /** A device's initial data is complete: the destination acknowledges when it has loaded it. */
+  | { readonly kind: 'initial-sent'; readonly index: number }
+  /** Follows all state of the device. */
+  | { readonly kind: 'config'; readonly index: number; readonly config: DeviceConfig }
   /** State of vCPUs and emulated devices, `lengthBytes` long. */
   | { readonly kind: 'state'; readonly lengthBytes: number }
   /** Nothing follows; `pages` were sent in all. */
@@ -39,7 +52,7 @@ const MAGIC = 0x44564f49;
 const PAGE_HEADER_BYTES = 8;
 
 const packr = new Packr({ useRecords: false });
-const KINDS: readonly string[] = ['start', 'pages', 'state', 'end'];
+const KINDS: readonly string[] = ['start', 'pages', 'device', 'initial-sent', 'config', 'state', 'end'];
 
 /** A frame that cannot be understood: cut, damaged, or of another version. */
 export class StreamError extends Error {
@@ -62,18 +75,18 @@ export function encodeFrame(frame: Frame): Uint8Array {
 }
 
 /**
- * Reads a frame.
+ * Reads a frame. `isChecked` false: whatever its checksum says.
  *
  * @throws StreamError.
  */
-export function decodeFrame(bytes: Uint8Array): Frame {
+export function decodeFrame(bytes: Uint8Array, isChecked = true): Frame {
   if (bytes.length < frame_header.sizeBytes) throw new StreamError(`frame of ${bytes.length} bytes`);
   const header = frame_header.decode(bytes);
   if (header.magic !== MAGIC) throw new StreamError('not a migration stream');
   if (header.version !== STREAM_VERSION) throw new StreamError(`stream version ${header.version}`);
   const body = bytes.subarray(frame_header.sizeBytes);
   if (body.length !== header.length) throw new StreamError(`body of ${body.length} bytes, ${header.length} announced`);
-  if (crc32(body) !== header.crc32) throw new StreamError('checksum does not match');
+  if (isChecked && crc32(body) !== header.crc32) throw new StreamError('checksum does not match');
   const frame: unknown = packr.unpack(body);
   if (!isFrame(frame)) throw new StreamError('unknown frame');
   return frame;
@@ -87,6 +100,9 @@ function isFrame(value: unknown): value is Frame {
 export function wireBytes(frame: Frame): number {
   switch (frame.kind) {
     case 'start':
+    case 'device':
+    case 'initial-sent':
+    case 'config':
     case 'end':
       return encodeFrame(frame).length;
     case 'state':

@@ -8,7 +8,7 @@
 
 /** What a fault does, for documentation and for checking scenario files. */
 export interface FaultDescription {
-  readonly layer: 'core' | 'hardware' | 'kernel' | 'link' | 'testbed';
+  readonly layer: 'core' | 'hardware' | 'kernel' | 'vmm' | 'link' | 'testbed';
   readonly effect: string;
 }
 
@@ -25,6 +25,39 @@ export const FAULTS = {
     effect: 'an arc of the migration state machine fails with EIO; the device stays where it was',
   },
   'vfio.mig-error': { layer: 'kernel', effect: 'an arc fails with EIO and the device goes to ERROR' },
+  'iommu.resv-ignored': {
+    layer: 'kernel',
+    effect: 'reserved regions are left out of an address space: attaching succeeds',
+  },
+  'mm.overcommit': { layer: 'kernel', effect: 'memory that the host does not have is promised: no ENOMEM' },
+  'vmm.dirty-log-lost': { layer: 'vmm', effect: 'a write of a vCPU is missing from the dirty log' },
+  'vmm.dirty-bitmap-lost': { layer: 'vmm', effect: 'pages that devices wrote are read from the kernel and forgotten' },
+  'vmm.blockers-ignored': { layer: 'vmm', effect: 'a migration starts although something blocks it' },
+  'vmm.busy-ignored': { layer: 'vmm', effect: 'a guest that is being migrated takes devices and memory' },
+  'vmm.cancel-ignored': { layer: 'vmm', effect: 'a migration that was cancelled goes on' },
+  'vmm.convergence-blind': {
+    layer: 'vmm',
+    effect: 'what is left to send is taken for nothing: the guest is stopped after the first round',
+  },
+  'vmm.ack-ignored': {
+    layer: 'vmm',
+    effect: "the guest is stopped before the destination has the devices' initial data",
+  },
+  'vmm.p2p-skipped': {
+    layer: 'vmm',
+    effect: 'devices are stopped one by one, none is made to leave its peers alone first',
+  },
+  'vmm.quiesce-skipped': { layer: 'vmm', effect: 'devices that leave at the stop keep their bus mastering' },
+  'vmm.state-skipped': { layer: 'vmm', effect: 'the state of a device is not loaded' },
+  'vmm.config-skipped': { layer: 'vmm', effect: 'the configuration space of a device is not restored' },
+  'vmm.irq-lost': { layer: 'vmm', effect: 'interrupts that waited for the guest when it stopped are not taken along' },
+  'vmm.rollback-skipped': { layer: 'vmm', effect: 'after a failed migration the devices stay stopped' },
+  'vmm.vsmmu-unchecked': {
+    layer: 'vmm',
+    effect: 'a device behind an SMMU that cannot keep what the virtual SMMU promised is taken',
+  },
+  'vmm.checksum-skipped': { layer: 'vmm', effect: 'the checksums of the migration stream are not looked at' },
+  'link.damage': { layer: 'link', effect: 'a message of the migration stream arrives with a bit turned' },
   'link.lost': { layer: 'link', effect: 'the link goes down; what is in flight is lost and later sends fail' },
   'host.killed': { layer: 'testbed', effect: 'the worker of the host dies' },
 } as const satisfies Record<string, FaultDescription>;

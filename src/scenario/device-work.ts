@@ -14,7 +14,7 @@ import type { HostClient } from '../testbed/lab.js';
 import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
 import { NicDriver, type NicOutcome } from '../vmm/nic-driver.js';
-import type { VfioDevice } from '../vmm/vfio-device.js';
+import type { DriverDevice } from '../vmm/vfio-device.js';
 import { endsText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
 import { hexText, sizeText } from './units.js';
@@ -22,8 +22,9 @@ import { hexText, sizeText } from './units.js';
 /** Who works with a device: a guest or a process. */
 export interface DeviceHolder {
   readonly name: string;
+  /** Where it runs now. */
   readonly host: HostClient;
-  readonly device: VfioDevice;
+  readonly device: DriverDevice;
   /** Memory behind an address as the device sees it; undefined where the holder has none. */
   readonly load: (address: bigint, lengthBytes: number) => Task<Uint8Array | undefined>;
   /** @throws KernelError where the holder has no memory */
@@ -32,12 +33,13 @@ export interface DeviceHolder {
 
 type DmaStep = Extract<PlainStep, { readonly dma: unknown }>['dma'];
 type NicStep = Extract<PlainStep, { readonly nic: unknown }>['nic'];
+type WorkStep = Extract<PlainStep, { readonly work: unknown }>['work'];
 type InterruptStep = Extract<PlainStep, { readonly interrupt: unknown }>['interrupt'];
 
 /** The driver of each device: started at its first work, gone with the device. */
-const drivers = new WeakMap<VfioDevice, DmaEngineDriver>();
+const drivers = new WeakMap<DriverDevice, DmaEngineDriver>();
 
-function* driverOf(device: VfioDevice): Task<DmaEngineDriver> {
+function* driverOf(device: DriverDevice): Task<DmaEngineDriver> {
   const known = drivers.get(device);
   if (known !== undefined) return known;
   const driver = yield* DmaEngineDriver.start(device);
@@ -90,17 +92,29 @@ function* foundAtPeers(host: HostClient, step: DmaStep, ends: readonly Transacti
   return sent === 0 ? '' : `, where ${found} of ${sent} bytes are found`;
 }
 
-/** Where everything a device did since transaction `from` has ended: its DMA, or its interrupt messages. */
-function* endsSince(holder: DeviceHolder, from: number, what: 'dma' | 'msi'): Task<TransactionEnd[]> {
-  const records = yield* holder.host.transactions(from);
-  return records
-    .filter((record) => record.device === holder.device.bdf && (record.direction === 'msi') === (what === 'msi'))
-    .flatMap((record) => record.ends);
+/** A moment in the records of a host. */
+interface Mark {
+  readonly host: HostClient;
+  readonly bdf: string;
+  readonly from: number;
 }
 
-function* nextTransaction(host: HostClient): Task<number> {
+function* mark({ host, device }: DeviceHolder): Task<Mark> {
   const records = yield* host.transactions(0);
-  return (records.at(-1)?.number ?? -1) + 1;
+  return { host, bdf: device.bdf, from: (records.at(-1)?.number ?? -1) + 1 };
+}
+
+/** Where everything a device did since `then` has ended: its DMA, or its interrupt messages. Its holder may have moved. */
+function* endsSince(holder: DeviceHolder, then: Mark, what: 'dma' | 'msi'): Task<TransactionEnd[]> {
+  const { host, device } = holder;
+  const places = host === then.host ? [then] : [then, { host, bdf: device.bdf, from: 0 }];
+  const ends: TransactionEnd[] = [];
+  for (const place of places) {
+    const records = yield* place.host.transactions(place.from);
+    for (const record of records)
+      if (record.device === place.bdf && (record.direction === 'msi') === (what === 'msi')) ends.push(...record.ends);
+  }
+  return ends;
 }
 
 function dmaText(step: DmaStep): string {
@@ -121,7 +135,7 @@ function* orGone<T>(work: Task<T>): Task<T | undefined> {
 
 /** Carries out a `dma` step. */
 export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResult> {
-  const from = yield* nextTransaction(holder.host);
+  const from = yield* mark(holder);
   const driver = yield* driverOf(holder.device);
   const outcome = yield* orGone(driver.run(transferOf(step)));
   const ends = yield* endsSince(holder, from, 'dma');
@@ -155,7 +169,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
  * as it was sent with its interrupts; `refused` when the NIC stopped a queue over an aborted DMA; else `silent`.
  */
 export function* performNic(holder: DeviceHolder, step: NicStep): Task<StepResult> {
-  const from = yield* nextTransaction(holder.host);
+  const from = yield* mark(holder);
   const driver = yield* NicDriver.start(holder.device, holder, step.at);
   let outcome: NicOutcome;
   try {
@@ -176,7 +190,7 @@ export function* performNic(holder: DeviceHolder, step: NicStep): Task<StepResul
 
 /** Carries out an `interrupt` step: the engine raises a vector, its eventfd must be signalled. */
 export function* performInterrupt(holder: DeviceHolder, step: InterruptStep): Task<StepResult> {
-  const from = yield* nextTransaction(holder.host);
+  const from = yield* mark(holder);
   const driver = yield* driverOf(holder.device);
   // A transfer that moves nothing still ends, and its end raises the vector.
   const { isInterrupted } = yield* driver.run({ op: 'FILL', to: 0n, lengthBytes: 0, pattern: 0 }, step.vector);
@@ -186,4 +200,53 @@ export function* performInterrupt(holder: DeviceHolder, step: InterruptStep): Ta
   const explanation =
     ends.length === 0 ? `${holder.device.bdf} sent no message` : wayText(holder.device.bdf, ends, 'doorbell');
   return { verdict: 'silent', text: `${what} did not reach ${holder.name}`, ends, explanation };
+}
+
+/** Places a `work` step writes to in turn. */
+const WORK_PLACES = 8;
+/** How long the driver listens for interrupts nobody caused when it is done. */
+const LISTEN_NS = 1_000_000;
+
+/**
+ * Carries out a `work` step: fills with a number each, one after another, every one with its interrupt. `ok` when each transfer was done
+ * and interrupted exactly once and memory has what the last ones wrote; else `silent`, or `refused` when the engine said so.
+ */
+export function* performWork(holder: DeviceHolder, step: WorkStep): Task<StepResult> {
+  const since = yield* mark(holder);
+  const driver = yield* driverOf(holder.device);
+  const { transfers, vector } = step;
+  const lengthBytes = Number(step.length);
+  const placeOf = (number: number): bigint => step.at + BigInt((number % WORK_PLACES) * lengthBytes);
+  const patternOf = (number: number): number => Math.imul(number + 1, 0x9e37_79b1) >>> 0;
+  let interrupts = 0n;
+  let done = 0;
+  let error = '';
+  for (; done < transfers && error === ''; done++) {
+    const fill = { op: 'FILL', to: placeOf(done), lengthBytes, pattern: patternOf(done) } as const;
+    const outcome = yield* orGone(driver.run(fill, vector));
+    if (outcome === undefined) error = 'the card is gone';
+    else if (outcome.status !== 'done') error = outcome.status === 'stuck' ? 'the engine is stuck' : outcome.error;
+    interrupts += outcome?.interrupts ?? 0n;
+    if (step.every > 0) yield step.every;
+  }
+  interrupts += (yield* orGone(holder.device.waitMsix(vector, LISTEN_NS))) ?? 0n;
+  const { bdf } = holder.device;
+  const ends = yield* endsSince(holder, since, 'dma');
+  const failed = error === '' ? '' : `, then ${error}`;
+  const text = `${bdf}: ${done} of ${transfers} transfers, ${interrupts} interrupts${failed}`;
+  const explanation = wayText(bdf, ends) || wayText(bdf, yield* endsSince(holder, since, 'msi'), 'doorbell');
+  if (error !== '') return { verdict: 'refused', text, ends, explanation };
+  for (let number = Math.max(0, transfers - WORK_PLACES); number < transfers; number++) {
+    const bytes = yield* holder.load(placeOf(number), lengthBytes);
+    const word = patternOf(number);
+    if (bytes?.every((byte, i) => byte === ((word >>> (8 * (i % 4))) & 0xff)) === true) continue;
+    return {
+      verdict: 'silent',
+      text: `${text}; memory at ${hexText(placeOf(number))} is not what it wrote`,
+      ends,
+      explanation,
+    };
+  }
+  if (interrupts === BigInt(transfers)) return { verdict: 'ok', text, ends };
+  return { verdict: 'silent', text, ends, explanation };
 }

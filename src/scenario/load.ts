@@ -10,6 +10,7 @@
 import { readFileSync } from 'node:fs';
 import { basename, dirname, extname, join } from 'node:path';
 import type { HostDescription } from '../hardware/description.js';
+import { FAULTS, type FaultId } from '../runtime/faults.js';
 import type { LinkSpec } from '../testbed/link.js';
 import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/machines.js';
 import {
@@ -60,6 +61,8 @@ export interface Scenario {
   readonly guests: ReadonlyMap<string, GuestEntry>;
   readonly processes: ReadonlyMap<string, ProcessEntry>;
   readonly steps: readonly ScenarioStep[];
+  /** What makes it fail (sabotage.ts). */
+  readonly failsWith?: ScenarioFile['fails-with'];
 }
 
 /** What decides a guest's memory map. */
@@ -70,6 +73,15 @@ export function machineOptions(entry: GuestEntry): MachineOptions {
     ...(entry['vcpu-vendor'] === undefined ? {} : { vcpuVendor: entry['vcpu-vendor'] }),
     ...(entry['enforce-amd-1tb-hole'] === undefined ? {} : { enforce_amd_1tb_hole: entry['enforce-amd-1tb-hole'] }),
   };
+}
+
+/** Whether a fault is in the main process: in VMMs, or in every link. */
+export function isOfMain(id: FaultId): boolean {
+  return FAULTS[id].layer === 'vmm' || id === 'link.damage';
+}
+
+function hasFunction(host: HostDescription, bdf: string): boolean {
+  return host.functions.some((fn) => fn.bdf === bdf);
 }
 
 /** Collects what is wrong with a file whose shape is right. */
@@ -104,6 +116,9 @@ class Checker {
       if (Object.hasOwn(guests, name)) this.say(['processes', name], `${name} is a guest already`);
     }
     steps.forEach((step, index) => this.#checkStep(step, ['steps', index]));
+    const switched = this.#file['fails-with'];
+    if (switched !== undefined && switched !== 'no-faults' && switched.host !== undefined)
+      this.#host(switched.host, ['fails-with', 'host']);
   }
 
   #checkGuest(name: string, guest: GuestEntry): void {
@@ -152,6 +167,8 @@ class Checker {
       if ((step.dma.write === undefined) === (step.dma.copy === undefined))
         this.say(at, 'dma has either write or copy');
     } else if ('interrupt' in step) this.#checkTaking(step.interrupt, [...path, 'interrupt'], undefined);
+    else if ('work' in step) this.#checkTaking(step.work, [...path, 'work'], undefined);
+    else if ('workload' in step) this.#guest(step.workload.guest, [...path, 'workload', 'guest']);
     else if ('nic' in step) this.#checkTaking(step.nic, [...path, 'nic'], undefined);
     else if ('place-bar' in step) this.#checkTaking(step['place-bar'], [...path, 'place-bar'], undefined);
     else if ('configure' in step) this.#checkTaking(step.configure, [...path, 'configure'], undefined);
@@ -215,9 +232,20 @@ class Checker {
     this.#device(taking, taking.device, [...path, 'device']);
   }
 
-  #checkMigration(migration: { readonly guest: string; readonly to: string }, path: ValuePath): void {
+  #checkMigration(
+    migration: { readonly guest: string; readonly to: string; readonly devices: Readonly<Record<string, string>> },
+    path: ValuePath,
+  ): void {
     this.#guest(migration.guest, [...path, 'guest']);
     if (!this.#host(migration.to, [...path, 'to'])) return;
+    for (const [from, to] of Object.entries(migration.devices)) {
+      const hosts = [...this.#hosts.values()];
+      if (!hosts.some((host) => hasFunction(host, from)))
+        this.say([...path, 'devices', from], `no host has a device ${from}`);
+      const there = this.#hosts.get(migration.to);
+      if (there !== undefined && !hasFunction(there, to))
+        this.say([...path, 'devices', from], `host ${migration.to} has no device ${to}`);
+    }
     const isLinked = this.#file.links.some((link) => link.between.includes(migration.to));
     if (!isLinked) this.say([...path, 'to'], `no link leads to host ${migration.to}`);
   }
@@ -226,10 +254,15 @@ class Checker {
     given: {
       readonly host?: string | undefined;
       readonly link?: readonly [string, string] | undefined;
-      readonly fault?: string | undefined;
+      readonly fault?: FaultId | undefined;
     },
     path: ValuePath,
   ): void {
+    if (given.fault !== undefined && isOfMain(given.fault)) {
+      if (given.host !== undefined || given.link !== undefined)
+        this.say([...path, 'fault'], `${given.fault} is in no host and in no single link: leave them out`);
+      return;
+    }
     if ((given.host === undefined) === (given.link === undefined)) {
       this.say(path, 'a fault is in a host or in a link');
       return;
@@ -417,6 +450,7 @@ export function loadScenario(file: string, text: string, options: LoadOptions = 
     guests: new Map(Object.entries(given.guests)),
     processes: new Map(Object.entries(given.processes)),
     steps: locate(source, given.steps),
+    ...(given['fails-with'] === undefined ? {} : { failsWith: given['fails-with'] }),
   };
 }
 

@@ -7,19 +7,21 @@
  * A failed check does not stop a scenario: later steps may show more.
  */
 import type { LabCommand, TransactionRecord } from '../host/protocol.js';
-import { migrate, type MigrationRequest, type MigrationResult } from '../migration/precopy.js';
+import { migrate } from '../migration/migrate.js';
+import { preflight, type PreflightReport } from '../migration/preflight.js';
+import type { MigrationRequest, MigrationResult } from '../migration/request.js';
 import type { Task } from '../runtime/task.js';
 import type { Lab } from '../testbed/lab.js';
-import { ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
-import { parseReservedRegions, type SysfsRegion } from '../vmm/conflicts.js';
-import { Guest, type GuestSpec } from '../vmm/guest.js';
+import { EBUSY, ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { parseReservedRegions, type Conflict, type SysfsRegion } from '../vmm/conflicts.js';
+import { Guest, type GuestSpec, type WorkloadSpec } from '../vmm/guest.js';
 import { placeBar } from '../vmm/guest-bars.js';
 import { overlaps } from '../vmm/ranges.js';
-import { addMemory, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
+import { addMemory, notNow, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
 import { MemoryMapError, ramBlockAt } from '../vmm/machines.js';
 import { Client } from './client.js';
-import { performDma, performInterrupt, performNic, type DeviceHolder } from './device-work.js';
-import { machineOptions, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
+import { performDma, performInterrupt, performNic, performWork, type DeviceHolder } from './device-work.js';
+import { isOfMain, machineOptions, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
 import {
   checkExpectation,
   rangeText,
@@ -95,6 +97,10 @@ function refusedBy(error: KernelError): StepResult {
   };
 }
 
+function workloadSpec(given: NonNullable<GuestEntry['workload']>): WorkloadSpec {
+  return { bytesPerSecond: Number(given.rate), workingSetBytes: given['working-set'] };
+}
+
 function guestSpec(name: string, entry: GuestEntry): GuestSpec {
   return {
     name,
@@ -102,14 +108,8 @@ function guestSpec(name: string, entry: GuestEntry): GuestSpec {
     ...machineOptions(entry),
     ...(entry.content === undefined ? {} : { content: entry.content }),
     ...(entry.contiguity === undefined ? {} : { vmm: { contiguity: entry.contiguity } }),
-    ...(entry.workload === undefined
-      ? {}
-      : {
-          workload: {
-            bytesPerSecond: Number(entry.workload.rate),
-            workingSetBytes: entry.workload['working-set'],
-          },
-        }),
+    ...(entry.workload === undefined ? {} : { workload: workloadSpec(entry.workload) }),
+    ...(entry.iommu === undefined ? {} : { hasVsmmu: true }),
   };
 }
 
@@ -120,12 +120,15 @@ function* loadGuest(guest: Guest, gpa: bigint, lengthBytes: number): Task<Uint8A
   return yield* guest.load(gpa, lengthBytes);
 }
 
-function plugStepResult(guest: Guest, result: PlugResult): StepResult {
-  const conflicts = result.conflicts.map((conflict): ConflictFact => {
-    const { start, last, type, kind, owner, block } = conflict;
+function conflictFacts(guest: Guest, conflicts: readonly Conflict[]): ConflictFact[] {
+  return conflicts.map(({ start, last, type, kind, owner, block }) => {
     const ram = guest.map.ram.find((candidate) => candidate.name === block);
     return { start, last, type, kind, owner, block: `${guest.name} RAM ${ram === undefined ? block : rangeText(ram)}` };
   });
+}
+
+function plugStepResult(guest: Guest, result: PlugResult): StepResult {
+  const conflicts = conflictFacts(guest, result.conflicts);
   const errno = result.code === undefined ? '' : `: ${result.code} from ${result.call ?? '?'}`;
   const lost = result.lost.length === 0 ? '' : `, devices lost ${result.lost.map(rangeText).join(', ')}`;
   const attached = result.device === undefined ? '' : ` attached to ${guest.name}`;
@@ -140,23 +143,50 @@ function plugStepResult(guest: Guest, result: PlugResult): StepResult {
   };
 }
 
-function migrationStepResult(name: string, to: string, result: MigrationResult): StepResult {
-  const { statistics, outcome, reason, code, detail, memory } = result;
+function migrationStepResult(guest: Guest, to: string, result: MigrationResult): StepResult {
+  const { statistics, outcome, reason, code, detail, memory, devices, conflicts, reset } = result;
+  const { name } = guest;
+  const lost = reset.length === 0 ? '' : `; reset, without its state: ${reset.join(', ')}`;
   if (outcome !== 'completed') {
     return {
       verdict: 'refused',
-      text: `${name} stays on ${result.runsOn}, migration to ${to} ${outcome}: ${detail}`,
+      text: `${name} stays on ${result.runsOn}, migration to ${to} ${outcome} in ${result.phase}: ${detail}${lost}`,
       ...(reason === undefined ? {} : { reason }),
       ...(code === undefined ? {} : { errno: code }),
+      conflicts: conflictFacts(guest, conflicts),
     };
   }
   const differing = memory?.differingPages ?? 0;
-  const damage = differing === 0 ? '' : `, ${differing} pages differ`;
+  const faults = [
+    differing === 0 ? [] : [`${differing} pages differ`],
+    (devices?.differing ?? []).map((bdf) => `state of ${bdf} differs`),
+    (devices?.notQuiesced ?? []).map((bdf) => `${bdf} could still start DMA while another device was stopped`),
+    (devices?.afterStop ?? []).slice(0, 1).map((what) => `not everything stood still: ${what}`),
+  ].flat();
   const times = `${durationText(statistics.totalNs)} (virtual), ${durationText(statistics.downtimeNs)} down`;
+  const state = statistics.deviceBytes === 0 ? '' : `, ${sizeText(BigInt(statistics.deviceBytes))} of device state`;
+  const [explanation] = faults;
   return {
-    verdict: differing === 0 ? 'ok' : 'silent',
-    text: `${name} ${result.from} → ${to} in ${times}${damage}`,
+    verdict: faults.length === 0 ? 'ok' : 'silent',
+    text: `${name} ${result.from} → ${to} in ${times}${state}${faults.map((fault) => `, ${fault}`).join('')}`,
     downtimeNs: statistics.downtimeNs,
+    ...(explanation === undefined ? {} : { explanation }),
+  };
+}
+
+/** A dry run is `refused` when the migration would be; what will not fit later only makes it `silent`. */
+function preflightStepResult(guest: Guest, to: string, { findings }: PreflightReport): StepResult {
+  const [first] = findings.filter(({ when }) => when === 'now');
+  const what = findings.length === 0 ? 'everything fits' : findings.map(({ text }) => text).join('; ');
+  return {
+    verdict: first === undefined ? (findings.length === 0 ? 'ok' : 'silent') : 'refused',
+    text: `${guest.name} to ${to}, dry run: ${what}`,
+    ...(first?.reason === undefined ? {} : { reason: first.reason }),
+    ...(first?.code === undefined ? {} : { errno: first.code }),
+    conflicts: conflictFacts(
+      guest,
+      findings.flatMap(({ conflicts }) => conflicts),
+    ),
   };
 }
 
@@ -256,6 +286,8 @@ export class ScenarioRunner {
     }
     if ('grow' in step) return yield* this.#grow(step.grow);
     if ('dma' in step) return yield* performDma(this.#holder(step.dma), step.dma);
+    if ('work' in step) return yield* performWork(this.#holder(step.work), step.work);
+    if ('workload' in step) return this.#workload(step.workload);
     if ('nic' in step) return yield* performNic(this.#holder(step.nic), step.nic);
     if ('place-bar' in step) return yield* this.#placeBar(step['place-bar']);
     if ('configure' in step) return yield* this.#configure(step.configure);
@@ -323,8 +355,10 @@ export class ScenarioRunner {
       return ok(`${given.process} gave ${device} back`);
     }
     const guest = this.#guest(given.guest ?? '');
-    const held = guest.vmm.devices.find((candidate) => candidate.bdf === device);
+    const held = guest.devices.find((candidate) => candidate.bdf === device);
     if (held === undefined) return { verdict: 'refused', text: `${guest.name} has no ${device}` };
+    const busy = notNow(guest);
+    if (busy !== undefined) throw new KernelError(EBUSY, 'device_del', busy.detail);
     yield* unplugDevice(guest, held);
     return ok(`${guest.name} gave ${device} back`);
   }
@@ -386,7 +420,9 @@ export class ScenarioRunner {
 
   *#migrate(given: PlainStepOf<'migrate'>['migrate']): Task<StepResult> {
     const guest = this.#guest(given.guest);
+    const bandwidth = given['switchover-bandwidth'];
     const limits = {
+      ...(bandwidth === undefined ? {} : { switchoverBandwidth: bandwidth }),
       ...(given['downtime-limit'] === undefined ? {} : { downtimeLimitNs: given['downtime-limit'] }),
       ...(given['max-rounds'] === undefined ? {} : { maxRounds: given['max-rounds'] }),
       ...(given['on-no-convergence'] === undefined ? {} : { onNoConvergence: given['on-no-convergence'] }),
@@ -395,11 +431,22 @@ export class ScenarioRunner {
       to: this.#lab.host(given.to),
       limits,
       attachedDevices: given['attached-devices'],
+      devices: new Map(Object.entries(given.devices)),
+      dirtySource: given['dirty-source'],
+      switchoverAck: given['switchover-ack'],
+      ...(given['cancel-at'] === undefined ? {} : { cancelAt: given['cancel-at'] }),
+      ...(given['cancel-after'] === undefined ? {} : { cancelAfterNs: given['cancel-after'] }),
     };
+    if (given['dry-run']) return preflightStepResult(guest, given.to, yield* preflight(guest, request));
     const result = yield* migrate(guest, request);
     this.#lastMigration.set(guest.name, result);
     if (result.outcome === 'completed') this.#visited.get(guest.name)?.push(result.runsOn);
-    return migrationStepResult(guest.name, given.to, result);
+    return migrationStepResult(guest, given.to, result);
+  }
+
+  #workload(given: PlainStepOf<'workload'>['workload']): StepResult {
+    this.#guest(given.guest).setWorkload(workloadSpec(given));
+    return ok(`${given.guest} writes ${sizeText(given.rate)}/s in ${sizeText(given['working-set'])}`);
   }
 
   *#fault(given: PlainStepOf<'fault'>['fault']): Task<StepResult> {
@@ -409,6 +456,12 @@ export class ScenarioRunner {
     };
     if (given.link !== undefined) return this.#linkFault(given.link, given.off, rule);
     const id = given.fault;
+    if (id !== undefined && isOfMain(id)) {
+      const { faults } = this.#lab.runtime;
+      if (given.off) faults.disarm(id);
+      else faults.arm(id, rule);
+      return ok(`${id} ${given.off ? 'off' : 'on'}`);
+    }
     if (given.host === undefined || id === undefined) throw new Error('a fault in a host has a name');
     const host = this.#lab.host(given.host);
     const reply = yield* host.command(
@@ -514,11 +567,13 @@ export class ScenarioRunner {
       };
     }
     const guest = this.#guest(given.guest ?? '');
-    const device = guest.vmm.devices.find((candidate) => candidate.bdf === given.device);
-    if (device === undefined) throw new KernelError(ENODEV, `${guest.name} has no ${given.device}`);
+    const device = guest.devices.find((candidate) => candidate.bdf === given.device);
+    if (device === undefined) throw new KernelError(ENODEV, `look for ${given.device} in ${guest.name}`);
     return {
       name: guest.name,
-      host: guest.host,
+      get host() {
+        return guest.host;
+      },
       device,
       load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes),
       store: (gpa, bytes) => guest.store(gpa, bytes),

@@ -9,7 +9,8 @@ import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO, type ErrnoName } from '../uapi/errno.js';
 import { NIC_PAIRS } from '../uapi/nic.js';
-import { ATTACHED_DEVICE_POLICIES, type MigrationFailureReason } from '../migration/precopy.js';
+import { DIRTY_SOURCES } from '../migration/dirty-sources.js';
+import { ATTACHED_DEVICE_POLICIES, CANCEL_PHASES, MIGRATION_FAILURES } from '../migration/request.js';
 import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
 import { MACHINES, type MachineName } from '../vmm/machines.js';
 import { address, bandwidth, bdf, count, duration, name, range, size } from './fields.js';
@@ -61,6 +62,8 @@ const host = z.union(
 
 const link = z.strictObject({ between: z.tuple([name, name]), bandwidth, latency: duration });
 
+const workload = z.strictObject({ rate: size, 'working-set': size });
+
 const guest = z.strictObject({
   on: name,
   vmm: machine,
@@ -74,7 +77,9 @@ const guest = z.strictObject({
   content: z.enum(['zero', 'stamped']).optional(),
   contiguity: contiguity.optional(),
   /** vCPUs that dirty memory: bytes a second, in a working set. */
-  workload: z.strictObject({ rate: size, 'working-set': size }).optional(),
+  workload: workload.optional(),
+  /** `vsmmu`: an SMMUv3 of its own, carried by the host's; the first device freezes what it promises. */
+  iommu: z.enum(['vsmmu']).optional(),
 });
 
 const process = z.strictObject({
@@ -171,6 +176,25 @@ const steps = {
       as,
     }),
   }),
+  work: z.strictObject({
+    /** A DMA engine's driver works: transfer after transfer, each with an interrupt that must come exactly once. */
+    work: z.strictObject({
+      ...owner,
+      device: bdf,
+      /** Where the engine writes: memory of the owner, `length` bytes for each of 8 places in turn. */
+      at: address,
+      transfers: count(1, 100_000).default(100),
+      length: size.default(4096n),
+      vector: count(0, 3).default(0),
+      /** Time the driver takes between two transfers. */
+      every: duration.default(0),
+      as,
+    }),
+  }),
+  workload: z.strictObject({
+    /** From now on the vCPUs of a guest write that much. */
+    workload: z.strictObject({ guest: name, ...workload.shape, as }),
+  }),
   'place-bar': z.strictObject({
     /** A guest finds a place for the BAR of a hot-plugged device among what its VMM publishes. */
     'place-bar': z.strictObject({
@@ -204,7 +228,19 @@ const steps = {
       /** What happens to a guest that dirties memory faster than the link carries it. */
       'on-no-convergence': z.enum(['cancel', 'stop']).optional(),
       /** What happens to passthrough devices the guest has: QEMU refuses to migrate. */
-      'attached-devices': z.enum(ATTACHED_DEVICE_POLICIES).default('refuse'),
+      'attached-devices': z.enum(ATTACHED_DEVICE_POLICIES).default('migrate'),
+      /** Which function of the destination takes the place of which of the source; the same address for those not listed. */
+      devices: z.record(bdf, bdf).default({}),
+      /** Who knows what devices have written. */
+      'dirty-source': z.enum(DIRTY_SOURCES).default('auto'),
+      /** Bandwidth the expected downtime is reckoned with, instead of the one measured. */
+      'switchover-bandwidth': bandwidth.optional(),
+      /** The guest is not stopped before the destination has the devices' initial data. */
+      'switchover-ack': z.boolean().default(false),
+      'cancel-at': z.enum(CANCEL_PHASES).optional(),
+      'cancel-after': duration.optional(),
+      /** Nothing moves: says what would not fit, now or at a later hot-plug. */
+      'dry-run': z.boolean().default(false),
       as,
     }),
   }),
@@ -228,18 +264,7 @@ const steps = {
       verdict: z.enum(['ok', 'refused', 'killed', 'silent']).optional(),
       errno: errno.optional(),
       /** Why a migration did not happen. */
-      reason: z
-        .enum([
-          'guest-not-running',
-          'no-link',
-          'device-attached',
-          'no-dirty-tracking',
-          'destination-refused',
-          'link-lost',
-          'not-converging',
-          'stream-damaged',
-        ] satisfies MigrationFailureReason[])
-        .optional(),
+      reason: z.enum(MIGRATION_FAILURES).optional(),
       conflict: z
         .strictObject({
           start: address.optional(),
@@ -288,6 +313,8 @@ const plainSteps = [
   steps.grow,
   steps.dma,
   steps.nic,
+  steps.work,
+  steps.workload,
   steps['place-bar'],
   steps.configure,
   steps.interrupt,
@@ -321,6 +348,18 @@ export const scenarioFile = z.strictObject({
   links: z.array(link).default([]),
   guests: named(guest).default({}),
   processes: named(process).default({}),
+  /** The switch that makes this scenario fail, which proves that it checks something; `no-faults`: its own `fault` steps left out. */
+  'fails-with': z
+    .union([
+      z.literal('no-faults'),
+      z.strictObject({
+        fault,
+        host: name.optional(),
+        skip: count(0, 1_000_000).optional(),
+        count: count(1, 1_000_000).optional(),
+      }),
+    ])
+    .optional(),
   steps: z.array(step, { error: 'a scenario has steps' }).min(1, 'a scenario has steps'),
 });
 

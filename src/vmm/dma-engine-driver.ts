@@ -35,8 +35,9 @@ export interface DmaOutcome {
   readonly error: keyof typeof DMA_ERROR_CODE;
   /** FNV-1a of the bytes read; meaningful for COPY and SUM. */
   readonly sum: number;
-  /** Whether the MSI-X vector was signalled. */
+  /** Whether the MSI-X vector was signalled, and how often. */
   readonly isInterrupted: boolean;
+  readonly interrupts: bigint;
 }
 
 /** A transfer. Addresses are bus addresses: IOVAs, for a guest its guest-physical addresses. */
@@ -76,10 +77,10 @@ export class DmaEngineDriver {
     const command = DMA_COMMAND.make({ OP: DMA_OP[transfer.op], IRQ: 1, VECTOR: vector });
     yield* this.#write(DMA_COMMAND.offset, command[0] ?? 0);
     const interrupts = yield* this.device.waitMsix(vector, TIMEOUT_NS);
-    return yield* this.#outcome(interrupts > 0n);
+    return yield* this.#outcome(interrupts);
   }
 
-  *#outcome(isInterrupted: boolean): Task<DmaOutcome> {
+  *#outcome(interrupts: bigint): Task<DmaOutcome> {
     const word = yield* this.#read(DMA_STATUS);
     if (word === ALL_ONES) throw new KernelError(ENODEV, `status of ${this.device.bdf}`);
     const status = DMA_STATUS.decode([word]);
@@ -88,7 +89,7 @@ export class DmaEngineDriver {
     const error = (Object.keys(DMA_ERROR_CODE) as DmaOutcome['error'][]).find((name) => DMA_ERROR_CODE[name] === code);
     invariant(error !== undefined, `DMA engine error code ${code}`);
     const end = status.ERROR === 1 ? 'error' : 'done';
-    return { status: status.BUSY === 1 ? 'stuck' : end, error, sum, isInterrupted };
+    return { status: status.BUSY === 1 ? 'stuck' : end, error, sum, isInterrupted: interrupts > 0n, interrupts };
   }
 
   *#read<F extends BitFields>(register: Register<F>): Task<number> {

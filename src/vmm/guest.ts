@@ -3,17 +3,22 @@
  *
  * The guest is the logical thing that migrates; `vmm` is the process that holds it at the moment. The vCPUs' writes go
  * to that process's memory page by page and are recorded in a dirty log, as KVM records them for the VMM. A write is
- * logged when it has completed, so a page read by a migration before the write is sent again; `pause` returns when no
- * write is on its way any more. Devices' writes are not in this log: the IOMMU's dirty bits have them.
+ * logged when it has completed, so a page read by a migration before the write is sent again; `pause` returns when nothing
+ * of the vCPUs is on its way any more. Devices' writes are not in this log: the IOMMU's dirty bits or the devices' own have them.
  *
- * Invariants: a paused, killed or switched-off guest writes nothing; while `isLogging`, every page a vCPU wrote since the
+ * Whatever a vCPU does (memory, device registers) goes through `vcpu`, which waits while the guest is paused. The guest's clock
+ * stands still meanwhile, so a driver's time-out does not run out because the guest was moved.
+ *
+ * Invariants: a paused, killed or switched-off guest does nothing; while `isLogging`, every page a vCPU wrote since the
  * last `takeDirty` is in the log.
  */
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { RandomStream } from '../runtime/random.js';
 import { WaitQueue, type Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
+import { ESRCH, KernelError } from '../uapi/errno.js';
 import type { PageRun } from '../uapi/syscall.js';
+import type { GuestDevice } from './guest-device.js';
 import { nextSegmentOffset, type BackingSegment } from './guest-memory.js';
 import {
   guestMemoryMap,
@@ -27,6 +32,7 @@ import {
 import { CHUNK_PAGES, PageSet } from './page-set.js';
 import { GIB, lengthOf, overlaps, PAGE_BYTES } from './ranges.js';
 import { Vmm, type VmmSpec } from './vmm.js';
+import type { VsmmuProperties } from './vsmmu.js';
 
 /** What the vCPUs do to memory: runs of pages at random places of a working set. */
 export interface WorkloadSpec {
@@ -43,6 +49,8 @@ export interface GuestSpec extends MachineOptions {
   /** What RAM holds after boot: nothing, or different contents in every page (`stamped`, the default). */
   readonly content?: 'zero' | 'stamped';
   readonly workload?: WorkloadSpec;
+  /** A virtual SMMU that the host's carries (src/vmm/vsmmu.ts): its properties are frozen by the first device. */
+  readonly hasVsmmu?: boolean;
   readonly vmm?: Omit<VmmSpec, 'name'>;
 }
 
@@ -69,6 +77,10 @@ export class Guest {
   readonly runtime: NodeRuntime;
   /** Set by the orchestrator: a guest that is being migrated takes no new devices and no new memory, as in QEMU. */
   isMigrating = false;
+  /** Passthrough devices the guest sees, in the order they were plugged. */
+  readonly devices: GuestDevice[] = [];
+  /** What the virtual SMMU promised the guest; undefined before its first device. */
+  vsmmu: VsmmuProperties | undefined;
   #map: GuestMemoryMap;
   #vmm: Vmm;
   #state: GuestState = 'running';
@@ -78,7 +90,10 @@ export class Guest {
   readonly #random: RandomStream;
   readonly #resumed: WaitQueue;
   readonly #idle: WaitQueue;
-  #writesInFlight = 0;
+  #inFlight = 0;
+  #pausedAtNs = 0;
+  #pausedNs = 0;
+  #workload: WorkloadSpec | undefined;
   #workloadStamp = WORKLOAD_STAMP_BASE;
 
   private constructor(spec: GuestSpec, map: GuestMemoryMap, vmm: Vmm) {
@@ -109,9 +124,7 @@ export class Guest {
       machine: spec.machine,
       memory: spec.memoryBytes,
     });
-    if (spec.workload !== undefined) {
-      guest.runtime.spawn(`${spec.name}/vcpu`, guest.#runWorkload(spec.workload), { daemon: true });
-    }
+    if (spec.workload !== undefined) guest.setWorkload(spec.workload);
     return guest;
   }
 
@@ -155,10 +168,40 @@ export class Guest {
     return this.#vmm.memory.vaOf(this.#offsetOf(gpa));
   }
 
-  /** Reads guest memory as a vCPU would; the range lies in one RAM block. */
+  /** The guest's clock, ns: stands still while the guest is paused. */
+  get clockNs(): number {
+    const isPaused = this.#state === 'paused';
+    return this.runtime.now - this.#pausedNs - (isPaused ? this.runtime.now - this.#pausedAtNs : 0);
+  }
+
+  /**
+   * Does what a vCPU does: waits while the guest is paused, and {@link pause} waits for it.
+   *
+   * @throws KernelError (ESRCH) when the guest is gone
+   */
+  *vcpu<T>(work: () => Task<T>): Task<T> {
+    while (this.#state === 'paused') yield this.#resumed;
+    if (this.#state !== 'running') throw new KernelError(ESRCH, `guest ${this.name} is ${this.#state}`);
+    this.#inFlight++;
+    try {
+      return yield* work();
+    } finally {
+      this.#inFlight--;
+      if (this.#inFlight === 0) this.#idle.wakeAll();
+    }
+  }
+
+  /** Changes what the vCPUs do to memory. */
+  setWorkload(workload: WorkloadSpec): void {
+    const isIdle = this.#workload === undefined;
+    this.#workload = workload;
+    if (isIdle) this.runtime.spawn(`${this.name}/vcpu`, this.#runWorkload(), { daemon: true });
+  }
+
+  /** Reads guest memory as a vCPU would; the range lies in one RAM block. Waits while the guest is paused. */
   *load(gpa: bigint, lengthBytes: number): Task<Uint8Array> {
     this.#checkRange(gpa, lengthBytes);
-    return yield* this.#vmm.process.load(this.vaOf(gpa), lengthBytes);
+    return yield* this.vcpu(() => this.#vmm.process.load(this.vaOf(gpa), lengthBytes));
   }
 
   /** Writes guest memory as a vCPU would, and logs the pages; waits while the guest is paused. */
@@ -169,16 +212,18 @@ export class Guest {
     yield* this.#write([{ firstPage, pages }], () => this.#vmm.process.store(this.vaOf(gpa), bytes));
   }
 
-  /** Stops the vCPUs; returns when none of their writes is on its way. */
+  /** Stops the vCPUs; returns when nothing they do is on its way. */
   *pause(): Task<void> {
     if (this.#state !== 'running') return;
     this.#state = 'paused';
-    while (this.#writesInFlight > 0) yield this.#idle;
+    this.#pausedAtNs = this.runtime.now;
+    while (this.#inFlight > 0) yield this.#idle;
   }
 
   /** Lets the vCPUs go on. */
   resume(): void {
     if (this.#state !== 'paused') return;
+    this.#pausedNs += this.runtime.now - this.#pausedAtNs;
     this.#state = 'running';
     this.#resumed.wakeAll();
   }
@@ -254,22 +299,20 @@ export class Guest {
   }
 
   *#write(pages: readonly { firstPage: number; pages: number }[], access: () => Task<void>): Task<void> {
-    while (this.#state === 'paused') yield this.#resumed;
-    if (this.#state !== 'running') throw new Error(`guest ${this.name} is ${this.#state}`);
-    this.#writesInFlight++;
+    yield* this.vcpu(() => this.#loggedWrite(pages, access));
+  }
+
+  *#loggedWrite(pages: readonly { firstPage: number; pages: number }[], access: () => Task<void>): Task<void> {
     try {
       yield* access();
     } finally {
-      this.#writesInFlight--;
-      if (this.#isLogging) for (const range of pages) this.#dirty.addRange(range.firstPage, range.pages);
-      if (this.#writesInFlight === 0) this.#idle.wakeAll();
+      if (this.#isLogging && !this.runtime.faults.fires('vmm.dirty-log-lost'))
+        for (const range of pages) this.#dirty.addRange(range.firstPage, range.pages);
     }
   }
 
-  *#runWorkload(workload: WorkloadSpec): Task<void> {
+  *#runWorkload(): Task<void> {
     const block = this.#map.ram.reduce((a, b) => (lengthOf(b) > lengthOf(a) ? b : a));
-    const bytes = workload.workingSetBytes < lengthOf(block) ? workload.workingSetBytes : lengthOf(block);
-    const workingPages = Math.max(Number(bytes / PAGE_BYTES), 1);
     const base = Number(block.offset / PAGE_BYTES);
     const pauseNs = tickNs(this.spec.memoryBytes);
     let owed = 0;
@@ -277,9 +320,11 @@ export class Guest {
       while (this.#state === 'paused') yield this.#resumed;
       if (this.#state !== 'running') return;
       yield pauseNs;
-      owed += (workload.bytesPerSecond * pauseNs) / 1e9 / Number(PAGE_BYTES);
+      const { bytesPerSecond, workingSetBytes } = this.#workload ?? { bytesPerSecond: 0, workingSetBytes: 0n };
+      owed += (bytesPerSecond * pauseNs) / 1e9 / Number(PAGE_BYTES);
       if (owed < 1) continue;
-      const runs = this.#workloadRuns(base, workingPages, Math.floor(owed));
+      const bytes = workingSetBytes < lengthOf(block) ? workingSetBytes : lengthOf(block);
+      const runs = this.#workloadRuns(base, Math.max(Number(bytes / PAGE_BYTES), 1), Math.floor(owed));
       owed -= Math.floor(owed);
       yield* this.#writeOfWorkload(runs);
     }

@@ -14,14 +14,17 @@
  * After a refusal everything is as it was: nothing of the device stays open, nothing of the guest is unmapped.
  */
 import type { Task } from '../runtime/task.js';
-import { EADDRINUSE, EINVAL, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { EADDRINUSE, EINVAL, EOPNOTSUPP, KernelError, type ErrorDetail } from '../uapi/errno.js';
 import type { Container, IommufdBackend, UsableRanges } from './backends/iommufd.js';
 import { blockingRegions, findConflicts, parseReservedRegions, type Conflict, type SysfsRegion } from './conflicts.js';
 import type { Guest } from './guest.js';
+import { GuestDevice } from './guest-device.js';
 import { dmaMappings, mapFailurePolicy, ramSections, type DmaMapping } from './listener.js';
-import { machineOf, MemoryMapError, ramBlockAt, type RamBlock } from './machines.js';
+import { machineOf, MemoryMapError, ramBlockAt, type GuestMemoryMap, type RamBlock } from './machines.js';
 import { complement, intersection, overlaps, PAGE_BYTES, subtract, widenTo, type Range } from './ranges.js';
 import { bindToVfio, VfioDevice } from './vfio-device.js';
+import type { Vmm } from './vmm.js';
+import { vsmmuMismatches, vsmmuProperties, type VsmmuProperties } from './vsmmu.js';
 
 export const HOTPLUG_POLICIES = ['reject', 'ignore', 'unmap-conflicts'] as const;
 type HotplugPolicy = (typeof HOTPLUG_POLICIES)[number];
@@ -67,11 +70,23 @@ export interface PlugResult {
   readonly attempts: readonly PlugAttempt[];
   /** The device, when the guest has it. */
   readonly device?: VfioDevice;
+  /** What the virtual SMMU promises the guest with it. */
+  readonly vsmmu?: VsmmuProperties;
+}
+
+/** Where a device goes: a VMM and the memory map of the guest it runs, or is about to run. */
+interface PlugTarget {
+  readonly name: string;
+  readonly vmm: Vmm;
+  readonly map: GuestMemoryMap;
+  /** What the virtual SMMU promised; null where there is none, undefined before its first device. */
+  readonly vsmmu: VsmmuProperties | null | undefined;
+  /** The VMM gives up the guest. */
+  readonly abort: (reason: string) => Task<void>;
 }
 
 /** A plug under way. */
-interface Plug {
-  readonly guest: Guest;
+interface Plug extends PlugTarget {
   readonly backend: IommufdBackend;
   readonly device: VfioDevice;
   readonly regions: readonly SysfsRegion[];
@@ -86,7 +101,12 @@ interface Plug {
  */
 export function* plugDevice(guest: Guest, request: PlugRequest): Task<PlugResult> {
   const policy = request.policy ?? 'reject';
-  const result = yield* plugWith(guest, request, policy);
+  const base = { bdf: request.bdf, policy, conflicts: [], lost: [], attempts: [] };
+  const busy = notNow(guest);
+  const result: PlugResult =
+    busy === undefined ? yield* plugWith(targetOf(guest), request) : { ...base, verdict: 'refused', ...busy };
+  if (result.device !== undefined) guest.devices.push(new GuestDevice(guest, result.device));
+  if (result.vsmmu !== undefined) guest.vsmmu = result.vsmmu;
   guest.runtime.emit('vmm.plug', {
     guest: guest.name,
     host: guest.host.name,
@@ -100,40 +120,74 @@ export function* plugDevice(guest: Guest, request: PlugRequest): Task<PlugResult
   return result;
 }
 
-function* plugWith(guest: Guest, request: PlugRequest, policy: HotplugPolicy): Task<PlugResult> {
+function targetOf(guest: Guest): PlugTarget {
+  const { name, vmm, map, spec } = guest;
+  const vsmmu = spec.hasVsmmu === true ? guest.vsmmu : null;
+  return { name, vmm, map, vsmmu, abort: (reason) => guest.kill(reason) };
+}
+
+/** A device that a VMM has from its start: policy `reject`. The guest whose map it is runs elsewhere or not yet. */
+export function* coldPlugDevice(vmm: Vmm, guest: Guest, bdf: string): Task<PlugResult> {
+  const abort = function* (): Task<void> {
+    yield* vmm.exit();
+  };
+  return yield* plugWith({ ...targetOf(guest), vmm, abort }, { bdf });
+}
+
+function* plugWith(target: PlugTarget, request: PlugRequest): Task<PlugResult> {
+  const policy = request.policy ?? 'reject';
   const base = { bdf: request.bdf, policy, conflicts: [], lost: [], attempts: [] };
-  const busy = notNow(guest);
-  if (busy !== undefined) return { ...base, verdict: 'refused', ...busy };
   let plug: Plug;
   try {
-    plug = yield* openDevice(guest, request.bdf);
+    plug = yield* openDevice(target, request.bdf);
   } catch (error) {
     return { ...base, verdict: 'refused', ...kernelFacts(error) };
   }
-  const predicted = findConflicts(guest.map, { regions: plug.regions });
-  if (machineOf(guest.map.machine).abortsOnReservedOverlap && predicted.length > 0) {
-    yield* guest.kill(`a reserved region of ${request.bdf} lies over guest memory`);
+  const predicted = findConflicts(plug.map, { regions: plug.regions });
+  if (machineOf(plug.map.machine).abortsOnReservedOverlap && predicted.length > 0) {
+    yield* plug.abort(`a reserved region of ${request.bdf} lies over guest memory`);
     return { ...base, verdict: 'killed', conflicts: predicted };
   }
+  let isAborted = false;
+  const noting: Plug = {
+    ...plug,
+    *abort(reason) {
+      isAborted = true;
+      yield* plug.abort(reason);
+    },
+  };
   try {
-    const lost = yield* POLICIES[policy](plug, request.order ?? 'map-first');
-    guest.vmm.devices.push(plug.device);
+    const vsmmu = yield* checkVsmmu(noting);
+    const lost = yield* POLICIES[policy](noting, request.order ?? 'map-first');
     const conflicts = lost.length === 0 ? [] : yield* explain(plug, undefined);
     const verdict = policy === 'ignore' && lost.length > 0 ? 'silent' : 'ok';
-    return { ...base, verdict, conflicts, lost, attempts: plug.attempts, device: plug.device };
+    const { attempts, device } = plug;
+    return { ...base, verdict, conflicts, lost, attempts, device, ...(vsmmu === undefined ? {} : { vsmmu }) };
   } catch (error) {
     const facts = { ...kernelFacts(error), attempts: plug.attempts };
-    if (guest.state === 'killed') return { ...base, verdict: 'killed', ...facts };
+    if (isAborted) return { ...base, verdict: 'killed', ...facts };
     const conflicts = yield* explain(plug, error as KernelError);
     yield* plug.device.close();
     return { ...base, verdict: 'refused', ...facts, conflicts };
   }
 }
 
+/** What the virtual SMMU promises from now on; undefined without one. @throws KernelError (EOPNOTSUPP) when this host cannot keep it */
+function* checkVsmmu(plug: Plug): Task<VsmmuProperties | undefined> {
+  if (plug.vsmmu === null) return undefined;
+  const host = yield* plug.backend.smmuv3Info(plug.device);
+  if (host === undefined) throw new KernelError(EOPNOTSUPP, 'vSMMU', { why: 'the device is not behind an SMMUv3' });
+  const has = vsmmuProperties(host);
+  const mismatches = plug.vsmmu === undefined ? [] : vsmmuMismatches(plug.vsmmu, has);
+  const isChecked = !plug.vmm.host.lab.runtime.faults.fires('vmm.vsmmu-unchecked');
+  if (mismatches.length > 0 && isChecked) throw new KernelError(EOPNOTSUPP, 'vSMMU', { why: mismatches.join('; ') });
+  return plug.vsmmu ?? has;
+}
+
 /** A guest that is moving, or gone, takes no hardware. The VMM's own refusal, in the kernel's words: EBUSY. */
-function notNow(guest: Guest): { code: string; call: string; detail: ErrorDetail } | undefined {
+export function notNow(guest: Guest): { code: string; call: string; detail: ErrorDetail } | undefined {
   const isAlive = guest.state === 'running' || guest.state === 'paused';
-  if (isAlive && !guest.isMigrating) return undefined;
+  if (isAlive && (!guest.isMigrating || guest.runtime.faults.fires('vmm.busy-ignored'))) return undefined;
   return { code: 'EBUSY', call: 'device_add', detail: { guest: isAlive ? 'migrating' : guest.state } };
 }
 
@@ -144,8 +198,8 @@ function kernelFacts(error: unknown): { code: string; call: string; detail: Erro
 }
 
 /** Opens the function, binds it to the VMM's iommufd and reads its group's reserved regions. */
-function* openDevice(guest: Guest, bdf: string): Task<Plug> {
-  const { vmm } = guest;
+function* openDevice(target: PlugTarget, bdf: string): Task<Plug> {
+  const { vmm } = target;
   yield* bindToVfio(vmm.process, bdf);
   const device = yield* VfioDevice.open(vmm.process, bdf);
   try {
@@ -153,7 +207,7 @@ function* openDevice(guest: Guest, bdf: string): Task<Plug> {
     yield* device.bind(backend.fd);
     const path = `/sys/bus/pci/devices/${bdf}/iommu_group/reserved_regions`;
     const regions = parseReservedRegions(yield* vmm.process.readFile(path));
-    return { guest, backend, device, regions, attempts: [] };
+    return { ...target, backend, device, regions, attempts: [] };
   } catch (error) {
     yield* device.close();
     throw error;
@@ -172,52 +226,52 @@ const POLICIES: Readonly<Record<HotplugPolicy, PolicyTask>> = {
 /** Every existing container, then a new one with all of RAM (domain.md A3.3). */
 function* plugOrReject(plug: Plug, order: PlugOrder): Task<readonly LostRange[]> {
   const shared = yield* attachToExisting(plug);
-  if (shared !== undefined) return lostRanges(plug.guest, shared.lost);
+  if (shared !== undefined) return lostRanges(plug.map, shared.lost);
   yield* inNewContainer(plug, function* (container) {
     if (order === 'attach-first') yield* plug.backend.attach(container, plug.device);
-    for (const mapping of wantedMappings(plug.guest)) yield* plug.backend.map(container, mapping);
+    for (const mapping of wantedMappings(plug)) yield* plug.backend.map(container, mapping);
     if (order === 'map-first') yield* plug.backend.attach(container, plug.device);
   });
   return [];
 }
 
 function* plugAndIgnore(plug: Plug): Task<readonly LostRange[]> {
-  const { backend, device, guest } = plug;
+  const { backend, device, map } = plug;
   const shared = yield* attachToExisting(plug);
-  if (shared !== undefined) return lostRanges(guest, shared.lost);
+  if (shared !== undefined) return lostRanges(map, shared.lost);
   const container = yield* inNewContainer(plug, function* (fresh) {
     yield* backend.attach(fresh, device);
     const holes = holesIn(yield* backend.usableRanges(fresh));
-    for (const mapping of wantedMappings(guest)) {
+    for (const mapping of wantedMappings(plug)) {
       for (const piece of cut(mapping, holes)) yield* backend.map(fresh, piece);
       fresh.lost.push(...commonParts(mapping, holes));
     }
   });
-  return lostRanges(guest, container.lost);
+  return lostRanges(map, container.lost);
 }
 
 function* plugAfterUnmapping(plug: Plug): Task<readonly LostRange[]> {
-  const { backend, device, guest } = plug;
+  const { backend, device, map } = plug;
   const holes = yield* unusableRanges(plug);
   const existing = backend.containers[0];
   if (existing === undefined) {
     const container = yield* inNewContainer(plug, function* (fresh) {
-      for (const mapping of wantedMappings(guest)) {
+      for (const mapping of wantedMappings(plug)) {
         for (const piece of cut(mapping, holes)) yield* backend.map(fresh, piece);
         fresh.lost.push(...commonParts(mapping, holes));
       }
       yield* backend.attach(fresh, device);
     });
-    return lostRanges(guest, container.lost);
+    return lostRanges(map, container.lost);
   }
   const replaced = yield* carve(backend, existing, holes);
   try {
     yield* backend.attach(existing, device);
   } catch (error) {
-    yield* restore(guest, backend, existing, replaced);
+    yield* restore(plug, existing, replaced);
     throw error;
   }
-  return lostRanges(guest, existing.lost);
+  return lostRanges(map, existing.lost);
 }
 
 /** Tries the containers there are, in order; undefined when none takes the device. */
@@ -255,10 +309,10 @@ function noteAttempt(plug: Plug, container: PlugAttempt['container'], error: unk
 }
 
 /** What the listener would map of the guest's RAM now. */
-function wantedMappings(guest: Guest): DmaMapping[] {
-  return guest.map.ram.flatMap((block) => {
-    const ramVa = guest.vmm.memory.vaOf(block.offset) - block.offset;
-    return dmaMappings(ramSections({ ...guest.map, ram: [block] }, ramVa), PAGE_BYTES);
+function wantedMappings({ map, vmm }: Pick<PlugTarget, 'map' | 'vmm'>): DmaMapping[] {
+  return map.ram.flatMap((block) => {
+    const ramVa = vmm.memory.vaOf(block.offset) - block.offset;
+    return dmaMappings(ramSections({ ...map, ram: [block] }, ramVa), PAGE_BYTES);
   });
 }
 
@@ -300,7 +354,7 @@ function* explain(plug: Plug, error: KernelError | undefined): Task<Conflict[]> 
   if (!isAboutRanges) return [];
   const attached = plug.backend.containerOf(plug.device);
   const usable = attached === undefined ? yield* probe(plug) : yield* plug.backend.usableRanges(attached);
-  return findConflicts(plug.guest.map, {
+  return findConflicts(plug.map, {
     regions: plug.regions,
     ...(usable === undefined ? {} : { usable: usable.ranges }),
     ...(error === undefined ? {} : { detail: error.detail }),
@@ -319,12 +373,7 @@ function* carve(backend: IommufdBackend, container: Container, holes: readonly R
 }
 
 /** Undoes {@link carve}. A guest whose RAM cannot be mapped again has lost it under its devices' feet: the VMM aborts. */
-function* restore(
-  guest: Guest,
-  backend: IommufdBackend,
-  container: Container,
-  replaced: readonly DmaMapping[],
-): Task<void> {
+function* restore({ backend, abort }: Plug, container: Container, replaced: readonly DmaMapping[]): Task<void> {
   try {
     for (const mapping of replaced) {
       for (const piece of container.mappings.filter((candidate) => overlaps(candidate, mapping)))
@@ -332,7 +381,7 @@ function* restore(
       yield* backend.map(container, mapping);
     }
   } catch (error) {
-    if (error instanceof KernelError) yield* guest.kill(`could not map guest RAM again: ${error.message}`);
+    if (error instanceof KernelError) yield* abort(`could not map guest RAM again: ${error.message}`);
     throw error;
   }
   const isRestored = (range: Range): boolean => replaced.some((mapping) => overlaps(mapping, range));
@@ -351,24 +400,25 @@ function commonParts(range: Range, holes: readonly Range[]): Range[] {
   return holes.flatMap((hole) => intersection(range, hole) ?? []);
 }
 
-function lostRanges(guest: Guest, ranges: readonly Range[]): LostRange[] {
-  return ranges.map((range) => ({ ...range, block: ramBlockAt(guest.map, range.start)?.name ?? '' }));
+function lostRanges(map: GuestMemoryMap, ranges: readonly Range[]): LostRange[] {
+  return ranges.map((range) => ({ ...range, block: ramBlockAt(map, range.start)?.name ?? '' }));
 }
 
 /**
  * Takes a device away from its guest: bus mastering off, out of its address space, closed. The function stays bound to
  * vfio-pci.
  */
-export function* unplugDevice(guest: Guest, device: VfioDevice): Task<void> {
-  const { vmm } = guest;
-  const index = vmm.devices.indexOf(device);
+export function* unplugDevice(guest: Guest, device: GuestDevice): Task<void> {
+  const { vmm, devices } = guest;
+  const index = devices.indexOf(device);
   if (index < 0) throw new Error(`guest ${guest.name} has no device ${device.bdf}`);
-  yield* device.setBusMaster(false);
-  yield* device.disableMsix();
-  yield* (yield* vmm.openBackend()).detach(device);
-  yield* device.close();
-  vmm.devices.splice(index, 1);
-  guest.runtime.emit('vmm.unplug', { guest: guest.name, host: vmm.host.name, device: device.bdf });
+  const { vfio } = device;
+  yield* vfio.setBusMaster(false);
+  yield* vfio.disableMsix();
+  yield* (yield* vmm.openBackend()).detach(vfio);
+  yield* vfio.close();
+  devices.splice(index, 1);
+  guest.runtime.emit('vmm.unplug', { guest: guest.name, host: vmm.host.name, device: vfio.bdf });
 }
 
 /** What came of adding memory. */

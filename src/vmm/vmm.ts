@@ -10,7 +10,6 @@ import type { Process } from '../testbed/process.js';
 import type { Contiguity } from '../uapi/syscall.js';
 import { IommufdBackend } from './backends/iommufd.js';
 import { GuestMemory, type BackingSegment } from './guest-memory.js';
-import type { VfioDevice } from './vfio-device.js';
 
 /** Who the VMM's process is, and how its memory lies. */
 export interface VmmSpec {
@@ -32,8 +31,6 @@ export class Vmm {
   readonly host: HostClient;
   readonly process: Process;
   readonly memory: GuestMemory;
-  /** Devices the guest sees, in the order they were plugged. */
-  readonly devices: VfioDevice[] = [];
   #backend: IommufdBackend | undefined;
 
   private constructor(host: HostClient, process: Process, contiguity: Contiguity) {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { STRTAB_BASE } from '../../src/hardware/smmu/registers.js';
+import { STRTAB_BASE } from '../../src/uapi/smmuv3-registers.js';
 import { EBUSY, ENODEV } from '../../src/uapi/errno.js';
 import { ampereLike, d05Like, dmaEngineAt, x86Like } from '../fixtures/hosts.js';
 import { BoardMachine } from './machine.js';

@@ -13,7 +13,17 @@ import { conduct } from '../../src/testbed/conductor.js';
 import { Lab } from '../../src/testbed/lab.js';
 import type { LinkSpec } from '../../src/testbed/link.js';
 import { MAIN_NODE, MESSAGE_LATENCY_NS, type Node, type NodeResult, type NodeTurn } from '../../src/testbed/node.js';
-import { EADDRINUSE, EBUSY, EINVAL, EMSGSIZE, ENOENT, ENOMEM, ESRCH, type ErrorDetail } from '../../src/uapi/errno.js';
+import {
+  EADDRINUSE,
+  EBUSY,
+  EINVAL,
+  EMSGSIZE,
+  ENOENT,
+  ENOTTY,
+  ENOMEM,
+  ESRCH,
+  type ErrorDetail,
+} from '../../src/uapi/errno.js';
 import type { Ioctl } from '../../src/uapi/ioctl.js';
 import * as iommufd from '../../src/uapi/iommufd.js';
 import type { PageRun, SyscallReply, SyscallRequest } from '../../src/uapi/syscall.js';
@@ -113,7 +123,10 @@ export class FakeHost implements Node {
   #answer(request: HostRequest): void {
     const reply: HostReply =
       'command' in request
-        ? { id: request.id, lab: this.#spawn() }
+        ? {
+            id: request.id,
+            lab: request.command.lab === 'transactions' ? { result: 0, transactions: [] } : this.#spawn(),
+          }
         : { id: request.id, syscall: this.#syscall(request.pid, request.syscall) };
     const deliverNs = this.runtime.now + MESSAGE_LATENCY_NS;
     this.#outbox.push({ from: this.name, to: MAIN_NODE, deliverNs, number: request.id, body: reply });
@@ -324,6 +337,7 @@ export class FakeHost implements Node {
         if ((p.ioases.get(v.id)?.hwpts.size ?? 0) > 0) return -EBUSY;
         return p.ioases.delete(v.id) ? 0 : -ENOENT;
       }) ??
+      on(vfio.VFIO_DEVICE_FEATURE, () => -ENOTTY) ??
       on(vfio.VFIO_DEVICE_BIND_IOMMUFD, () => {
         if (device === undefined) return -EINVAL;
         p.ids.push(device);

@@ -1,6 +1,6 @@
 /** A guest's life: boot, memory, vCPUs, pause, end. */
 import { expect, test } from 'vitest';
-import { migrate } from '../../src/migration/precopy.js';
+import { migrate } from '../../src/migration/migrate.js';
 import type { Task } from '../../src/runtime/task.js';
 import type { Lab } from '../../src/testbed/lab.js';
 import { Guest, type GuestSpec } from '../../src/vmm/guest.js';

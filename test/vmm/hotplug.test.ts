@@ -48,7 +48,7 @@ describe('reject', () => {
     const { results, mapped, guest } = await plugged({ bdf: clean.bdf });
     expect(results[0]).toMatchObject({ verdict: 'ok', conflicts: [], lost: [], attempts: [] });
     expect(mapped).toEqual([['40000000-43ffffff']]);
-    expect(guest.vmm.devices.map((device) => device.bdf)).toEqual([clean.bdf]);
+    expect(guest.devices.map((device) => device.bdf)).toEqual([clean.bdf]);
   });
 
   test('a doorbell in RAM: EADDRINUSE, with the range, its owner and the RAM block; nothing is left behind', async () => {
@@ -69,7 +69,7 @@ describe('reject', () => {
       ],
     });
     expect(guest.state).toBe('running');
-    expect(guest.vmm.devices).toEqual([]);
+    expect(guest.devices).toEqual([]);
     expect(process?.ioases.size).toBe(0);
     expect([...(process?.fds.values() ?? [])].map((file) => file.path)).toEqual(['/dev/iommu']);
   });
@@ -163,11 +163,12 @@ describe('unmap-conflicts', () => {
 
 test('unplug takes everything back', async () => {
   const left = await withGuest(function* (guest, host) {
-    const { device } = yield* plugDevice(guest, { bdf: clean.bdf });
+    yield* plugDevice(guest, { bdf: clean.bdf });
+    const [device] = guest.devices;
     if (device === undefined) throw new Error('not plugged');
     yield* unplugDevice(guest, device);
     const process = [...host.processes.values()][0];
-    return { devices: guest.vmm.devices.length, ioases: process?.ioases.size, hwpts: process?.hwpts.size };
+    return { devices: guest.devices.length, ioases: process?.ioases.size, hwpts: process?.hwpts.size };
   });
   expect(left).toEqual({ devices: 0, ioases: 0, hwpts: 0 });
 });

@@ -1,7 +1,7 @@
 /** The VMM and the orchestrator on whole hosts: kernel, SMMU, devices (test/fixtures/hosts.ts). */
 import { describe, expect, test } from 'vitest';
 import type { HostDescription } from '../../src/hardware/description.js';
-import { migrate } from '../../src/migration/precopy.js';
+import { migrate } from '../../src/migration/migrate.js';
 import type { Task } from '../../src/runtime/task.js';
 import type { Lab } from '../../src/testbed/lab.js';
 import { run } from '../../src/testbed/run.js';
@@ -80,8 +80,10 @@ describe('a device in a guest', () => {
     await onHosts([ampereLike()], function* (lab) {
       const guest = yield* Guest.boot(lab.host('ampere'), virt);
       const before = yield* guest.host.command({ lab: 'counters' });
-      const first = plugged(yield* plugDevice(guest, { bdf: '0000:01:00.0' }));
-      const second = plugged(yield* plugDevice(guest, { bdf: '0000:02:00.0' }));
+      plugged(yield* plugDevice(guest, { bdf: '0000:01:00.0' }));
+      plugged(yield* plugDevice(guest, { bdf: '0000:02:00.0' }));
+      const [first, second] = guest.devices;
+      if (first === undefined || second === undefined) throw new Error('not plugged');
       expect(guest.vmm.backend?.containers).toHaveLength(1);
       yield* unplugDevice(guest, first);
       const driver = yield* DmaEngineDriver.start(second);

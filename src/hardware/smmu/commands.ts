@@ -17,7 +17,7 @@ import type { StreamConfigurations } from './config.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
 import { CERROR, CMD, CMD_CFGI, CMD_OP, CMD_SYNC, CMD_TLBI, SYNC_CS, TLBI_TG_SHIFTS } from './records.js';
-import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0 } from './registers.js';
+import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0 } from '../../uapi/smmuv3-registers.js';
 import type { RegisterFile } from './register-file.js';
 import type { InFlight } from './in-flight.js';
 import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';

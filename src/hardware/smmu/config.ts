@@ -12,7 +12,7 @@ import type { Task } from '../../runtime/task.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
 import { ADDRESS_SIZE_BITS, CD, EVENT_CLASS, L1STD, STE, STE_CONFIG, TG0_SHIFTS, TG1_SHIFTS } from './records.js';
-import { STRTAB_FMT } from './registers.js';
+import { STRTAB_FMT } from '../../uapi/smmuv3-registers.js';
 import {
   alignDown,
   faultOf,

@@ -12,7 +12,7 @@
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { SmmuMemory } from './ports.js';
 import { EVENT, EVENT_CLASS, EVT, type EventName } from './records.js';
-import { CR0, EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from './registers.js';
+import { CR0, EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from '../../uapi/smmuv3-registers.js';
 import type { RegisterFile } from './register-file.js';
 import type { Access, Fault } from './walk.js';
 

@@ -6,7 +6,7 @@
  */
 import type { SmmuDescription } from '../description.js';
 import { ADDRESS_SIZE_BITS } from './records.js';
-import { IDR0, IDR1, IDR3, IDR5, type IDENTIFICATION_REGISTERS } from './registers.js';
+import { IDR0, IDR1, IDR3, IDR5, type IDENTIFICATION_REGISTERS } from '../../uapi/smmuv3-registers.js';
 
 /** Values of the identification registers, 32 bits each. */
 export type Identification = Readonly<Record<keyof typeof IDENTIFICATION_REGISTERS, number>>;

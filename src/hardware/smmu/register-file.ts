@@ -22,7 +22,7 @@ import {
   CR0ACK,
   IRQ_CTRLACK,
   STATUSR,
-} from './registers.js';
+} from '../../uapi/smmuv3-registers.js';
 
 const FILE_WORDS = 0x1000 / 4;
 const PAGE_1 = 0x10000;

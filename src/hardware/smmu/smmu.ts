@@ -37,7 +37,7 @@ import {
   IRQ_CTRLACK,
   STRTAB_BASE,
   STRTAB_BASE_CFG,
-} from './registers.js';
+} from '../../uapi/smmuv3-registers.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
 import {
   accessKind,

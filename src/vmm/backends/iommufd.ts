@@ -16,6 +16,7 @@ import {
   IOMMU_DESTROY,
   IOMMU_GET_HW_INFO,
   IOMMU_HW_CAP_DIRTY_TRACKING,
+  IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
   IOMMU_HWPT_ALLOC,
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
@@ -28,6 +29,7 @@ import {
   IOMMU_IOAS_MAP_READABLE,
   IOMMU_IOAS_MAP_WRITEABLE,
   IOMMU_IOAS_UNMAP,
+  iommu_hw_info_arm_smmuv3,
   iommu_iova_range,
 } from '../../uapi/iommufd.js';
 import { O_RDWR } from '../../uapi/syscall.js';
@@ -229,8 +231,21 @@ export class IommufdBackend {
         { hwpt_id: hwpt.id, iova, length: BigInt(count) * PAGE_BYTES, page_size: PAGE_BYTES },
         { pointers: { data: { lengthBytes } } },
       );
-      into.addBitmap(pageOf(iova), buffers['data'] ?? new Uint8Array(), count);
+      if (!this.process.host.lab.runtime.faults.fires('vmm.dirty-bitmap-lost'))
+        into.addBitmap(pageOf(iova), buffers['data'] ?? new Uint8Array(), count);
     }
+  }
+
+  /** ID registers IDR0..IDR5 of the SMMUv3 a bound device is behind; undefined behind something else. */
+  *smmuv3Info(device: VfioDevice): Task<readonly number[] | undefined> {
+    const { value, buffers } = yield* this.process.ioctl(
+      this.fd,
+      IOMMU_GET_HW_INFO,
+      { dev_id: device.devId, data_len: iommu_hw_info_arm_smmuv3.sizeBytes },
+      { pointers: { data_uptr: { lengthBytes: iommu_hw_info_arm_smmuv3.sizeBytes } } },
+    );
+    if (value.out_data_type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return undefined;
+    return iommu_hw_info_arm_smmuv3.decode(buffers['data_uptr'] ?? new Uint8Array()).idr;
   }
 
   *#allocateHwpt(container: Container, device: VfioDevice): Task<Hwpt> {

@@ -13,7 +13,7 @@ import {
   IRQ_CTRL,
   STRTAB_BASE,
   STRTAB_BASE_CFG,
-} from '../../../src/hardware/smmu/registers.js';
+} from '../../../src/uapi/smmuv3-registers.js';
 import { Smmu, type TranslateRequest, type TranslateResult } from '../../../src/hardware/smmu/smmu.js';
 import { levelShift, stage1StartLevel } from '../../../src/hardware/smmu/walk.js';
 import type { ScheduleSpec } from '../../../src/runtime/node-runtime.js';

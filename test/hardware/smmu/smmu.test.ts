@@ -23,7 +23,7 @@ import {
   IDR1,
   IDR3,
   IDR5,
-} from '../../../src/hardware/smmu/registers.js';
+} from '../../../src/uapi/smmuv3-registers.js';
 import { DBM_HIGH, DESCRIPTION, Machine, PAGE_BITS, STREAM, type Leaf } from './machine.js';
 
 const PAGE = 0x1_2345_6000;

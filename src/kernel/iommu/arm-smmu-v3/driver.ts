@@ -16,7 +16,7 @@ import type { Arena } from '../../../core/arena.js';
 import { PageTable, pageSizesOf } from '../../../core/page-table.js';
 import type { SmmuDescription } from '../../../hardware/description.js';
 import { CD, CMD_CFGI, CMD_OP, CMD_TLBI } from '../../../hardware/smmu/records.js';
-import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../hardware/smmu/registers.js';
+import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../uapi/smmuv3-registers.js';
 import { Mutex } from '../../../runtime/locks.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../../runtime/task.js';

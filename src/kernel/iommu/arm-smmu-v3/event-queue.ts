@@ -5,7 +5,7 @@
  * IF-5). The raw record is four doublewords; fields are those of Arm IHI 0070 7.3.
  */
 import { EVENT, EVENT_CLASS, EVT, type EventName } from '../../../hardware/smmu/records.js';
-import { EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from '../../../hardware/smmu/registers.js';
+import { EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from '../../../uapi/smmuv3-registers.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../../runtime/task.js';
 import { SMMU_EVENT_NS } from '../../costs.js';

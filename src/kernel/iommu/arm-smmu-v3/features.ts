@@ -4,7 +4,7 @@
  * Source: Arm IHI 0070 6.3.1-6.3.6; Linux arm-smmu-v3.c (arm_smmu_device_hw_probe); domain.md A4.1-A4.9.
  */
 import { ADDRESS_SIZE_BITS } from '../../../hardware/smmu/records.js';
-import { AIDR, IDR0, IDR1, IDR2, IDR3, IDR4, IDR5, IIDR } from '../../../hardware/smmu/registers.js';
+import { AIDR, IDR0, IDR1, IDR2, IDR3, IDR4, IDR5, IIDR } from '../../../uapi/smmuv3-registers.js';
 import type { SmmuRegisters } from './registers.js';
 
 /** IDR0.HTTU and above: hardware updates access flag and dirty state. */

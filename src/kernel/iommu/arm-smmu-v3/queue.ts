@@ -10,7 +10,7 @@
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import type { Task } from '../../../runtime/task.js';
 import { CERROR, CMD_OP, CMD_SYNC, SYNC_CS } from '../../../hardware/smmu/records.js';
-import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, GERROR, GERRORN } from '../../../hardware/smmu/registers.js';
+import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, GERROR, GERRORN } from '../../../uapi/smmuv3-registers.js';
 import type { DmaMemory } from '../dma-memory.js';
 import { pollUntil, type SmmuRegisters } from './registers.js';
 

@@ -6,7 +6,7 @@
  */
 import type { Arena } from '../../../core/arena.js';
 import { L1STD } from '../../../hardware/smmu/records.js';
-import { STRTAB_BASE, STRTAB_BASE_CFG, STRTAB_FMT } from '../../../hardware/smmu/registers.js';
+import { STRTAB_BASE, STRTAB_BASE_CFG, STRTAB_FMT } from '../../../uapi/smmuv3-registers.js';
 import { EINVAL, ENOMEM } from '../../../uapi/errno.js';
 import { DmaMemory } from '../dma-memory.js';
 import { abortSte, ENTRY_BYTES } from './entries.js';

@@ -1,6 +1,7 @@
 /** Pre-copy between two hosts of rules (test/vmm/fake-host.ts): what moves, what stays, what it costs. */
 import { describe, expect, test } from 'vitest';
-import { migrate, type MigrationRequest, type MigrationResult } from '../../src/migration/precopy.js';
+import { migrate } from '../../src/migration/migrate.js';
+import type { MigrationRequest, MigrationResult } from '../../src/migration/request.js';
 import type { Task } from '../../src/runtime/task.js';
 import type { Lab } from '../../src/testbed/lab.js';
 import type { LinkSpec } from '../../src/testbed/link.js';
@@ -223,7 +224,7 @@ describe('passthrough devices', () => {
     await setting(function* ({ guest, go }) {
       yield* plugDevice(guest, { bdf: tracked.bdf });
       expect(yield* go()).toMatchObject({ outcome: 'refused', reason: 'device-attached', runsOn: 'a' });
-      expect(guest.vmm.devices).toHaveLength(1);
+      expect(guest.devices).toHaveLength(1);
     });
   });
 
@@ -232,7 +233,7 @@ describe('passthrough devices', () => {
       yield* plugDevice(guest, { bdf: tracked.bdf });
       const result = yield* go({ attachedDevices: 'unplug-first' });
       expect(result).toMatchObject({ outcome: 'completed', unplugged: [tracked.bdf] });
-      expect(guest.vmm.devices).toEqual([]);
+      expect(guest.devices).toEqual([]);
     });
   });
 
@@ -243,7 +244,7 @@ describe('passthrough devices', () => {
       yield 5_000_000;
       lab.link('a', 'b')?.lose();
       expect(yield* migration.join()).toMatchObject({ outcome: 'failed', unplugged: [] });
-      expect(guest.vmm.devices.map((device) => device.bdf)).toEqual([tracked.bdf]);
+      expect(guest.devices.map((device) => device.bdf)).toEqual([tracked.bdf]);
     });
   });
 

@@ -1,8 +1,8 @@
 /**
- * Registers of the SMMUv3's Non-secure programming interface, declared once for the hardware and for the kernel's driver.
+ * Registers of the SMMUv3's Non-secure programming interface, declared once for the hardware, for the kernel's driver and for a VMM.
  * Offsets are from the SMMU's base; the event queue's indices lie in page 1 (0x10000 on). IHI 0070 chapter 6.
  */
-import { bit, bits, reg32, reg64 } from '../../layout/bits.js';
+import { bit, bits, reg32, reg64 } from '../layout/bits.js';
 
 /** Size of the register frame: two pages of 64 KiB. */
 export const SMMU_FRAME_BYTES = 0x20000;

@@ -1,0 +1,28 @@
+/**
+ * A scenario with the mechanism it is about switched off: what it checks must fail then, else it checks nothing.
+ *
+ * The file says how under `fails-with`: a fault that is armed before the first step (in one host, in all of them, or in the main
+ * process), or `no-faults`: the scenario's own `fault` steps are what it is about and are left out. Pure.
+ */
+import { isOfMain, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
+
+/** The scenario that must fail; undefined when the file names no switch. */
+export function sabotaged(scenario: Scenario): Scenario | undefined {
+  const { failsWith, steps, hosts } = scenario;
+  if (failsWith === undefined) return undefined;
+  if (failsWith === 'no-faults') return { ...scenario, steps: steps.flatMap(withoutFaults) };
+  const { host, ...fault } = failsWith;
+  const at = steps[0]?.at ?? { line: 1, column: 1 };
+  const names = isOfMain(fault.fault) ? [undefined] : host === undefined ? hosts.map(({ name }) => name) : [host];
+  const armed = names.map((name): LocatedStep => {
+    const where = name === undefined ? {} : { host: name };
+    return { step: { fault: { ...where, ...fault, off: false } }, at };
+  });
+  return { ...scenario, steps: [...armed, ...steps] };
+}
+
+function withoutFaults(step: ScenarioStep): ScenarioStep[] {
+  if (!('parallel' in step)) return 'fault' in step.step ? [] : [step];
+  const parallel = step.parallel.map((branch) => branch.filter((inner) => !('fault' in inner.step)));
+  return [{ ...step, parallel }];
+}

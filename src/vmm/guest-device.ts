@@ -1,0 +1,97 @@
+/**
+ * A passthrough device as its guest has it: one thing, whatever host's function stands behind it.
+ *
+ * A guest's driver holds a GuestDevice while the guest moves; a migration puts another host's VfioDevice behind it. What the driver
+ * does are acts of a vCPU: they wait while the guest is paused and a pause waits for them, so no access is split over two hosts.
+ *
+ * Interrupts: an eventfd counts what came and nobody took. What the source counted until the device stood still is carried over
+ * and given to the driver with what the destination counts; this is what keeps an interrupt from being lost or seen twice.
+ */
+import type { Task } from '../runtime/task.js';
+import { lookUntil, type CommandBits, type DriverDevice, type VfioDevice } from './vfio-device.js';
+
+/** The guest, as much of it as a device needs. */
+interface Vcpus {
+  readonly clockNs: number;
+  vcpu<T>(work: () => Task<T>): Task<T>;
+}
+
+/** A device of a guest. */
+export class GuestDevice implements DriverDevice {
+  readonly #guest: Vcpus;
+  #vfio: VfioDevice;
+  #carried: bigint[] = [];
+
+  constructor(guest: Vcpus, vfio: VfioDevice) {
+    this.#guest = guest;
+    this.#vfio = vfio;
+  }
+
+  /** The function that stands behind it now. */
+  get vfio(): VfioDevice {
+    return this.#vfio;
+  }
+
+  /** Address on the host that runs the guest now. */
+  get bdf(): string {
+    return this.#vfio.bdf;
+  }
+
+  get clockNs(): number {
+    return this.#guest.clockNs;
+  }
+
+  *readRegion(index: number, offset: bigint, lengthBytes: number): Task<Uint8Array> {
+    return yield* this.#guest.vcpu(() => this.#vfio.readRegion(index, offset, lengthBytes));
+  }
+
+  *writeRegion(index: number, offset: bigint, bytes: Uint8Array): Task<void> {
+    yield* this.#guest.vcpu(() => this.#vfio.writeRegion(index, offset, bytes));
+  }
+
+  *setBusMaster(isOn: boolean): Task<void> {
+    yield* this.#guest.vcpu(() => this.#vfio.setBusMaster(isOn));
+  }
+
+  *setCommand(bits: CommandBits): Task<void> {
+    yield* this.#guest.vcpu(() => this.#vfio.setCommand(bits));
+  }
+
+  *enableMsix(count: number): Task<void> {
+    this.#carried = [];
+    yield* this.#guest.vcpu(() => this.#vfio.enableMsix(count));
+  }
+
+  *disableMsix(): Task<void> {
+    this.#carried = [];
+    yield* this.#guest.vcpu(() => this.#vfio.disableMsix());
+  }
+
+  *waitMsix(vector: number, timeoutNs: number): Task<bigint> {
+    return yield* lookUntil(this, timeoutNs, () => this.#guest.vcpu(() => this.#take(vector)));
+  }
+
+  /**
+   * Takes what the eventfds have counted for the guest, by vector, to be given to it later. For a device that stands still, while the
+   * guest is paused. @throws KernelError
+   */
+  *holdInterrupts(): Task<readonly bigint[]> {
+    const counts: bigint[] = [];
+    for (let vector = 0; vector < this.#vfio.msixEventfds.length; vector++)
+      counts.push((this.#carried[vector] ?? 0n) + (yield* this.#vfio.takeMsix(vector)));
+    this.#carried = counts;
+    return counts;
+  }
+
+  /** Another host's function takes its place, with the interrupts that were held. The guest is paused. */
+  moveTo(vfio: VfioDevice, held: readonly bigint[]): void {
+    this.#vfio = vfio;
+    this.#carried = [...held];
+  }
+
+  *#take(vector: number): Task<bigint> {
+    const carried = this.#carried[vector] ?? 0n;
+    this.#carried[vector] = 0n;
+    return carried + (yield* this.#vfio.takeMsix(vector));
+  }
+}
