@@ -7,6 +7,7 @@
 import { executeScenario, type ScenarioOutcome } from '../scenario/execute.js';
 import { loadScenario } from '../scenario/load.js';
 import { encodeRecording } from '../scenario/recording.js';
+import { judgeSabotage, sabotaged } from '../scenario/sabotage.js';
 import type { Placement } from '../testbed/run.js';
 
 /** What to run. */
@@ -17,6 +18,8 @@ export interface ScenarioJob {
   readonly placement: Placement;
   /** Whether the bytes of a recording are wanted. */
   readonly isRecorded: boolean;
+  /** Whether it runs with the mechanism it is about switched off, and must fail. */
+  readonly isSabotaged: boolean;
 }
 
 /** What came of it. */
@@ -29,12 +32,14 @@ export interface ScenarioJobResult {
 /** Runs a job; `onProgress` is told the virtual time reached. */
 export async function runJob(job: ScenarioJob, onProgress?: (virtualNs: number) => void): Promise<ScenarioJobResult> {
   const startMs = performance.now();
-  const scenario = loadScenario(job.file, job.text);
-  const { outcome, trace } = await executeScenario(scenario, {
+  const loaded = loadScenario(job.file, job.text);
+  const scenario = job.isSabotaged ? (sabotaged(loaded) ?? loaded) : loaded;
+  const { outcome: plain, trace } = await executeScenario(scenario, {
     seed: job.seed,
     placement: job.placement,
     ...(onProgress === undefined ? {} : { onProgress }),
   });
+  const outcome = job.isSabotaged ? judgeSabotage(loaded, plain) : plain;
   const wallMs = performance.now() - startMs;
   return job.isRecorded
     ? { outcome, wallMs, recording: encodeRecording(scenario, outcome, trace) }

@@ -28,6 +28,7 @@ interface RunOptions {
   readonly junit?: string;
   readonly report?: string;
   readonly record?: string;
+  readonly sabotage?: boolean;
 }
 
 /** Every host is a thread of its own with placement `workers`, so half of the processors run scenarios. */
@@ -57,6 +58,7 @@ async function runAll(scenarios: readonly Scenario[], options: RunOptions): Prom
     seed: options.seed,
     placement: options.placement,
     isRecorded: options.record !== undefined,
+    isSabotaged: options.sabotage === true,
   }));
   const finish = (result: ScenarioJobResult): ScenarioJobResult => {
     progress.finish(result.outcome);
@@ -140,7 +142,11 @@ function exitCode(outcomes: readonly ScenarioOutcome[]): number {
 
 async function runCommand(paths: readonly string[], options: RunOptions): Promise<void> {
   const files = scenarioFiles(paths.length === 0 ? [shippedScenarios()] : paths);
-  const scenarios = takeShard(readAll(files), options.shard);
+  const read = readAll(files);
+  const wanted = options.sabotage === true ? read.filter(({ failsWith }) => failsWith !== undefined) : read;
+  if (wanted.length < read.length)
+    process.stderr.write(`${read.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
+  const scenarios = takeShard(wanted, options.shard);
   const results = await runAll(scenarios, options);
   if (options.record !== undefined) writeRecordings(options.record, results);
   const run: FinishedRun = { seed: options.seed, placement: options.placement, scenarios: results };
@@ -166,5 +172,6 @@ export function addRunCommand(program: Command): void {
     .option('--junit <file>', 'write JUnit XML')
     .option('--report <dir>', 'write report.html there')
     .option('--record <dir>', 'write <name>.iovarun there for each scenario, for replay')
+    .option('--sabotage', 'switch off what each scenario is about (its fails-with): it must fail then')
     .action(runCommand);
 }

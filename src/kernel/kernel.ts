@@ -250,7 +250,7 @@ export class Kernel {
     const { files } = ctx.process;
     if (path === '/dev/iommu') {
       const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
-      const context = new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi);
+      const context = new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime.faults);
       return files.install(new IommufdFile(context));
     }
     if (path.startsWith('/dev/vfio/devices/')) {

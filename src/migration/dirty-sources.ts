@@ -16,7 +16,7 @@ import { invariant, type Task } from '../runtime/task.js';
 import { KernelError } from '../uapi/errno.js';
 import type { Container } from '../vmm/backends/iommufd.js';
 import type { Guest } from '../vmm/guest.js';
-import type { PageSet } from '../vmm/page-set.js';
+import { PageSet } from '../vmm/page-set.js';
 import { GIB, lengthOf, PAGE_BYTES, type Range } from '../vmm/ranges.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
 import type { VfioMigration } from '../vmm/vfio-migration.js';
@@ -98,6 +98,12 @@ export class DirtySources {
 
   /** Takes what devices wrote since the last time. `isStopped`: they stand still. */
   *collect(into: PageSet, isStopped: boolean): Task<void> {
+    const found = new PageSet();
+    yield* this.#collect(found, isStopped);
+    if (!this.#guest.runtime.faults.fires('vmm.dirty-bitmap-lost')) into.addAll(found);
+  }
+
+  *#collect(into: PageSet, isStopped: boolean): Task<void> {
     const { backend } = this.#guest.vmm;
     if (backend === undefined) return;
     const pageOf = (iova: bigint): number => this.#guest.pageOf(iova);

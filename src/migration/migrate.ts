@@ -289,7 +289,8 @@ class Migration {
       const loaded = yield* this.#guest.vmm.memory.loadPages(first, end - first);
       const frame: Frame = { kind: 'pages', round, runs: withZeroPages(restrictRuns(loaded, ranges)) };
       const received = yield* this.#send(link, frame);
-      if (received.kind === 'pages' && this.#destination !== undefined)
+      const isStored = !this.#guest.runtime.faults.fires('vmm.page-skipped');
+      if (received.kind === 'pages' && this.#destination !== undefined && isStored)
         yield* onDestination(this.#destination.memory.storePages(received.runs));
       pages += countPages(frame.runs);
       zeroPages += countZeroPages(frame.runs);
@@ -374,7 +375,7 @@ class Migration {
       guest.setDirtyLogging(false);
       yield* whileThere(this.#dirty?.stop());
     }
-    this.#reset.push(...((yield* this.#moving?.resumeSource() ?? nobody()) ?? []));
+    if (this.#moving !== undefined) this.#reset.push(...(yield* this.#moving.resumeSource()));
     for (const vfio of this.#quiesced) yield* whileThere(vfio.setBusMaster(true));
     guest.isMigrating = false;
     guest.resume();
@@ -498,10 +499,6 @@ function* noAnswer(): Task<void> {
   // There is nobody to ask.
 }
 
-function* nobody(): Task<string[]> {
-  return [];
-}
-
 /** The pages of a set, cut into what is loaded and sent together; no batch crosses segments of the backing. */
 function batchesOf(pages: PageSet): PageRange[][] {
   const batches = new Map<number, PageRange[]>();
@@ -519,12 +516,13 @@ function batchesOf(pages: PageSet): PageRange[][] {
   return [...batches.values()];
 }
 
-/** Runs a step on the destination: its kernel's errors end the migration. */
+/** Runs a step on the destination: its kernel's errors end the migration, and so does a page that it has no RAM for. */
 function* onDestination<T>(step: Task<T>): Task<T> {
   try {
     return yield* step;
   } catch (error) {
     if (error instanceof KernelError) throw new MigrationStopped('destination-refused', error.message, error.code);
+    if (error instanceof RangeError) throw new MigrationStopped('stream-damaged', error.message);
     throw error;
   }
 }

@@ -68,6 +68,7 @@ function* tryDevices(guest: Guest, request: MigrationRequest, process: Process):
   const wanted = new Set(isMoving ? guest.devices.map(({ bdf }) => targetAddress(request, bdf)) : []);
   const present = yield* process.list('/sys/bus/pci/devices');
   const findings: PreflightFinding[] = [];
+  if (guest.runtime.faults.fires('vmm.preflight-blind')) return findings;
   for (const bdf of wanted) {
     if (present.includes(bdf)) continue;
     const text = `${request.to.name} has no function ${bdf}`;

@@ -147,7 +147,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
       ends,
       explanation: wayText(holder.device.bdf, ends),
     };
-  if (ends.some((end) => end.kind !== 'memory') || (ends.length === 0 && outcome !== undefined)) {
+  if (ends.some((end) => end.kind !== 'memory') || (ends.length === 0 && outcome?.status === 'done')) {
     const where = ends.length === 0 ? 'nothing' : endsText(ends);
     const found = yield* foundAtPeers(holder.host, step, ends);
     return {
@@ -223,11 +223,10 @@ export function* performWork(holder: DeviceHolder, step: WorkStep): Task<StepRes
   let error = '';
   for (; done < transfers && error === ''; done++) {
     const fill = { op: 'FILL', to: placeOf(done), lengthBytes, pattern: patternOf(done) } as const;
-    const outcome = yield* orGone(driver.run(fill, vector));
+    const outcome = yield* orGone(driver.run(fill, vector, step.every));
     if (outcome === undefined) error = 'the card is gone';
     else if (outcome.status !== 'done') error = outcome.status === 'stuck' ? 'the engine is stuck' : outcome.error;
     interrupts += outcome?.interrupts ?? 0n;
-    if (step.every > 0) yield step.every;
   }
   interrupts += (yield* orGone(holder.device.waitMsix(vector, LISTEN_NS))) ?? 0n;
   const { bdf } = holder.device;

@@ -114,7 +114,7 @@ export function wayText(
 ): string {
   const end = ends.find((candidate) => candidate.kind !== goal);
   if (end === undefined)
-    return ends.length === 0
+    return ends.length === 0 || goal === 'memory'
       ? ''
       : `the messages of ${device} reached ${ends[0]?.where ?? 'a doorbell'}, and no interrupt came of them`;
   const what = `at ${hexText(end.iova)} the transaction of ${device}`;

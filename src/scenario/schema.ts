@@ -186,7 +186,7 @@ const steps = {
       transfers: count(1, 100_000).default(100),
       length: size.default(4096n),
       vector: count(0, 3).default(0),
-      /** Time the driver takes between two transfers. */
+      /** Time for which the driver does something else while a transfer runs. */
       every: duration.default(0),
       as,
     }),
@@ -348,10 +348,15 @@ export const scenarioFile = z.strictObject({
   links: z.array(link).default([]),
   guests: named(guest).default({}),
   processes: named(process).default({}),
-  /** The switch that makes this scenario fail, which proves that it checks something; `no-faults`: its own `fault` steps left out. */
+  /**
+   * What makes this scenario fail, which proves that it checks something: a fault, a host with other memory, or `no-faults`, its own
+   * `fault` steps left out.
+   */
   'fails-with': z
     .union([
       z.literal('no-faults'),
+      /** A host with other memory. */
+      z.strictObject({ host: name, memory: z.array(range).min(1) }),
       z.strictObject({
         fault,
         host: name.optional(),

@@ -68,14 +68,15 @@ export class DmaEngineDriver {
     return driver;
   }
 
-  /** Runs one transfer to its end and takes its interrupt. @throws KernelError (ENODEV) when the card is gone: its registers read as ones */
-  *run(transfer: DmaTransfer, vector = 0): Task<DmaOutcome> {
+  /** Runs one transfer to its end and takes its interrupt; after starting it the driver does something else for `busyNs`. @throws KernelError (ENODEV) when the card is gone: its registers read as ones */
+  *run(transfer: DmaTransfer, vector = 0, busyNs = 0): Task<DmaOutcome> {
     if ('from' in transfer) yield* this.#writeAddress(DMA_SRC, transfer.from);
     if ('to' in transfer) yield* this.#writeAddress(DMA_DST, transfer.to);
     if (transfer.op === 'FILL') yield* this.#write(DMA_PATTERN.offset, transfer.pattern);
     yield* this.#write(DMA_LENGTH.offset, transfer.lengthBytes);
     const command = DMA_COMMAND.make({ OP: DMA_OP[transfer.op], IRQ: 1, VECTOR: vector });
     yield* this.#write(DMA_COMMAND.offset, command[0] ?? 0);
+    if (busyNs > 0) yield busyNs;
     const interrupts = yield* this.device.waitMsix(vector, TIMEOUT_NS);
     return yield* this.#outcome(interrupts);
   }

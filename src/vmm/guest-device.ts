@@ -8,6 +8,7 @@
  * and given to the driver with what the destination counts; this is what keeps an interrupt from being lost or seen twice.
  */
 import type { Task } from '../runtime/task.js';
+import { ENODEV, KernelError } from '../uapi/errno.js';
 import { lookUntil, type CommandBits, type DriverDevice, type VfioDevice } from './vfio-device.js';
 
 /** The guest, as much of it as a device needs. */
@@ -21,6 +22,9 @@ export class GuestDevice implements DriverDevice {
   readonly #guest: Vcpus;
   #vfio: VfioDevice;
   #carried: bigint[] = [];
+  /** Vectors the guest's driver has enabled; the VMM may have fewer when it lost its configuration. */
+  #vectors = 0;
+  #isGone = false;
 
   constructor(guest: Vcpus, vfio: VfioDevice) {
     this.#guest = guest;
@@ -42,33 +46,35 @@ export class GuestDevice implements DriverDevice {
   }
 
   *readRegion(index: number, offset: bigint, lengthBytes: number): Task<Uint8Array> {
-    return yield* this.#guest.vcpu(() => this.#vfio.readRegion(index, offset, lengthBytes));
+    return yield* this.#act(() => this.#vfio.readRegion(index, offset, lengthBytes));
   }
 
   *writeRegion(index: number, offset: bigint, bytes: Uint8Array): Task<void> {
-    yield* this.#guest.vcpu(() => this.#vfio.writeRegion(index, offset, bytes));
+    yield* this.#act(() => this.#vfio.writeRegion(index, offset, bytes));
   }
 
   *setBusMaster(isOn: boolean): Task<void> {
-    yield* this.#guest.vcpu(() => this.#vfio.setBusMaster(isOn));
+    yield* this.#act(() => this.#vfio.setBusMaster(isOn));
   }
 
   *setCommand(bits: CommandBits): Task<void> {
-    yield* this.#guest.vcpu(() => this.#vfio.setCommand(bits));
+    yield* this.#act(() => this.#vfio.setCommand(bits));
   }
 
   *enableMsix(count: number): Task<void> {
+    yield* this.#act(() => this.#vfio.enableMsix(count));
     this.#carried = [];
-    yield* this.#guest.vcpu(() => this.#vfio.enableMsix(count));
+    this.#vectors = count;
   }
 
   *disableMsix(): Task<void> {
+    yield* this.#act(() => this.#vfio.disableMsix());
     this.#carried = [];
-    yield* this.#guest.vcpu(() => this.#vfio.disableMsix());
+    this.#vectors = 0;
   }
 
   *waitMsix(vector: number, timeoutNs: number): Task<bigint> {
-    return yield* lookUntil(this, timeoutNs, () => this.#guest.vcpu(() => this.#take(vector)));
+    return yield* lookUntil(this, timeoutNs, () => this.#act(() => this.#take(vector)));
   }
 
   /**
@@ -83,15 +89,29 @@ export class GuestDevice implements DriverDevice {
     return counts;
   }
 
+  /** The guest has it no longer: what its driver still does fails with ENODEV. */
+  remove(): void {
+    this.#isGone = true;
+  }
+
   /** Another host's function takes its place, with the interrupts that were held. The guest is paused. */
   moveTo(vfio: VfioDevice, held: readonly bigint[]): void {
     this.#vfio = vfio;
     this.#carried = [...held];
   }
 
+  *#act<T>(work: () => Task<T>): Task<T> {
+    return yield* this.#guest.vcpu(() => {
+      if (this.#isGone) throw new KernelError(ENODEV, `look for ${this.bdf}`);
+      return work();
+    });
+  }
+
   *#take(vector: number): Task<bigint> {
+    if (vector >= this.#vectors) throw new RangeError(`MSI-X vector ${vector} of ${this.bdf} is not enabled`);
     const carried = this.#carried[vector] ?? 0n;
     this.#carried[vector] = 0n;
+    if (vector >= this.#vfio.msixEventfds.length) return carried;
     return carried + (yield* this.#vfio.takeMsix(vector));
   }
 }

@@ -148,11 +148,11 @@ function* plugWith(target: PlugTarget, request: PlugRequest): Task<PlugResult> {
     yield* plug.abort(`a reserved region of ${request.bdf} lies over guest memory`);
     return { ...base, verdict: 'killed', conflicts: predicted };
   }
-  let isAborted = false;
+  const abortion = { happened: false };
   const noting: Plug = {
     ...plug,
     *abort(reason) {
-      isAborted = true;
+      abortion.happened = true;
       yield* plug.abort(reason);
     },
   };
@@ -165,7 +165,7 @@ function* plugWith(target: PlugTarget, request: PlugRequest): Task<PlugResult> {
     return { ...base, verdict, conflicts, lost, attempts, device, ...(vsmmu === undefined ? {} : { vsmmu }) };
   } catch (error) {
     const facts = { ...kernelFacts(error), attempts: plug.attempts };
-    if (isAborted) return { ...base, verdict: 'killed', ...facts };
+    if (abortion.happened) return { ...base, verdict: 'killed', ...facts };
     const conflicts = yield* explain(plug, error as KernelError);
     yield* plug.device.close();
     return { ...base, verdict: 'refused', ...facts, conflicts };
@@ -418,6 +418,7 @@ export function* unplugDevice(guest: Guest, device: GuestDevice): Task<void> {
   yield* (yield* vmm.openBackend()).detach(vfio);
   yield* vfio.close();
   devices.splice(index, 1);
+  device.remove();
   guest.runtime.emit('vmm.unplug', { guest: guest.name, host: vmm.host.name, device: vfio.bdf });
 }
 

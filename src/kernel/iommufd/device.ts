@@ -21,6 +21,7 @@ import {
   type iommu_hw_info,
 } from '../../uapi/iommufd.js';
 import type { Device } from '../device.js';
+import type { ResvRegion } from '../iommu/resv-regions.js';
 import {
   iommu_attach_group_handle,
   iommu_detach_group_handle,
@@ -165,13 +166,21 @@ type AttachFunction = (
   sink: FailureSink,
 ) => Task<HwptPaging | undefined | number>;
 
+/** What must not be mapped while the device is attached. */
+function enforcedRegions({ faults }: IommufdContext, device: Device): readonly ResvRegion[] {
+  const regions = iommu_get_resv_regions(device);
+  return faults?.fires('iommu.resv-ignored') === true
+    ? regions.filter((region) => region.type === 'software-msi')
+    : regions;
+}
+
 /** Reserves a device's regions and, for the first device, maps its group's MSI pages. 0 or -errno. Hold `igroup.lock`. */
 function* attachReservedIova(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Task<number> {
   const { igroup } = idev;
   const { iopt } = hwpt.ioas;
   const reserved = yield* iopt.enforce_dev_resv_regions(
     idev.device,
-    iommu_get_resv_regions(idev.device),
+    enforcedRegions(igroup.ictx, idev.device),
     sink,
     igroup.ictx.allowMixedMsi,
   );
@@ -246,7 +255,7 @@ function* replaceReservedIova(
     for (const { device } of igroup.attached) {
       const reserved = yield* hwpt.ioas.iopt.enforce_dev_resv_regions(
         device,
-        iommu_get_resv_regions(device),
+        enforcedRegions(igroup.ictx, device),
         sink,
         igroup.ictx.allowMixedMsi,
       );

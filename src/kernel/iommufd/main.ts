@@ -8,6 +8,7 @@
  * Source: Linux drivers/iommu/iommufd/main.c; domain.md A1 (common rules), A5.
  */
 import type { Arena } from '../../core/arena.js';
+import type { FaultSwitches } from '../../runtime/faults.js';
 import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, ENOTTY } from '../../uapi/errno.js';
 import {
@@ -60,10 +61,14 @@ export class IommufdContext {
   accountMode: AccountMode = 'user';
   #users = 1;
 
-  constructor(arena: Arena, allowUnsafeInterrupts: boolean, allowMixedMsi = false) {
+  /** Fault switches of the host. */
+  readonly faults: FaultSwitches | undefined;
+
+  constructor(arena: Arena, allowUnsafeInterrupts: boolean, allowMixedMsi = false, faults?: FaultSwitches) {
     this.arena = arena;
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
+    this.faults = faults;
   }
 
   /** A bound device keeps the context. */

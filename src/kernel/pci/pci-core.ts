@@ -131,7 +131,10 @@ export class PciCore {
     yield* this.#configureDma(device);
     if (VFIO_DRIVERS.includes(driver)) {
       const unit = driver === VARIANT_VFIO_PCI ? device.function.migration : undefined;
-      this.#vfio.register(device, unit && new VfioMigration(this.#runtime, device.name, unit));
+      this.#vfio.register(
+        device,
+        unit && new VfioMigration(this.#runtime, device.name, unit, () => device.function.isPresent),
+      );
     } else if (!MANAGE_OWN_DMA.includes(driver)) {
       const rc = iommu_device_use_default_domain(device);
       if (rc < 0) return rc;

@@ -66,15 +66,18 @@ export class VfioMigration {
   readonly unit: MigrationUnit;
   readonly #runtime: NodeRuntime;
   readonly #name: string;
+  readonly #isPresent: () => boolean;
   #state = VFIO_DEVICE_STATE_RUNNING;
   #saving: SavingFile | undefined;
   #resuming: ResumingFile | undefined;
 
-  constructor(runtime: NodeRuntime, name: string, unit: MigrationUnit) {
+  /** `isPresent`: whether the card is still there. */
+  constructor(runtime: NodeRuntime, name: string, unit: MigrationUnit, isPresent: () => boolean) {
     const { p2p, preCopy } = unit.description;
     this.#runtime = runtime;
     this.#name = name;
     this.unit = unit;
+    this.#isPresent = isPresent;
     this.flags = VFIO_MIGRATION_STOP_COPY | (p2p ? VFIO_MIGRATION_P2P : 0) | (preCopy ? VFIO_MIGRATION_PRE_COPY : 0);
   }
 
@@ -122,7 +125,8 @@ export class VfioMigration {
   /** One arc: 0, a new data_fd, or -errno. */
   *#hop(from: number, to: number): Task<OpenFile | number> {
     yield MIG_ARC_NS;
-    if (this.#runtime.faults.fires('vfio.mig-arc')) return -EIO;
+    // The card does not answer its driver's command.
+    if (!this.#isPresent() || this.#runtime.faults.fires('vfio.mig-arc')) return -EIO;
     if (this.#runtime.faults.fires('vfio.mig-error')) {
       this.#disable();
       this.#enter(VFIO_DEVICE_STATE_ERROR);

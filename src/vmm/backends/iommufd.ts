@@ -231,8 +231,7 @@ export class IommufdBackend {
         { hwpt_id: hwpt.id, iova, length: BigInt(count) * PAGE_BYTES, page_size: PAGE_BYTES },
         { pointers: { data: { lengthBytes } } },
       );
-      if (!this.process.host.lab.runtime.faults.fires('vmm.dirty-bitmap-lost'))
-        into.addBitmap(pageOf(iova), buffers['data'] ?? new Uint8Array(), count);
+      into.addBitmap(pageOf(iova), buffers['data'] ?? new Uint8Array(), count);
     }
   }
 

@@ -1,0 +1,3 @@
+import { shippedScenarios } from './shipped.js';
+
+shippedScenarios('scenarios/migration', (file) => !file.includes('devices/'));
