@@ -29,3 +29,9 @@ describe('decision', () => {
     expect(decide(progress(1e12, DEFAULT_LIMITS.maxRounds - 1), DEFAULT_LIMITS)).toBe('iterate');
   });
 });
+
+test('a given switchover bandwidth counts instead of the one measured', () => {
+  expect(expectedDowntimeNs(progress(1_250_000), 1e9)).toBe(10_000_000);
+  expect(decide(progress(375_000_000), { ...DEFAULT_LIMITS, switchoverBandwidth: 1e9 })).toBe('iterate');
+  expect(decide(progress(375_000_002), { ...DEFAULT_LIMITS, switchoverBandwidth: 100e9 })).toBe('stop');
+});
