@@ -73,9 +73,14 @@ test('JUnit and HTML say the same, escaped and without external resources', () =
   expect(xml).toContain('tests="2" failures="1"');
   expect(xml).toMatch(/<testcase [^>]*name="bad"[^>]*>\s*<failure message="unmap ok">[^<]*ENOENT/);
   const html = readFileSync(join(folder, 'report.html'), 'utf8');
-  expect(html).toContain('&lt;t&gt; &amp; &quot;t&quot;');
-  expect(html).not.toMatch(/<(script|link|img)|https?:\/\//);
-  expect(html).toContain('<details class="scenario fail" open>');
+  const data = /<script id="run" type="application\/json">([^<]*)<\/script>/.exec(html)?.[1] ?? '';
+  const { scenarios } = JSON.parse(data) as { scenarios: { title: string; verdict: string }[] };
+  expect(scenarios.map(({ title, verdict }) => [title, verdict])).toEqual([
+    ['<t> & "t"', 'fail'],
+    ['<t> & "t"', 'pass'],
+  ]);
+  expect(html).not.toContain('<t>');
+  expect(html).not.toMatch(/<(link|img|iframe)\b|<script[^>]*\bsrc=|@import|url\(["']?https?:/);
 });
 
 test('host import makes a profile that a scenario can use', () => {

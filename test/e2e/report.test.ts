@@ -174,7 +174,12 @@ describe.skipIf(!isHere)(`the report in ${CHROMIUM}`, () => {
     expect(marks.some((words) => words?.includes(': precopy from'))).toBe(true);
     expect(marks.some((words) => words?.includes('dirty pages left'))).toBe(true);
     await article.getByText('Rounds as a table').last().click();
-    expect(await article.locator('table').innerText()).toContain('guest stopped');
+    expect(
+      await article
+        .getByRole('table', { name: /^Rounds of/ })
+        .last()
+        .innerText(),
+    ).toContain('guest stopped');
     const before = await article.locator('[data-at="no-convergence/step/0"] rect').getAttribute('width');
     await article.getByRole('button', { name: 'true to scale' }).click();
     const after = await article.locator('[data-at="no-convergence/step/0"] rect').getAttribute('width');

@@ -101,6 +101,7 @@ function Transactions({ scenario, host, records }: RowsProps) {
       )}
       <div class="wide">
         <table>
+          <caption class="unseen">Transactions on host {host}</caption>
           <thead>
             <tr>
               <th>At</th>

@@ -130,6 +130,7 @@ export function AddressMap({ scenario, selected }: MapProps) {
         <summary>Ranges as a table</summary>
         <div class="wide">
           <table>
+            <caption class="unseen">Ranges of addresses</caption>
             <thead>
               <tr>
                 <th>Where</th>

@@ -195,6 +195,9 @@ function RoundTable({ migration }: { readonly migration: PageMigration }) {
       <summary>Rounds as a table</summary>
       <div class="wide">
         <table>
+          <caption class="unseen">
+            Rounds of {migration.guest} from {migration.from} to {migration.to}
+          </caption>
           <thead>
             <tr>
               <th>Round</th>

@@ -92,6 +92,7 @@ function StepTable({ scenario, selected }: { readonly scenario: PageScenario; re
       <summary>Steps as a table ({steps.length})</summary>
       <div class="wide">
         <table>
+          <caption class="unseen">Steps</caption>
           <thead>
             <tr>
               <th>Line</th>

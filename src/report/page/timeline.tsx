@@ -271,6 +271,7 @@ function EventTable({ scenario }: { readonly scenario: PageScenario }) {
       <summary>Events as a table ({scenario.events.length})</summary>
       <div class="wide">
         <table>
+          <caption class="unseen">Events</caption>
           <thead>
             <tr>
               <th>At</th>
