@@ -39,6 +39,45 @@ function span(range: { readonly start: bigint; readonly last: bigint }, label: s
   return { start: hexText(range.start), last: hexText(range.last), label, kind };
 }
 
+/** Ranges that are the same but for their owners, once. */
+function united(spans: readonly PageSpan[]): PageSpan[] {
+  const found = new Map<string, PageSpan>();
+  for (const one of spans) {
+    const key = `${one.kind} ${one.start} ${one.last}`;
+    const known = found.get(key);
+    found.set(key, known === undefined ? one : { ...one, label: `${known.label}, ${one.label}` });
+  }
+  return [...found.values()];
+}
+
+interface Range {
+  readonly start: bigint;
+  readonly last: bigint;
+}
+
+/** What of a range lies in none of others. */
+function without(range: Range, others: readonly Range[]): Range[] {
+  let start = range.start;
+  const found: Range[] = [];
+  for (const other of others.toSorted((a, b) => (a.start < b.start ? -1 : 1))) {
+    if (other.last < start || other.start > range.last) continue;
+    if (other.start > start) found.push({ start, last: other.start - 1n });
+    start = other.last + 1n;
+  }
+  return start > range.last ? found : [...found, { start, last: range.last }];
+}
+
+/** Guest RAM that a root complex with `dma-ranges` does not let its devices reach. */
+function unreachable(host: ScenarioOutcome['hosts'][number], guests: ScenarioOutcome['guests']): PageSpan[] {
+  const inbound = host.reservedRegions.filter(({ type }) => type === 'dma-range');
+  return [...new Set(inbound.map(({ owner }) => owner))].flatMap((owner) => {
+    const own = inbound.filter((region) => region.owner === owner);
+    return guests.flatMap(({ name, ram }) =>
+      ram.flatMap((block) => without(block, own).map((hole) => span(hole, `${name}, not in ${owner}`, 'outside'))),
+    );
+  });
+}
+
 function lanesOf(outcome: ScenarioOutcome): PageLane[] {
   const guests = outcome.guests.map((guest) => ({
     title: `${guest.name} (${guest.machine})`,
@@ -51,7 +90,10 @@ function lanesOf(outcome: ScenarioOutcome): PageLane[] {
     });
     const beyond = { start: 1n << BigInt(host.apertureBits), last: (1n << 64n) - 1n };
     const aperture = host.apertureBits < 48 ? [span(beyond, 'beyond the aperture', 'aperture')] : [];
-    return { title: `host ${host.name}`, spans: [...regions, ...aperture] };
+    return {
+      title: `host ${host.name}`,
+      spans: united([...regions, ...aperture, ...unreachable(host, outcome.guests)]),
+    };
   });
   return [...guests, ...hosts].filter((lane) => lane.spans.length > 0);
 }

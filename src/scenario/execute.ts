@@ -107,7 +107,14 @@ function rangesOf(host: HostDescription): HostSummary['reservedRegions'] {
       type: 'doorbell',
       owner: `${name}, inside the root complex`,
     }));
-  return [...drivers, ...host.reservedRegions, ...doorbells, ...fabric];
+  const bars = host.functions.flatMap(({ bdf, absent, bars: own }) =>
+    (absent === true ? [] : (own ?? [])).flatMap(({ index, start, sizeBytes }) =>
+      start === undefined
+        ? []
+        : [{ start, last: start + BigInt(sizeBytes) - 1n, type: 'bar', owner: `${bdf} BAR ${index}` }],
+    ),
+  );
+  return [...drivers, ...host.reservedRegions, ...doorbells, ...bars, ...fabric];
 }
 
 function summarise(scenario: Scenario): HostSummary[] {

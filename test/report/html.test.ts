@@ -156,6 +156,33 @@ describe('the data', () => {
   });
 });
 
+describe('the ranges of a host', () => {
+  const rangesOfHost = (name: string, hosts: string) =>
+    executeScenario(
+      loadScenario(
+        `scenarios/faulty/${name}.yaml`,
+        `title: t\nhosts:\n  a: ${hosts}\nguests:\n  vm: { on: a, vmm: qemu-virt, memory: 4 GiB, content: zero }\nsteps:\n  - boot: vm\n`,
+      ),
+      { seed: 1, placement: 'inline' },
+    ).then((run) => pageOf(run.outcome).lanes.find(({ title }) => title === 'host a')?.spans ?? []);
+
+  test('guest RAM that dma-ranges leave out is a range of its own', async () => {
+    const spans = await rangesOfHost('juno', '{ profile: arm-juno }');
+    expect(spans.filter(({ kind }) => kind === 'outside')).toEqual([
+      { start: '0x40000000', last: '0x7fffffff', label: 'vm, not in dma-ranges of pci0000:00', kind: 'outside' },
+      { start: '0x100000000', last: '0x13fffffff', label: 'vm, not in dma-ranges of pci0000:00', kind: 'outside' },
+    ]);
+  });
+
+  test('BARs are there, and what several IOMMUs reserve is there once', async () => {
+    const spans = await rangesOfHost('seattle', '{ profile: amd-seattle }');
+    expect(spans).toContainEqual({ start: '0x50000000', last: '0x500fffff', label: '0000:02:00.0 BAR 2', kind: 'bar' });
+    expect(spans.filter(({ kind }) => kind === 'outside')).toEqual([]);
+    const d05 = await rangesOfHost('d05', '{ profile: hisilicon-d05 }');
+    expect(d05.filter(({ kind }) => kind === 'software-msi')).toHaveLength(1);
+  });
+});
+
 describe('movements', () => {
   const event = (timeNs: number, kind: string, data: TimelineEvent['data'] = {}): TimelineEvent => ({
     ...{ timeNs, node: 'main', kind },

@@ -6,6 +6,7 @@ import {
   addressScale,
   axisLabels,
   clustered,
+  layered,
   linearTimeScale,
   packed,
   timeScale,
@@ -41,6 +42,18 @@ describe('axes', () => {
       { from: 10, to: 12 },
     ];
     expect(packed(bars).map((row) => row.length)).toEqual([2, 1]);
+  });
+
+  test('ranges that overlap go into different rows, and what belongs together stays together', () => {
+    const range = (start: number, last: number) => ({
+      start: `0x${start.toString(16)}`,
+      last: `0x${last.toString(16)}`,
+    });
+    const top = { start: '0x8000000000000000', last: '0xffffffffffffffff' };
+    const [doorbell, window, high, inbound] = [range(8, 9), range(0, 15), range(32, 63), range(0, 31)];
+    expect(layered([[doorbell], [high, window], [inbound, top]])).toEqual([[doorbell], [window, high], [inbound, top]]);
+    expect(layered([[high], [doorbell], [range(10, 11)]])).toEqual([[doorbell, range(10, 11), high]]);
+    expect(layered([[top], [{ start: '0x8000000000000000', last: '0x8000000000000000' }]])).toHaveLength(2);
   });
 
   test('ticks that would lie over each other become one', () => {

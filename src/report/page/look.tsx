@@ -14,7 +14,7 @@ export const VERDICT_WORDS: Readonly<Record<Verdict, string>> = {
   inconclusive: 'inconclusive',
 };
 
-/** Kinds of ranges: fill, and what they are called. */
+/** Kinds of ranges: fill, and what they are called; where they would hide each other, the first is drawn above the others. */
 export const RANGE_KINDS: Readonly<Record<string, readonly [fill: string, words: string]>> = {
   ram: ['var(--sky)', 'guest RAM'],
   msi: ['url(#p-msi)', 'hardware MSI'],
@@ -23,14 +23,18 @@ export const RANGE_KINDS: Readonly<Record<string, readonly [fill: string, words:
   direct: ['url(#p-direct)', 'direct'],
   'direct-relaxable': ['url(#p-direct-relaxable)', 'relaxable direct'],
   aperture: ['url(#p-aperture)', 'beyond the aperture'],
-  window: ['url(#p-window)', 'window of the root complex'],
-  'dma-range': ['var(--yellow)', 'dma-ranges'],
   doorbell: ['url(#p-doorbell)', 'doorbell in the root complex'],
   abort: ['url(#p-abort)', 'aborts'],
+  bar: ['url(#p-bar)', 'BAR of a device'],
+  window: ['url(#p-window)', 'window of the root complex'],
+  outside: ['url(#p-outside)', 'guest RAM outside dma-ranges'],
+  'dma-range': ['var(--yellow)', 'dma-ranges: devices reach it'],
   conflict: ['url(#p-conflict)', 'in conflict'],
   stray: ['url(#p-stray)', 'DMA that left its way'],
   lost: ['url(#p-lost)', 'given up'],
 };
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB'];
 
 const PATTERNS: readonly (readonly [id: string, colour: string, path: string])[] = [
   ['msi', '--vermillion', 'M0 0L8 8M-2 6L2 10M6 -2L10 2'],
@@ -42,6 +46,8 @@ const PATTERNS: readonly (readonly [id: string, colour: string, path: string])[]
   ['direct', '--purple', 'M4 0V8'],
   ['direct-relaxable', '--green', 'M4 4h.01'],
   ['window', '--blue', 'M0 0L8 8M8 0L0 8'],
+  ['bar', '--purple', 'M0 2H4M4 6H8'],
+  ['outside', '--vermillion', 'M0 8L4 0L8 8'],
   ['conflict', '--vermillion', 'M0 2H8M0 6H8'],
   ['stray', '--purple', 'M0 8L4 0L8 8'],
   ['lost', '--ink', 'M2 2h.01M6 6h.01'],
@@ -58,7 +64,7 @@ export function Patterns() {
         {PATTERNS.map(([id, colour, path]) => (
           <pattern key={id} id={`p-${id}`} width="8" height="8" patternUnits="userSpaceOnUse">
             <rect width="8" height="8" fill={`var(${colour})`} fill-opacity=".35" />
-            <path d={path} stroke={`var(${colour})`} stroke-width="2" stroke-linecap="round" />
+            <path d={path} stroke={`var(${colour})`} stroke-width="2" stroke-linecap="round" fill="none" />
           </pattern>
         ))}
       </defs>
@@ -135,11 +141,19 @@ export function dataText({ data }: PageEvent): string {
     .join(' · ');
 }
 
+/** How much a range holds, in four digits or so. */
+export function spanSize({ start, last }: PageSpan): string {
+  const bytes = Number(BigInt(last) - BigInt(start) + 1n);
+  const power = Math.min(Math.max(Math.floor(Math.log2(bytes) / 10), 0), UNITS.length - 1);
+  return `${Number((bytes / 2 ** (10 * power)).toPrecision(4))} ${UNITS[power] ?? ''}`;
+}
+
 /** A range of a drawing in words: what a conflict says names both sides already. */
 export function rangeWords(span: PageSpan | undefined): string {
   if (span === undefined) return '';
   const kind = RANGE_KINDS[span.kind]?.[1] ?? span.kind;
-  return span.kind === 'conflict' ? span.label : `${span.start}-${span.last}  ${kind}: ${span.label}`;
+  const size = spanSize(span);
+  return span.kind === 'conflict' ? span.label : `${span.start}-${span.last} (${size})  ${kind}: ${span.label}`;
 }
 
 /** A way of DMA in a few words. */

@@ -100,6 +100,40 @@ export function packed<T extends Extent>(items: readonly T[], gap = 0): T[][] {
   return rows.map((row) => row.items);
 }
 
+interface Range {
+  readonly start: string;
+  readonly last: string;
+}
+
+function meets(a: readonly Range[], b: readonly Range[]): boolean {
+  return a.some((one) =>
+    b.some((other) => BigInt(one.start) <= BigInt(other.last) && BigInt(other.start) <= BigInt(one.last)),
+  );
+}
+
+/**
+ * Rows in which no range hides another. Groups that come first get the upper rows, and a group shares a row with those above
+ * it only as a whole, so that its ranges stay beside each other.
+ */
+export function layered<T extends Range>(groups: readonly (readonly T[])[]): T[][] {
+  const rows: T[][] = [];
+  for (const group of groups) {
+    const own: T[][] = [];
+    for (const item of group) {
+      const row = own.find((found) => !meets(found, [item]));
+      if (row === undefined) own.push([item]);
+      else row.push(item);
+    }
+    for (const items of own) {
+      const row = rows.find((found) => !meets(found, items));
+      if (row === undefined) rows.push(items);
+      else row.push(...items);
+    }
+  }
+  const byAddress = (a: T, b: T): number => (BigInt(a.start) < BigInt(b.start) ? -1 : 1);
+  return rows.map((row) => row.sort(byAddress));
+}
+
 /** Joins ticks that are closer than `gap` pixels to the first of their group. */
 export function clustered<T extends { readonly x: number }>(ticks: readonly T[], gap: number): T[][] {
   const groups: T[][] = [];
