@@ -9,7 +9,7 @@ import { basename, dirname } from 'node:path';
 import type { ScenarioOutcome } from '../scenario/execute.js';
 import { conflictText, endText, wayText, type StepResult } from '../scenario/results.js';
 import { hexText } from '../scenario/units.js';
-import { migrationsOf, staysOf } from './movements.js';
+import { deviceStatesOf, migrationsOf, staysOf } from './movements.js';
 import type {
   PageCheck,
   PageEvent,
@@ -222,6 +222,7 @@ function scenarioOf(outcome: ScenarioOutcome, id: string): PageScenario {
     leftOut: outcome.timeline.leftOut,
     migrations: migrationsOf(outcome.timeline.events, outcome.virtualNs),
     stays: staysOf(outcome.timeline.events, outcome.virtualNs),
+    deviceStates: deviceStatesOf(outcome.timeline.events, outcome.virtualNs),
     ways,
     transactions: keyed
       .filter(({ records }) => records.length > 0)

@@ -1,11 +1,13 @@
 /**
- * A guest's movements, read out of the history: migrations with their phases and rounds, and the time it spent where.
+ * A guest's movements, read out of the history: migrations with their phases and rounds, the time it spent where, and the
+ * states its devices were in meanwhile.
  *
- * `migration.phase` says when a phase began; a phase lasts until the next begins. A history without such events still has
- * rounds, and what lies before, between and after them is a phase as well: set-up, pre-copy, stop-copy, switchover.
+ * `migration.phase` says when a phase began; a phase lasts until the next begins, and `completed` and `failed` end the last
+ * one: they are moments, not phases. A history without such events still has rounds, and what lies before, between and after
+ * them is a phase as well: set-up, pre-copy, stop-copy, switchover.
  */
 import type { TimelineEvent } from '../scenario/timeline.js';
-import type { PageMigration, PagePhase, PageRound, PageStay } from './page/data.js';
+import type { PageDeviceState, PageMigration, PagePhase, PageRound, PageStay } from './page/data.js';
 
 interface Moving {
   readonly guest: string;
@@ -28,11 +30,17 @@ function text(event: TimelineEvent, key: string): string {
 
 function roundOf(event: TimelineEvent): PageRound {
   const { timeNs, data } = event;
-  const dirty = data['dirtyPages'];
+  const counted = (key: string): Record<string, number> => {
+    const value = data[key];
+    return typeof value === 'number' ? { [key]: value } : {};
+  };
   return {
     ...{ startNs: timeNs - number(event, 'elapsedNs'), endNs: timeNs },
     ...{ pages: number(event, 'pages'), zeroPages: number(event, 'zeroPages'), bytes: number(event, 'wireBytes') },
-    ...(typeof dirty === 'number' ? { dirtyPages: dirty } : {}),
+    ...counted('dirtyPages'),
+    ...counted('memoryPages'),
+    ...counted('devicePages'),
+    ...counted('deviceBytes'),
   };
 }
 
@@ -44,9 +52,14 @@ function withDirtyPages(rounds: readonly PageRound[], isCompleted: boolean): Pag
   });
 }
 
+/** What `migration.phase` says of a migration that is over. */
+const MOMENTS = new Set(['completed', 'failed']);
+
 function phasesOf({ startNs, begun, rounds }: Moving, endNs: number, isCompleted: boolean): PagePhase[] {
   const starts = begun.length > 0 ? begun : guessedPhases(startNs, rounds, isCompleted);
-  return starts.map((phase, index) => ({ ...phase, endNs: starts[index + 1]?.startNs ?? endNs }));
+  return starts
+    .map((phase, index) => ({ ...phase, endNs: starts[index + 1]?.startNs ?? endNs }))
+    .filter(({ name }) => !MOMENTS.has(name));
 }
 
 function guessedPhases(startNs: number, rounds: readonly PageRound[], isCompleted: boolean): Moving['begun'] {
@@ -121,5 +134,46 @@ export function staysOf(events: readonly TimelineEvent[], endNs: number): PageSt
     if (hasMoved) current.set(guest, { host: text(event, 'to'), startNs: timeNs });
   }
   for (const guest of [...current.keys()]) leave(guest, endNs);
+  return found;
+}
+
+/** Domains a device is in when its kernel has it back. */
+const HOST_DOMAINS = new Set(['dma', 'identity']);
+
+/**
+ * States of devices, of those that changed theirs, while somebody had them open. A device is in the state it left since it was
+ * opened; where the history does not say since when, that stretch is not made up.
+ */
+export function deviceStatesOf(events: readonly TimelineEvent[], endNs: number): PageDeviceState[] {
+  interface Open {
+    readonly host: string;
+    readonly device: string;
+    /** Absent until the device changes its state. */
+    readonly state?: string;
+    readonly startNs: number;
+  }
+  const opened = new Map<string, Open>();
+  const found: PageDeviceState[] = [];
+  const leave = ({ host, device, startNs }: Open, state: string | undefined, timeNs: number): void => {
+    if (state !== undefined && startNs < timeNs) found.push({ host, device, state, startNs, endNs: timeNs });
+  };
+  for (const event of events) {
+    const { kind, node: host, timeNs } = event;
+    const device = text(event, 'device');
+    const key = `${host} ${device}`;
+    const current = opened.get(key);
+    if (kind === 'vfio.bind') opened.set(key, { host, device, startNs: timeNs });
+    if (kind === 'iommu.attach' && HOST_DOMAINS.has(text(event, 'domain')) && current !== undefined) {
+      leave(current, current.state, timeNs);
+      opened.delete(key);
+    }
+    // Given back, a device is reset, and what it says then is nobody's business.
+    const isOwn = current !== undefined || !found.some((one) => one.host === host && one.device === device);
+    if (kind === 'vfio.mig-state' && isOwn) {
+      if (current !== undefined) leave(current, current.state ?? text(event, 'from'), timeNs);
+      opened.set(key, { host, device, state: text(event, 'to'), startNs: timeNs });
+    }
+  }
+  for (const current of opened.values()) leave(current, current.state, endNs);
   return found;
 }

@@ -33,7 +33,21 @@ const OF_BOOTING = new Set(['iommu.attach', 'pci.bind']);
 
 /** From the most telling down. A prefix stands for all kinds that begin with it; what is not named is in the last rank. */
 const RANKS: readonly (readonly string[])[] = [
-  ['migration.', 'vmm.', 'link.', 'fault.', 'smmu.', 'its.', 'v2m.', 'in-rc-msi.', 'pciehp.', 'pci.no-iommu-group'],
+  [
+    ...[
+      'migration.',
+      'vmm.',
+      'link.',
+      'fault.',
+      'smmu.',
+      'its.',
+      'v2m.',
+      'in-rc-msi.',
+      'pciehp.',
+      'pci.no-iommu-group',
+    ],
+    'vfio.mig-state',
+  ],
   ['irq.spurious', 'irq.foreign', 'irq.blocked', 'nic.', 'vfio.', 'slot.', 'pci.reset', 'pci.sriov', 'pci.unbind'],
 ];
 

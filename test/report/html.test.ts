@@ -3,7 +3,7 @@ import { gunzipSync } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { htmlReport } from '../../src/report/html.js';
 import { pageRun } from '../../src/report/model.js';
-import { migrationsOf, staysOf } from '../../src/report/movements.js';
+import { deviceStatesOf, migrationsOf, staysOf } from '../../src/report/movements.js';
 import type { PageRun, PageScenario } from '../../src/report/page/data.js';
 import type { FinishedRun } from '../../src/report/summary.js';
 import { executeScenario, type ScenarioOutcome } from '../../src/scenario/execute.js';
@@ -210,6 +210,52 @@ describe('movements', () => {
     ]);
     expect(migration?.rounds[0]?.dirtyPages).toBe(7);
     expect(migration).toMatchObject({ outcome: 'failed', reason: 'link-lost' });
+  });
+
+  test('what ends a migration is no phase, and a round says who wrote what is dirty', () => {
+    const [migration] = migrationsOf(
+      [
+        event(0, 'migration.start', { from: 'a', to: 'b' }),
+        event(0, 'migration.phase', { phase: 'precopy' }),
+        round(15, 100, { dirtyPages: 7, memoryPages: 5, devicePages: 3, deviceBytes: 4096 }),
+        event(20, 'migration.phase', { phase: 'resume' }),
+        event(30, 'migration.phase', { phase: 'completed' }),
+        event(30, 'migration.end', { outcome: 'completed', downtimeNs: 10 }),
+      ],
+      100,
+    );
+    expect(migration?.phases).toEqual([
+      { name: 'precopy', startNs: 0, endNs: 20 },
+      { name: 'resume', startNs: 20, endNs: 30 },
+    ]);
+    expect(migration?.rounds[0]).toMatchObject({ dirtyPages: 7, memoryPages: 5, devicePages: 3, deviceBytes: 4096 });
+  });
+
+  test('states of a device begin when it is opened and end when it is given back', () => {
+    const at = (timeNs: number, kind: string, data: TimelineEvent['data']): TimelineEvent => ({
+      ...{ timeNs, node: 'a', kind },
+      data: { device: 'card', ...data },
+    });
+    const state = (timeNs: number, from: string, to: string) => at(timeNs, 'vfio.mig-state', { from, to });
+    const opened = [at(5, 'vfio.bind', {}), at(6, 'iommu.attach', { domain: 'unmanaged' })];
+    const moved = [...opened, state(10, 'RUNNING', 'PRE_COPY'), state(20, 'PRE_COPY', 'STOP_COPY')];
+    const found = (events: readonly TimelineEvent[]) =>
+      deviceStatesOf(events, 100).map((one) => [one.state, one.startNs, one.endNs]);
+    expect(found(opened)).toEqual([]);
+    expect(found(moved)).toEqual([
+      ['RUNNING', 5, 10],
+      ['PRE_COPY', 10, 20],
+      ['STOP_COPY', 20, 100],
+    ]);
+    const back = at(30, 'iommu.attach', { domain: 'dma' });
+    expect(found([...moved, back, state(30, 'STOP_COPY', 'RUNNING')]).at(-1)).toEqual(['STOP_COPY', 20, 30]);
+    const again = [at(40, 'vfio.bind', {}), state(50, 'RUNNING', 'STOP')];
+    expect(found([...moved, back, ...again]).slice(3)).toEqual([
+      ['RUNNING', 40, 50],
+      ['STOP', 50, 100],
+    ]);
+    // Without the event that opened it, what was before its first change is not known.
+    expect(found([state(10, 'RUNNING', 'ERROR')])).toEqual([['ERROR', 10, 100]]);
   });
 
   test('without them phases lie around the rounds, and a round leaves what the next one sends', () => {

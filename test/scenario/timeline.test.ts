@@ -41,6 +41,11 @@ describe('timeline', () => {
     ]);
   });
 
+  test('states of a device say why a migration went as it did: they stay when attachments give way', () => {
+    const { events } = timelineOf(history('vfio.attach', 'vfio.mig-state', 'migration.phase'), 2);
+    expect(events.map(({ kind }) => kind)).toEqual(['vfio.mig-state', 'migration.phase']);
+  });
+
   test('is plain data', () => {
     const { events } = timelineOf(history('smmu.fault'));
     expect(structuredClone(events)).toEqual(events);

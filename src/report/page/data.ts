@@ -72,6 +72,11 @@ export interface PageRound {
   readonly bytes: number;
   /** Dirty pages left after it; absent when nobody counted them. */
   readonly dirtyPages?: number;
+  /** Of them, what the guest's processors and what its devices wrote; a page may be both. */
+  readonly memoryPages?: number;
+  readonly devicePages?: number;
+  /** State of devices that went over with it. */
+  readonly deviceBytes?: number;
 }
 
 export interface PageMigration {
@@ -92,6 +97,16 @@ export interface PageMigration {
 export interface PageStay {
   readonly guest: string;
   readonly host: string;
+  readonly startNs: number;
+  readonly endNs: number;
+}
+
+/** Time a device spent in a state of the VFIO migration protocol. */
+export interface PageDeviceState {
+  readonly host: string;
+  readonly device: string;
+  /** `RUNNING`, `PRE_COPY`, ... */
+  readonly state: string;
   readonly startNs: number;
   readonly endNs: number;
 }
@@ -155,6 +170,8 @@ export interface PageScenario {
   readonly leftOut: readonly { readonly kind: string; readonly count: number }[];
   readonly migrations: readonly PageMigration[];
   readonly stays: readonly PageStay[];
+  /** Of devices that left RUNNING at least once. */
+  readonly deviceStates: readonly PageDeviceState[];
   /** The ones that ended elsewhere first. */
   readonly ways: readonly PageWay[];
   readonly transactions: readonly { readonly host: string; readonly records: readonly PageTransaction[] }[];

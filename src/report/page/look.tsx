@@ -96,6 +96,18 @@ export const PHASE_FILLS: Readonly<Record<string, string>> = {
   rollback: 'url(#p-reserved)',
 };
 
+/** States of the VFIO migration protocol. */
+export const DEVICE_STATE_FILLS: Readonly<Record<string, string>> = {
+  RUNNING: 'var(--green)',
+  RUNNING_P2P: 'url(#p-direct-relaxable)',
+  PRE_COPY: 'var(--sky)',
+  PRE_COPY_P2P: 'url(#p-window)',
+  STOP: 'url(#p-reserved)',
+  STOP_COPY: 'url(#p-copy)',
+  RESUMING: 'url(#p-still)',
+  ERROR: 'url(#p-over)',
+};
+
 /** Results of a step. */
 export const STEP_FILLS: Readonly<Record<string, string>> = {
   ok: 'var(--calm)',
@@ -110,28 +122,37 @@ export type EventClass = 'trouble' | 'movement' | 'device' | 'link' | 'interrupt
 export const EVENT_CLASSES: Readonly<
   Record<EventClass, { readonly colour: string; readonly shape: string; readonly words: string }>
 > = {
-  trouble: { colour: 'var(--vermillion)', shape: 'M0 -7L7 6H-7Z', words: 'fault or refusal' },
+  trouble: { colour: 'var(--vermillion)', shape: 'M0 -7L7 6H-7Z', words: 'fault, refusal, DMA that ended elsewhere' },
   movement: { colour: 'var(--blue)', shape: 'M0 -7L6 0L0 7L-6 0Z', words: 'guest and migration' },
   device: { colour: 'var(--green)', shape: 'M-5 -5H5V5H-5Z', words: 'device' },
   link: { colour: 'var(--purple)', shape: 'M-6 -6L6 6M6 -6L-6 6', words: 'link or planted fault' },
   interrupt: { colour: 'var(--sky)', shape: 'M0 -6A6 6 0 1 1 -.01 -6Z', words: 'interrupt' },
-  memory: { colour: 'var(--orange)', shape: 'M0 -7V7', words: 'mapping and other' },
+  memory: { colour: 'var(--orange)', shape: 'M0 -7V7', words: 'mapping, DMA and other' },
 };
 
 const TROUBLES =
   /^(smmu\.(fault|event|cmdq-error|command-error|evtq-overflow|eventq-overflow)|irq\.(spurious|foreign|blocked)|its\.|v2m\.|in-rc-msi\.|vmm\.killed|pciehp\.surprise|pci\.no-iommu|nic\.)/;
+
+const BAD_PHASES = new Set(['cancel', 'rollback', 'failed']);
 
 /** Which family an event is of. */
 export function classOf({ kind, data }: PageEvent): EventClass {
   const { verdict, outcome } = data;
   const isBad =
     (verdict !== undefined && verdict !== 'ok') ||
-    (outcome !== undefined && outcome !== 'completed' && outcome !== 'ok');
+    (outcome !== undefined && outcome !== 'completed' && outcome !== 'ok') ||
+    (kind === 'migration.phase' && BAD_PHASES.has(String(data['phase']))) ||
+    (kind === 'vfio.mig-state' && data['to'] === 'ERROR');
   if (isBad || TROUBLES.test(kind)) return 'trouble';
   if (/^(link|fault)\./.test(kind)) return 'link';
   if (/^(migration|vmm)\./.test(kind)) return 'movement';
   if (kind.startsWith('irq')) return 'interrupt';
   return /^(vfio|slot|pci|pciehp|iommu|smmu)\./.test(kind) ? 'device' : 'memory';
+}
+
+/** Whether a bar says what an event says; one that is trouble keeps its tick. */
+export function isDrawnAsBar(event: PageEvent): boolean {
+  return /^(migration\.(phase|round)|vfio\.mig-state)$/.test(event.kind) && classOf(event) !== 'trouble';
 }
 
 /** The fields of an event in one line. */

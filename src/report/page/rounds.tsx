@@ -77,6 +77,11 @@ function writeDowntime(migration: PageMigration, ink: string): (plot: uPlot) => 
   };
 }
 
+/** In the legend: the number under the pointer, nothing where there is none. */
+function pointedAt(_plot: uPlot, value: number | null): string {
+  return value === null ? '' : String(value);
+}
+
 function optionsOf(migration: PageMigration, width: number): uPlot.Options {
   const ink = colour('--ink');
   const axis = { stroke: ink, grid: { stroke: colour('--line'), width: 1 }, ticks: { stroke: colour('--line') } };
@@ -122,9 +127,10 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
       },
     ],
     series: [
-      { label: 'round' },
+      { label: 'round', value: pointedAt },
       {
         label: 'pages sent (bars)',
+        value: pointedAt,
         scale: 'pages',
         stroke: colour('--blue'),
         fill: colour('--sky'),
@@ -134,6 +140,7 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
       },
       {
         label: 'bytes on the wire (dashed)',
+        value: pointedAt,
         scale: 'bytes',
         stroke: colour('--ink'),
         width: 2,
@@ -142,6 +149,7 @@ function optionsOf(migration: PageMigration, width: number): uPlot.Options {
       },
       {
         label: 'dirty pages left (dots)',
+        value: pointedAt,
         scale: 'pages',
         stroke: colour('--vermillion'),
         width: 2,
@@ -189,6 +197,9 @@ function Chart({ migration }: { readonly migration: PageMigration }) {
 }
 
 function RoundTable({ migration }: { readonly migration: PageMigration }) {
+  const isByWriter = migration.rounds.some(
+    ({ devicePages, deviceBytes }) => (devicePages ?? 0) + (deviceBytes ?? 0) > 0,
+  );
   const last = migration.outcome === 'completed' ? migration.rounds.length - 1 : -1;
   return (
     <details>
@@ -207,6 +218,9 @@ function RoundTable({ migration }: { readonly migration: PageMigration }) {
               <th>of them zero</th>
               <th>Bytes on the wire</th>
               <th>Dirty pages left</th>
+              {isByWriter && <th>written by the guest</th>}
+              {isByWriter && <th>written by devices</th>}
+              {isByWriter && <th>Bytes of device state</th>}
             </tr>
           </thead>
           <tbody>
@@ -222,6 +236,9 @@ function RoundTable({ migration }: { readonly migration: PageMigration }) {
                 <td>{round.zeroPages}</td>
                 <td>{round.bytes}</td>
                 <td>{round.dirtyPages ?? 'not counted'}</td>
+                {isByWriter && <td>{round.memoryPages}</td>}
+                {isByWriter && <td>{round.devicePages}</td>}
+                {isByWriter && <td>{round.deviceBytes}</td>}
               </tr>
             ))}
           </tbody>

@@ -7,9 +7,10 @@
 import { durationText } from '../../scenario/units.js';
 import type { PageCheck, PageScenario } from './data.js';
 import { Dma } from './dma.js';
-import { rangeWords, SIGNS, VERDICT_WORDS, wayWords } from './look.js';
+import { SIGNS, VERDICT_WORDS } from './look.js';
 import { AddressMap } from './map.js';
 import { Migrations } from './rounds.js';
+import { StepLinks } from './step-links.js';
 import { Timeline } from './timeline.js';
 
 interface CheckProps {
@@ -47,16 +48,7 @@ function FailedCheck({ scenario, check, index, selected }: CheckProps) {
             step {(check.step ?? 0) + 1} in the timeline: {step.kind}
           </a>
         )}
-        {step?.ranges.map((range) => (
-          <a key={range} href={`#${id}/range/${range}`}>
-            {rangeWords(scenario.marked[range])}
-          </a>
-        ))}
-        {step?.ways.map((way) => (
-          <a key={way} href={`#${id}/way/${way}`}>
-            {wayWords(scenario.ways[way])}
-          </a>
-        ))}
+        {check.step !== undefined && <StepLinks scenario={scenario} step={check.step} />}
       </p>
     </li>
   );
@@ -204,7 +196,7 @@ interface ScenarioProps {
 /** A scenario in the list. */
 export function Scenario({ scenario, isOpen, onToggle, covers, onCovers, selected }: ScenarioProps) {
   const { id, name, title, verdict } = scenario;
-  const cause = scenario.checks.find((check) => check.verdict !== 'pass');
+  const failed = scenario.checks.filter((check) => check.verdict !== 'pass');
   return (
     <article class={`scenario ${verdict}`} aria-labelledby={`head-${id}`}>
       <div class="head">
@@ -231,10 +223,17 @@ export function Scenario({ scenario, isOpen, onToggle, covers, onCovers, selecte
             </button>
           ))}
         </p>
-        {cause !== undefined && !isOpen && (
-          <p class="cause">
-            {cause.name}: {cause.detail}
-          </p>
+        {failed.length > 0 && !isOpen && (
+          <ul class="causes" aria-label={`Failed checks of ${name}`}>
+            {failed.map((check, index) => (
+              <li key={index}>
+                <a href={`#${id}/check/${index}`}>
+                  {SIGNS[check.verdict]} {check.name}
+                </a>{' '}
+                {check.detail}
+              </li>
+            ))}
+          </ul>
         )}
       </div>
       {isOpen && <Body scenario={scenario} selected={selected} />}

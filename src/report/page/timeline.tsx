@@ -7,20 +7,21 @@
  */
 import { useState } from 'preact/hooks';
 import { durationText } from '../../scenario/units.js';
-import type { PageEvent, PageMigration, PageScenario, PageStep } from './data.js';
+import type { PageEvent, PageMigration, PageRound, PageScenario, PageStep, PageTransaction, PageWay } from './data.js';
 import { Axis, Figure, Row, type Mark } from './figure.js';
 import {
   classOf,
   dataText,
+  DEVICE_STATE_FILLS,
   EVENT_CLASSES,
+  isDrawnAsBar,
   PHASE_FILLS,
-  rangeWords,
   STEP_FILLS,
   Swatch,
-  wayWords,
   type EventClass,
 } from './look.js';
 import { axisLabels, clustered, linearTimeScale, packed, timeScale, type Scale } from './scale.js';
+import { StepLinks } from './step-links.js';
 
 const ROW_HEIGHT = 24;
 const BAR_HEIGHT = 18;
@@ -84,7 +85,11 @@ function barMark(bar: Bar, y: number): Mark {
 }
 
 /** The worst comes first: its shape stands for the others. */
-const BY_WEIGHT = Object.keys(EVENT_CLASSES);
+const BY_WEIGHT = Object.keys(EVENT_CLASSES) as EventClass[];
+
+function lookOf(record: PageTransaction, ways: readonly PageWay[]): EventClass {
+  return record.ways.some((way) => ways[way]?.explanation !== undefined) ? 'trouble' : 'memory';
+}
 
 function tickMark(ticks: readonly Tick[], y: number): Mark {
   const sorted = ticks.toSorted((a, b) => BY_WEIGHT.indexOf(a.look) - BY_WEIGHT.indexOf(b.look));
@@ -108,10 +113,17 @@ function tickMark(ticks: readonly Tick[], y: number): Mark {
   };
 }
 
+function dirtyWords({ dirtyPages, devicePages, deviceBytes }: PageRound): string {
+  const byDevices = devicePages === undefined || devicePages === 0 ? '' : ` (${devicePages} written by devices)`;
+  const left = dirtyPages === undefined ? '' : `, ${dirtyPages} dirty pages left${byDevices}`;
+  return deviceBytes === undefined || deviceBytes === 0 ? left : `, ${deviceBytes} bytes of device state${left}`;
+}
+
 /** Everything on the axis, with the times that need a place. */
 function timesOf(scenario: PageScenario): number[] {
-  const { steps, migrations, stays, events, transactions, virtualNs } = scenario;
-  const bars = [...steps, ...migrations, ...migrations.flatMap((m) => [...m.phases, ...m.rounds]), ...stays];
+  const { steps, migrations, stays, deviceStates, events, transactions, virtualNs } = scenario;
+  const moving = migrations.flatMap((migration) => [migration, ...migration.phases, ...migration.rounds]);
+  const bars = [...steps, ...moving, ...stays, ...deviceStates];
   const ticks = [...events, ...transactions.flatMap(({ records }) => records)];
   return [0, virtualNs, ...bars.flatMap((bar) => [bar.startNs, bar.endNs]), ...ticks.map((tick) => tick.timeNs)];
 }
@@ -157,7 +169,7 @@ function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
       ...extent(round.startNs, round.endNs),
       fill: index % 2 === 0 ? 'var(--sky)' : 'url(#p-direct-relaxable)',
       text: `round ${index}`,
-      words: `${nameOf(migration)}: round ${index}, ${durationText(round.endNs - round.startNs)}, ${round.pages} pages (${round.zeroPages} zero), ${round.bytes} bytes on the wire${round.dirtyPages === undefined ? '' : `, ${round.dirtyPages} dirty pages left`}`,
+      words: `${nameOf(migration)}: round ${index}, ${durationText(round.endNs - round.startNs)}, ${round.pages} pages (${round.zeroPages} zero), ${round.bytes} bytes on the wire${dirtyWords(round)}`,
     })),
   );
   const tick = (event: PageEvent, index: number): Tick => ({
@@ -165,7 +177,24 @@ function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
     ...{ timeNs: event.timeNs, x: scale.at(event.timeNs), look: classOf(event), words: eventWords(event) },
   });
   const eventsOf = (node: string): Tick[] =>
-    scenario.events.flatMap((event, index) => (event.node === node ? [tick(event, index)] : []));
+    scenario.events.flatMap((event, index) =>
+      event.node === node && !isDrawnAsBar(event) ? [tick(event, index)] : [],
+    );
+  const statesOf = (host: string): DrawnRow[] => {
+    const states = scenario.deviceStates.map((one, index) => ({ ...one, index })).filter((one) => one.host === host);
+    return [...new Set(states.map(({ device }) => device))].flatMap((device) => {
+      const bars = states
+        .filter((one) => one.device === device)
+        .map(({ state, startNs, endNs, index }): Bar => ({
+          key: `device-state/${index}`,
+          ...extent(startNs, endNs),
+          fill: DEVICE_STATE_FILLS[state] ?? 'var(--calm)',
+          text: state,
+          words: `${device} on ${host} is ${state} from ${durationText(startNs)}, ${durationText(endNs - startNs)}`,
+        }));
+      return barRows(`host ${host}`, device, bars);
+    });
+  };
   const hosts = scenario.hosts.flatMap((host) => {
     const lane = `host ${host}`;
     const stays = scenario.stays.flatMap((stay, index): Bar[] => {
@@ -179,11 +208,12 @@ function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
       key: `dma/${host}.${index}`,
       timeNs: record.timeNs,
       x: scale.at(record.timeNs),
-      look: record.ways.some((way) => scenario.ways[way]?.explanation !== undefined) ? 'trouble' : 'memory',
+      look: lookOf(record, scenario.ways),
       words: `${durationText(record.timeNs)} ${record.device} ${record.direction} ${record.iova}: ${record.ends.join(', ')}`,
     }));
     return [
       ...barRows(lane, 'guests', stays),
+      ...statesOf(host),
       ...tickRows(lane, 'events', eventsOf(host)),
       ...tickRows(lane, 'DMA', dma),
     ];
@@ -222,44 +252,65 @@ function Chosen({ scenario, selected, marks }: ChosenProps) {
       <p>{step.text}</p>
       {step.explanation !== undefined && <p class="why">{step.explanation}</p>}
       <p class="ways-on">
-        {step.ranges.map((range) => (
-          <a key={range} href={`#${scenario.id}/range/${range}`}>
-            {rangeWords(scenario.marked[range])}
-          </a>
-        ))}
-        {step.ways.map((way) => (
-          <a key={way} href={`#${scenario.id}/way/${way}`}>
-            {wayWords(scenario.ways[way])}
-          </a>
-        ))}
+        <StepLinks scenario={scenario} step={number} />
       </p>
     </div>
   );
 }
 
-function Legend({ scenario }: { readonly scenario: PageScenario }) {
-  const phases = new Set(scenario.migrations.flatMap((migration) => migration.phases.map(({ name }) => name)));
+interface FillsProps {
+  readonly what: string;
+  readonly names: readonly string[];
+  readonly fills: Readonly<Record<string, string>>;
+}
+
+function Fills({ what, names, fills }: FillsProps) {
+  if (names.length === 0) return null;
   return (
     <p class="legend">
-      {Object.values(EVENT_CLASSES).map(({ colour, shape, words }) => (
-        <span key={words} class="swatch">
-          <svg width="18" height="16" viewBox="-9 -8 18 16" aria-hidden="true">
-            <path d={shape} fill={colour} stroke={colour} stroke-width="2" class="shape" />
-          </svg>
-          {words}
-        </span>
-      ))}
-      {[...new Set(scenario.steps.map((step) => step.verdict))].map((verdict) => (
-        <Swatch key={verdict} fill={STEP_FILLS[verdict] ?? ''}>
-          step {verdict}
-        </Swatch>
-      ))}
-      {[...phases].map((phase) => (
-        <Swatch key={phase} fill={PHASE_FILLS[phase] ?? 'var(--calm)'}>
-          {phase}
+      <span class="note">{what}</span>
+      {[...new Set(names)].map((name) => (
+        <Swatch key={name} fill={fills[name] ?? 'var(--calm)'}>
+          {name}
         </Swatch>
       ))}
     </p>
+  );
+}
+
+/** What there is in this drawing, and no more. */
+function Legend({ scenario }: { readonly scenario: PageScenario }) {
+  const { steps, migrations, deviceStates, events, transactions, ways } = scenario;
+  const looks = new Set([
+    ...events.filter((event) => !isDrawnAsBar(event)).map(classOf),
+    ...transactions.flatMap(({ records }) => records.map((record) => lookOf(record, ways))),
+  ]);
+  return (
+    <>
+      <p class="legend">
+        {BY_WEIGHT.filter((look) => looks.has(look)).map((look) => (
+          <span key={look} class="swatch">
+            <svg width="18" height="16" viewBox="-9 -8 18 16" aria-hidden="true">
+              <path
+                d={EVENT_CLASSES[look].shape}
+                fill={EVENT_CLASSES[look].colour}
+                stroke={EVENT_CLASSES[look].colour}
+                stroke-width="2"
+                class="shape"
+              />
+            </svg>
+            {EVENT_CLASSES[look].words}
+          </span>
+        ))}
+      </p>
+      <Fills what="steps" names={steps.map(({ verdict }) => verdict)} fills={STEP_FILLS} />
+      <Fills
+        what="phases of a migration"
+        names={migrations.flatMap(({ phases }) => phases.map(({ name }) => name))}
+        fills={PHASE_FILLS}
+      />
+      <Fills what="states of a device" names={deviceStates.map(({ state }) => state)} fills={DEVICE_STATE_FILLS} />
+    </>
   );
 }
 
@@ -317,7 +368,7 @@ export function Timeline({ scenario, selected }: TimelineProps) {
       </p>
       <Figure label="Steps, migrations and events over virtual time; the tables below have the same facts">
         {(width, point) => {
-          const left = width < 560 ? 72 : 128;
+          const left = width < 560 ? 88 : 128;
           const scale = isLinear
             ? linearTimeScale(scenario.virtualNs, left, width - left - 12)
             : timeScale(timesOf(scenario), left, width - left - 12);
