@@ -118,6 +118,13 @@ function rangesOfStep(result: StepResult, step: number, marked: MarkedRanges): n
   return [...conflicts, ...lost].map((found) => marked.add(found, step));
 }
 
+/** What is wrong with DMA that did reach memory: the step says so, its analyser knows whose memory that is. */
+function wrongMemory(result: StepResult | undefined, end: End): string | undefined {
+  if (result?.verdict !== 'silent' || result.ends === undefined || end.kind !== 'memory') return undefined;
+  const isOfStep = result.ends.some(({ kind, iova }) => kind === end.kind && iova === end.iova);
+  return isOfStep && result.ends.every(({ kind }) => kind === 'memory') ? result.text : undefined;
+}
+
 /** The ways of all transactions, the ones that ended elsewhere first. */
 class Ways {
   readonly #found = new Map<string, { way: Mutable<PageWay>; number: number }>();
@@ -141,9 +148,10 @@ class Ways {
     }
     const step = at < 0 ? undefined : at;
     const goal = direction === 'msi' ? 'doorbell' : 'memory';
-    const isStray = end.kind !== goal;
+    const wrong = step === undefined ? undefined : wrongMemory(this.#steps[step]?.result, end);
+    const isStray = end.kind !== goal || wrong !== undefined;
     const last = end.iova + BigInt(Math.max(end.lengthBytes, 1)) - 1n;
-    const explanation = wayText(device, [end], goal);
+    const explanation = wrong ?? wayText(device, [end], goal);
     const way: PageWay = {
       ...{ host, device, direction, hop: end.hop, kind: end.kind, where: end.where, iova: hexText(end.iova), goal },
       ...(end.address === undefined ? {} : { address: hexText(end.address) }),

@@ -215,9 +215,9 @@ describe.skipIf(!isHere)(`the report in ${CHROMIUM}`, () => {
     expect(events.some((words) => words?.includes('a: fault.arm fault smmu.drop-tlbi'))).toBe(true);
 
     await wayLink.click();
-    const way = article.locator('.way.selected');
+    const way = article.locator('.way.stray.selected');
     await way.waitFor();
-    expect(await way.innerText()).toMatch(/write 0x10000000[\s\S]*system bus[\s\S]*RAM/);
+    expect(await way.innerText()).toMatch(/write 0x10000000[\s\S]*system bus[\s\S]*RAM[\s\S]*memory that is not p's/);
   });
 
   test("a device's states are segments on the lane of each host, and ERROR is trouble", async () => {

@@ -128,6 +128,29 @@ describe('the data', () => {
     expect(page.ways.map(({ explanation }) => explanation !== undefined)).toEqual([true, false]);
   });
 
+  test("DMA that reached memory, but not its holder's, is no right end", async () => {
+    const text = `title: t
+hosts:
+  a: { profile: arm-generic }
+processes:
+  p: { on: a }
+steps:
+  - plug: { process: p, device: "0000:01:00.0" }
+  - map: { process: p, iova: 0x10000000, length: 4 KiB }
+  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
+  - fault: { host: a, fault: smmu.drop-tlbi }
+  - unmap: { process: p, iova: 0x10000000, length: 4 KiB }
+  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB }, as: after }
+  - expect: { of: after, verdict: refused }
+`;
+    const scenario = loadScenario('scenarios/faulty/stale.yaml', text);
+    const stale = pageOf((await executeScenario(scenario, { seed: 1, placement: 'inline' })).outcome);
+    const wrong = stale.ways.filter((way) => way.explanation !== undefined);
+    expect(wrong).toMatchObject([{ kind: 'memory', goal: 'memory', step: 5 }]);
+    expect(wrong[0]?.explanation).toContain("ended in memory that is not p's");
+    expect(stale.steps.map(({ ways }) => ways)).toEqual([[], [], [], [], [], [0]]);
+  });
+
   test('every transaction points at its way', () => {
     for (const { records } of page.transactions)
       for (const record of records)

@@ -45,7 +45,7 @@ function Way({ way, id, index, isChosen }: { way: PageWay; id: string; index: nu
         </span>
         {isStray && (
           <span class="hop missed">
-            <b>{way.goal}</b>
+            <b>{way.kind === way.goal ? `its own ${way.goal}` : way.goal}</b>
             <small>not reached</small>
           </span>
         )}
@@ -155,7 +155,7 @@ export function Dma({ scenario, selected }: { readonly scenario: PageScenario; r
       <p class="note">
         {strays === 0
           ? 'every transaction ended where it should: data in memory, interrupt messages in a doorbell'
-          : 'the ways that did not end in memory (interrupt messages: in a doorbell) come first'}
+          : 'the ways that did not end where they should come first: data in memory of its own, interrupt messages in a doorbell'}
       </p>
       <ul class="ways">
         {shown.map((way, index) => (

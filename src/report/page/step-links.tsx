@@ -55,7 +55,10 @@ export function StepLinks({ scenario, step }: { readonly scenario: PageScenario;
   const { id, steps, marked, ways, events } = scenario;
   const eventWords = (index: number): string => {
     const event = events[index];
-    return event === undefined ? '' : `${event.kind} on ${event.node} at ${durationText(event.timeNs)}`;
+    if (event === undefined) return '';
+    const { kind, node, timeNs, data } = event;
+    const what = data['phase'] ?? data['to'] ?? data['verdict'] ?? data['outcome'];
+    return `${kind}${what === undefined ? '' : ` ${String(what)}`} on ${node} at ${durationText(timeNs)}`;
   };
   const faultWords = (index: number): string => `planted in step ${index + 1}: ${steps[index]?.text ?? ''}`;
   return (
