@@ -209,8 +209,8 @@ function scenarioOf(outcome: ScenarioOutcome, id: string): PageScenario {
   const marked = new MarkedRanges();
   const steps = stepsOf(outcome, marked);
   const found = new Ways(outcome.steps, marked);
-  const keyed = outcome.transactions.map(({ host, records }) => ({
-    host,
+  const keyed = outcome.transactions.map(({ host, records, leftOut }) => ({
+    ...{ host, leftOut },
     records: records.map((record) => ({ record, keys: record.ends.map((end) => found.add(host, record, end)) })),
   }));
   const { ways, placeOf } = found.sorted();
@@ -234,8 +234,8 @@ function scenarioOf(outcome: ScenarioOutcome, id: string): PageScenario {
     ways,
     transactions: keyed
       .filter(({ records }) => records.length > 0)
-      .map(({ host, records }) => ({
-        host,
+      .map(({ host, records, leftOut }) => ({
+        ...{ host, leftOut },
         records: records.map(({ record, keys }): PageTransaction => ({
           ...{ timeNs: record.timeNs, device: record.device, direction: record.direction },
           ...{ iova: hexText(record.iova), bytes: record.lengthBytes },

@@ -33,6 +33,7 @@ import {
 } from './results.js';
 import type { Expectation, GuestEntry, PlainStep } from './schema.js';
 import type { Position } from './text.js';
+import { reportedTransactions } from './timeline.js';
 import { durationText, hexText, sizeText } from './units.js';
 
 /** A step as it was carried out, for reports. */
@@ -56,12 +57,14 @@ export interface GuestLog {
 export interface ScenarioRecord {
   readonly checks: Check[];
   readonly steps: StepLog[];
-  readonly transactions: { readonly host: string; readonly records: readonly TransactionRecord[] }[];
+  readonly transactions: {
+    readonly host: string;
+    readonly records: readonly TransactionRecord[];
+    /** Transactions that found no room in `records`. */
+    readonly leftOut: number;
+  }[];
   readonly guests: GuestLog[];
 }
-
-/** Transactions of a host that are kept for reports. */
-const REPORTED_TRANSACTIONS = 1000;
 
 type PlainStepOf<K extends string> = Extract<PlainStep, Readonly<Record<K, unknown>>>;
 
@@ -216,7 +219,8 @@ export class ScenarioRunner {
     this.#checkUnexpected();
     for (const host of this.#lab.hosts) {
       const records = yield* host.transactions(0);
-      this.record.transactions.push({ host: host.name, records: records.slice(-REPORTED_TRANSACTIONS) });
+      const kept = reportedTransactions(records);
+      this.record.transactions.push({ host: host.name, records: kept, leftOut: records.length - kept.length });
     }
     this.#describeGuests();
   }

@@ -5,7 +5,9 @@
  * something went wrong or moved comes first, what only says that something was done comes last, and what other parts of the
  * outcome already hold (steps, transactions) or every boot repeats is not taken. Over the limit the last rank gives way
  * first, later events before earlier ones, and the number left out is kept by kind. The order of the history is preserved.
+ * Transactions are selected likewise: those that went astray before those that ended where they should.
  */
+import type { TransactionRecord } from '../host/protocol.js';
 import type { EventValue, RunEvent } from '../runtime/events.js';
 
 /** An event as it is shown. */
@@ -74,4 +76,21 @@ export function timelineOf(history: readonly RunEvent[], limit: number = TIMELIN
       .map(({ timeNs, node, kind, data }) => ({ timeNs, node, kind, data })),
     leftOut: [...leftOut].map(([kind, count]) => ({ kind, count })),
   };
+}
+
+/** Transactions kept of one host. */
+const TRANSACTION_LIMIT = 1000;
+
+/** Transactions that did not end in memory or a doorbell, and the latest of the others, in their order. */
+export function reportedTransactions(
+  records: readonly TransactionRecord[],
+  limit = TRANSACTION_LIMIT,
+): readonly TransactionRecord[] {
+  if (records.length <= limit) return records;
+  const isPlain = ({ ends, direction }: TransactionRecord): boolean =>
+    ends.every(({ kind }) => kind === (direction === 'msi' ? 'doorbell' : 'memory'));
+  const others = records.filter((record) => !isPlain(record)).slice(0, limit);
+  const latest = others.length < limit ? records.filter(isPlain).slice(others.length - limit) : [];
+  const kept = new Set([...others, ...latest]);
+  return records.filter((record) => kept.has(record));
 }

@@ -22,6 +22,15 @@ describe('axes', () => {
     expect(scale.at(1n << 40n)).toBeGreaterThan(scale.at(4096n));
   });
 
+  test('of time have a place for what they were not made of, too', () => {
+    const scale = timeScale([0, 100, 1e9], 0, 600);
+    expect(scale.at(50)).toBeCloseTo(scale.at(100) / 2);
+    expect(scale.at(-5)).toBe(0);
+    expect(scale.at(2e9)).toBeCloseTo(600);
+    const places = [3, 99, 101, 5e8, 9e8].map(scale.at);
+    expect(places).toEqual(places.toSorted((a, b) => a - b));
+  });
+
   test('of one value or none do no harm', () => {
     expect(timeScale([7], 10, 500).at(7)).toBe(10);
     expect(timeScale([], 10, 500).edges).toEqual([]);

@@ -1,7 +1,8 @@
 /** What of a history a reader is shown, and what gives way when there is too much. */
 import { describe, expect, test } from 'vitest';
+import type { TransactionRecord } from '../../src/host/protocol.js';
 import type { RunEvent } from '../../src/runtime/events.js';
-import { timelineOf } from '../../src/scenario/timeline.js';
+import { reportedTransactions, timelineOf } from '../../src/scenario/timeline.js';
 
 function history(...kinds: readonly (string | readonly [kind: string, task: string])[]): RunEvent[] {
   return kinds.map((entry, number) => {
@@ -51,4 +52,16 @@ describe('timeline', () => {
     expect(structuredClone(events)).toEqual(events);
     expect(events).toEqual([{ timeNs: 0, node: 'a', kind: 'smmu.fault', data: { iova: 0x1000n } }]);
   });
+});
+
+test('of many transactions those that went astray are kept, and the latest of the others', () => {
+  const records = ['memory', 'nowhere', 'memory', 'memory', 'peer', 'memory'].map((kind, number) => ({
+    ...{ number, timeNs: number, device: 'd', direction: 'write', iova: 0n, lengthBytes: 1 },
+    ends: [{ kind, where: '', hop: '', iova: 0n, lengthBytes: 1 }],
+  })) as unknown as TransactionRecord[];
+  const kept = (limit: number): number[] => reportedTransactions(records, limit).map(({ number }) => number);
+  expect(kept(6)).toEqual([0, 1, 2, 3, 4, 5]);
+  expect(kept(4)).toEqual([1, 3, 4, 5]);
+  expect(kept(2)).toEqual([1, 4]);
+  expect(kept(1)).toEqual([1]);
 });

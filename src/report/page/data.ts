@@ -174,7 +174,12 @@ export interface PageScenario {
   readonly deviceStates: readonly PageDeviceState[];
   /** The ones that ended elsewhere first. */
   readonly ways: readonly PageWay[];
-  readonly transactions: readonly { readonly host: string; readonly records: readonly PageTransaction[] }[];
+  readonly transactions: readonly {
+    readonly host: string;
+    readonly records: readonly PageTransaction[];
+    /** Transactions that are not in this page. */
+    readonly leftOut: number;
+  }[];
 }
 
 export interface PageRun {

@@ -76,9 +76,10 @@ interface RowsProps {
   readonly scenario: PageScenario;
   readonly host: string;
   readonly records: readonly PageTransaction[];
+  readonly leftOut: number;
 }
 
-function Transactions({ scenario, host, records }: RowsProps) {
+function Transactions({ scenario, host, records, leftOut }: RowsProps) {
   const [isAll, setAll] = useState(false);
   const [isStrayOnly, setStrayOnly] = useState(false);
   const isStray = (record: PageTransaction): boolean =>
@@ -91,6 +92,7 @@ function Transactions({ scenario, host, records }: RowsProps) {
       <summary>
         {records.length} transactions on host {host}
         {strays > 0 ? `, ${strays} ended elsewhere` : ''}
+        {leftOut > 0 ? `; ${leftOut} more are left out of this page` : ''}
       </summary>
       {strays > 0 && strays < records.length && (
         <p class="tools">
@@ -173,8 +175,8 @@ export function Dma({ scenario, selected }: { readonly scenario: PageScenario; r
           show all {ways.length} ways
         </button>
       )}
-      {transactions.map(({ host, records }) => (
-        <Transactions key={host} scenario={scenario} host={host} records={records} />
+      {transactions.map(({ host, records, leftOut }) => (
+        <Transactions key={host} scenario={scenario} host={host} records={records} leftOut={leftOut} />
       ))}
     </section>
   );

@@ -35,9 +35,29 @@ export function addressScale(values: Iterable<bigint>, from: number, width: numb
   return compressed(values, (a, b) => Math.max(Math.log2(Number(b - a)) - 8, 3), from, width);
 }
 
-/** An axis of virtual time; `at` knows the values it was made of. */
+/** The last edge that is not behind a value. */
+function placeBefore(edges: readonly number[], value: number): number {
+  let low = 0;
+  let high = edges.length - 1;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if ((edges[middle] ?? 0) <= value) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+/** An axis of virtual time; a value between two that it was made of lies between their places. */
 export function timeScale(values: Iterable<number>, from: number, width: number): Scale<number> {
-  return compressed(values, (a, b) => Math.max(Math.log2(b - a) - 4, 1), from, width);
+  const { at, edges } = compressed(values, (a, b) => Math.max(Math.log2(b - a) - 4, 1), from, width);
+  const known = new Set(edges);
+  const between = (value: number): number => {
+    const place = placeBefore(edges, value);
+    const [a = 0, b = a] = edges.slice(place, place + 2);
+    const share = b === a ? 0 : Math.min(Math.max((value - a) / (b - a), 0), 1);
+    return at(a) + (at(b) - at(a)) * share;
+  };
+  return { at: (value) => (known.has(value) ? at(value) : between(value)), edges };
 }
 
 /** An axis of virtual time on which twice as long is twice as wide. */

@@ -27,8 +27,12 @@ const ROW_HEIGHT = 24;
 const BAR_HEIGHT = 18;
 /** What is shorter is drawn this wide, over its neighbour if need be. */
 const MIN_BAR = 5;
-/** Ticks nearer than this become one. */
+/** Ticks nearer than this become one; more where their numbers are large. */
 const TICK_ROOM = 13;
+const CROWDED_TICK_ROOM = 24;
+const CROWD = 200;
+/** Ticks up to this number each get a place of their own on the axis. */
+const PLACED_TICKS = 100;
 /** Things named in the tooltip of a tick that stands for many, and rows of the table below. */
 const NAMED = 8;
 const TABLE_ROWS = 500;
@@ -119,13 +123,15 @@ function dirtyWords({ dirtyPages, devicePages, deviceBytes }: PageRound): string
   return deviceBytes === undefined || deviceBytes === 0 ? left : `, ${deviceBytes} bytes of device state${left}`;
 }
 
-/** Everything on the axis, with the times that need a place. */
+/** The times that need a place on the axis: the ends of all bars, and ticks as long as they are few or tell of trouble. */
 function timesOf(scenario: PageScenario): number[] {
   const { steps, migrations, stays, deviceStates, events, transactions, virtualNs } = scenario;
   const moving = migrations.flatMap((migration) => [migration, ...migration.phases, ...migration.rounds]);
   const bars = [...steps, ...moving, ...stays, ...deviceStates];
   const ticks = [...events, ...transactions.flatMap(({ records }) => records)];
-  return [0, virtualNs, ...bars.flatMap((bar) => [bar.startNs, bar.endNs]), ...ticks.map((tick) => tick.timeNs)];
+  const troubles = events.filter((event) => classOf(event) === 'trouble').slice(0, PLACED_TICKS);
+  const placed = ticks.length <= PLACED_TICKS ? ticks : troubles;
+  return [0, virtualNs, ...bars.flatMap((bar) => [bar.startNs, bar.endNs]), ...placed.map((tick) => tick.timeNs)];
 }
 
 function barRows(lane: string, title: string, bars: readonly Bar[]): DrawnRow[] {
@@ -138,7 +144,8 @@ function barRows(lane: string, title: string, bars: readonly Bar[]): DrawnRow[] 
 
 function tickRows(lane: string, title: string, ticks: readonly Tick[]): DrawnRow[] {
   if (ticks.length === 0) return [];
-  return [{ lane, title, marks: (y) => clustered(ticks, TICK_ROOM).map((group) => tickMark(group, y)) }];
+  const room = ticks.length > CROWD ? CROWDED_TICK_ROOM : TICK_ROOM;
+  return [{ lane, title, marks: (y) => clustered(ticks, room).map((group) => tickMark(group, y)) }];
 }
 
 function rowsOf(scenario: PageScenario, scale: Scale<number>): DrawnRow[] {
