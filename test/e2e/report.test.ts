@@ -204,10 +204,10 @@ describe.skipIf(!isHere)(`the report in ${CHROMIUM}`, () => {
     const check = article.locator('.check.fail');
     await article.locator('.check.fail.selected').waitFor();
     expect(await check.innerText()).toContain('expected verdict refused');
-    expect(await check.innerText()).toContain('planted in step 4: smmu.drop-tlbi on in a');
+    expect(await check.innerText()).toContain('fault in step 4: smmu.drop-tlbi on in a');
     const wayLink = check.getByRole('link', { name: /^DMA of 0000:01:00.0 at 0x10000000/ });
 
-    await check.getByRole('link', { name: /^planted in step 4/ }).click();
+    await check.getByRole('link', { name: /^fault in step 4/ }).click();
     await article.locator('[data-at="stale/step/3"].selected').waitFor();
     expect(await article.locator('.panel').innerText()).toContain('smmu.drop-tlbi on in a');
     const events = await article

@@ -60,7 +60,7 @@ export function StepLinks({ scenario, step }: { readonly scenario: PageScenario;
     const what = data['phase'] ?? data['to'] ?? data['verdict'] ?? data['outcome'];
     return `${kind}${what === undefined ? '' : ` ${String(what)}`} on ${node} at ${durationText(timeNs)}`;
   };
-  const faultWords = (index: number): string => `planted in step ${index + 1}: ${steps[index]?.text ?? ''}`;
+  const faultWords = (index: number): string => `fault in step ${index + 1}: ${steps[index]?.text ?? ''}`;
   return (
     <>
       <Links id={id} kind="range" found={steps[step]?.ranges ?? []} wordsOf={(index) => rangeWords(marked[index])} />

@@ -71,16 +71,17 @@ function eventWords(event: PageEvent): string {
 
 function barMark(bar: Bar, y: number): Mark {
   const { key, from, to, fill, text, words } = bar;
-  const hasRoom = to - from > text.length * 6.4 + 6;
+  // `dma: silent` may be shortened to `dma`, its fill says the rest.
+  const inside = [text, text.replace(/:.*/, '')].find((short) => to - from > short.length * 6.4 + 6);
   return {
     keys: [key],
     words,
     draw: () => (
       <>
         <rect x={from} y={y} width={to - from} height={BAR_HEIGHT} fill={fill} class="edge" rx="2" />
-        {hasRoom && (
+        {inside !== undefined && (
           <text x={from + 4} y={y + 13} class="inside">
-            {text}
+            {inside}
           </text>
         )}
       </>
