@@ -14,7 +14,7 @@ import type { HostDescription } from '../hardware/description.js';
 import type { LabCommand, LabReply, ProcessSpec } from './lab.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
-import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH } from '../uapi/errno.js';
+import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH, ENODEV } from '../uapi/errno.js';
 import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRequest } from '../uapi/syscall.js';
 import { SYSCALL_NS } from './costs.js';
 import { EFD_FLAGS, EventFile } from './eventfd.js';
@@ -153,6 +153,10 @@ export class Kernel {
         return { result: 0 };
       case 'transactions':
         return { result: 0, transactions: this.#board.analyser.records.slice(command.from) };
+      case 'device-state': {
+        const bytes = this.#board.functions.get(command.bdf)?.migration?.snapshot();
+        return bytes === undefined ? { result: -ENODEV } : { result: 0, bytes };
+      }
       case 'peek-bar':
         return this.#peekBar(command.bdf, Number(command.address), command.lengthBytes);
       case 'counters':

@@ -28,6 +28,8 @@ export type LabCommand =
   | { readonly lab: 'disarm-fault'; readonly fault: FaultId }
   /** Transactions with number >= `from`, oldest first. */
   | { readonly lab: 'transactions'; readonly from: number }
+  /** All of a migratable card's state, as the testbed sees it: no arc of its state machine is taken. -ENODEV */
+  | { readonly lab: 'device-state'; readonly bdf: string }
   /** What a function's BARs hold at a bus address: looked at, not read by anybody; EINVAL where it has none there. */
   | { readonly lab: 'peek-bar'; readonly bdf: string; readonly address: bigint; readonly lengthBytes: number }
   /** Object and page counts that must return to their initial values. */

@@ -86,7 +86,11 @@ export class DirtySources {
 
   /** Ends tracking. A device that failed meanwhile has no log any more; that is no error. */
   *stop(): Task<void> {
-    if (this.#usesIommu) yield* this.#guest.vmm.backend?.setDirtyTracking(false) ?? nothing();
+    try {
+      if (this.#usesIommu) yield* this.#guest.vmm.backend?.setDirtyTracking(false) ?? nothing();
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+    }
     for (const log of this.#logs.filter((candidate) => candidate.isLogging)) {
       try {
         yield* log.stopLog();

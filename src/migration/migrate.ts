@@ -23,11 +23,12 @@ import { LinkLostError, type Link } from '../testbed/link.js';
 import { KernelError } from '../uapi/errno.js';
 import type { Guest } from '../vmm/guest.js';
 import type { GuestDevice } from '../vmm/guest-device.js';
-import { plugDevice, unplugDevice } from '../vmm/hotplug.js';
+import { giveDevice, takeDevice, type PlugRequest } from '../vmm/hotplug.js';
 import { BATCH_CHUNKS } from '../vmm/guest-memory.js';
 import { PageSet, type PageRange } from '../vmm/page-set.js';
 import { PAGE_BYTES } from '../vmm/ranges.js';
 import type { VfioDevice } from '../vmm/vfio-device.js';
+import type { VfioMigration } from '../vmm/vfio-migration.js';
 import { Vmm, type VmmSpec } from '../vmm/vmm.js';
 import { checkBlockers, targetAddress } from './blockers.js';
 import { compareMemory } from './compare.js';
@@ -79,15 +80,20 @@ class Migration {
   readonly #from: string;
   readonly #startNs: number;
   readonly #rounds: RoundStatistics[] = [];
-  readonly #unplugged: string[] = [];
+  readonly #unplugged: PlugRequest[] = [];
+  #attached: readonly AttachedDevice[] = [];
   readonly #reset: string[] = [];
-  /** Devices whose bus mastering was taken away at the stop. */
-  readonly #quiesced: VfioDevice[] = [];
+  /** Devices whose bus mastering was taken away at the stop, and what their command registers were. */
+  readonly #quiesced: { readonly vfio: VfioDevice; readonly command: number }[] = [];
+  /** Devices that do not move along and were stopped by their migration support. */
+  readonly #stopped: VfioMigration[] = [];
   #phase: MigrationPhase = 'setup';
   #destination: Vmm | undefined;
   #moving: MovingDevices | undefined;
   #dirty: DirtySources | undefined;
   #downtimeNs = 0;
+  /** Rounds but those that only carried devices' state, which say nothing of a guest that cannot be caught. */
+  #countedRounds = 0;
 
   constructor(guest: Guest, request: MigrationRequest) {
     this.#guest = guest;
@@ -98,11 +104,15 @@ class Migration {
   }
 
   *run(): Task<MigrationResult> {
-    if (this.#guest.isMigrating) {
+    // Whatever comes or goes at the moment does so first; from then on nothing does.
+    yield* this.#guest.changes.lock();
+    const isTaken = this.#guest.isMigrating;
+    this.#guest.isMigrating = true;
+    this.#guest.changes.unlock();
+    if (isTaken) {
       const facts = this.#facts('refused', `guest ${this.#guest.name} is being migrated already`);
       return { ...facts, reason: 'already-migrating' };
     }
-    this.#guest.isMigrating = true;
     try {
       const attached = yield* this.#enterSetup();
       const link = this.#link();
@@ -131,8 +141,10 @@ class Migration {
   *#enterSetup(): Task<readonly AttachedDevice[]> {
     this.#enter('setup');
     const attached = yield* checkBlockers(this.#guest, this.#request);
+    this.#attached = attached;
     if (this.#request.attachedDevices !== 'unplug-first') return attached;
     yield* this.#unplugAll();
+    this.#attached = [];
     return [];
   }
 
@@ -173,7 +185,10 @@ class Migration {
     let pending = this.#everyPage();
     for (;;) {
       const acknowledge = (): Task<void> => this.#acknowledge(link);
-      const round = yield* this.#copyRound(link, pending, () => this.#movingDevices.sendPreCopy(acknowledge));
+      const round = yield* this.#copyRound(link, pending, (bytes) =>
+        this.#movingDevices.sendPreCopy(bytes, acknowledge),
+      );
+      if (round.pages > 0 || round.deviceBytes === 0) this.#countedRounds++;
       const dirty = yield* this.#takeDirty(false);
       pending = dirty.pages;
       const deviceBytes = yield* this.#movingDevices.pendingBytes();
@@ -193,7 +208,7 @@ class Migration {
   #decide(round: RoundStatistics, remainingBytes: number): Decision {
     const { faults } = this.#guest.runtime;
     const progress = {
-      rounds: this.#rounds.length,
+      rounds: this.#countedRounds,
       remainingBytes: faults.fires('vmm.convergence-blind') ? 0 : remainingBytes,
       sentBytes: round.wireBytes,
       elapsedNs: round.elapsedNs,
@@ -210,12 +225,9 @@ class Migration {
     const stoppedNs = guest.runtime.now;
     this.#enter('quiesce');
     yield* guest.pause();
+    this.#checkGuest();
     yield* moving.quiesce();
-    for (const { vfio } of this.#leaving()) {
-      if (faults.fires('vmm.quiesce-skipped')) continue;
-      yield* vfio.setBusMaster(false);
-      this.#quiesced.push(vfio);
-    }
+    if (!faults.fires('vmm.quiesce-skipped')) yield* this.#quiesceLeaving();
     const watch = yield* this.#watchDevices();
     this.#enter('stop-copy');
     const last = yield* this.#takeDirty(true);
@@ -240,6 +252,24 @@ class Migration {
     return findings;
   }
 
+  /** Stops devices that do not move along: by their migration support where they have it, and by their bus mastering. */
+  *#quiesceLeaving(): Task<void> {
+    const leaving = this.#leaving();
+    const migrations = this.#attached.flatMap(({ device, migration }) =>
+      leaving.includes(device) ? (migration ?? []) : [],
+    );
+    for (const migration of migrations) if (migration.hasP2p) yield* migration.setState('RUNNING_P2P');
+    for (const migration of migrations) {
+      yield* migration.setState('STOP');
+      this.#stopped.push(migration);
+    }
+    for (const { vfio } of leaving) {
+      const command = yield* vfio.readCommand();
+      yield* vfio.setBusMaster(false);
+      this.#quiesced.push({ vfio, command });
+    }
+  }
+
   /** The guest goes on there; the source's process ends. */
   *#leaveSource(): Task<void> {
     const guest = this.#guest;
@@ -247,6 +277,7 @@ class Migration {
     const leaving = this.#leaving();
     for (const device of leaving) yield* this.#unplug(device);
     invariant(this.#destination !== undefined, 'there is a destination');
+    this.#checkGuest();
     guest.setDirtyLogging(false);
     guest.moveTo(this.#destination);
     this.#movingDevices.handOver();
@@ -276,7 +307,7 @@ class Migration {
   }
 
   /** Sends the pages of a set, batch by batch, and what `sendDevices` has. */
-  *#copyRound(link: Link, pending: PageSet, sendDevices: () => Task<unknown>): Task<RoundStatistics> {
+  *#copyRound(link: Link, pending: PageSet, sendDevices: (memoryBytes: number) => Task<void>): Task<RoundStatistics> {
     const startNs = this.#guest.runtime.now;
     const round = this.#rounds.length;
     const deviceBytesBefore = this.#movingDevices.sentBytes;
@@ -295,7 +326,7 @@ class Migration {
       pages += countPages(frame.runs);
       zeroPages += countZeroPages(frame.runs);
     }
-    yield* sendDevices();
+    yield* sendDevices(link.sentBytes - sentBefore);
     const statistics = {
       pages,
       zeroPages,
@@ -320,12 +351,30 @@ class Migration {
 
   /** Sends a frame; returns it as the other end understood it. */
   *#send(link: Link, frame: Frame): Task<Frame> {
-    if (this.#isTimeToCancel()) this.#cancel();
+    this.#checkGuest();
+    yield* this.#cancelDuring(link.transferNs(wireBytes(frame)) + link.latencyNs);
     const { faults } = this.#guest.runtime;
     const bytes = encodeFrame(frame);
     yield* link.send(wireBytes(frame));
     if (faults.fires('link.damage')) bytes[bytes.length - 1] = (bytes.at(-1) ?? 0) ^ 1;
     return decodeFrame(bytes, !faults.fires('vmm.checksum-skipped'));
+  }
+
+  /** A guest that is gone is not moved. */
+  #checkGuest(): void {
+    const { state, name } = this.#guest;
+    if (state === 'killed' || state === 'off')
+      throw new MigrationStopped('guest-not-running', `guest ${name} is ${state}`);
+  }
+
+  /** Gives up when it is time to, also if that comes in the middle of something that takes `lengthNs`. */
+  *#cancelDuring(lengthNs: number): Task<void> {
+    const { cancelAfterNs } = this.#request;
+    if (cancelAfterNs === undefined || this.#phase === 'resume') return;
+    const leftNs = this.#startNs + cancelAfterNs - this.#guest.runtime.now;
+    if (leftNs >= lengthNs || this.#guest.runtime.faults.fires('vmm.cancel-ignored')) return;
+    if (leftNs > 0) yield leftNs;
+    this.#cancel();
   }
 
   /** The destination's answer. */
@@ -361,27 +410,33 @@ class Migration {
   }
 
   *#unplug(device: GuestDevice): Task<void> {
-    const { bdf } = device;
-    yield* unplugDevice(this.#guest, device);
-    this.#unplugged.push(bdf);
+    const request = { ...device.request, bdf: device.bdf };
+    yield* takeDevice(this.#guest, device);
+    this.#unplugged.push(request);
   }
 
   /** Takes everything back: the destination's process goes, the guest runs on with its devices. */
   *#abandon(): Task<void> {
     const guest = this.#guest;
     this.#announce('rollback');
-    if (this.#destination !== undefined) yield* this.#destination.exit();
-    if (guest.isLogging) {
-      guest.setDirtyLogging(false);
-      yield* whileThere(this.#dirty?.stop());
-    }
-    if (this.#moving !== undefined) this.#reset.push(...(yield* this.#moving.resumeSource()));
-    for (const vfio of this.#quiesced) yield* whileThere(vfio.setBusMaster(true));
-    guest.isMigrating = false;
-    guest.resume();
-    for (const bdf of this.#unplugged.splice(0)) {
-      const plugged = yield* plugDevice(guest, { bdf });
-      if (plugged.device === undefined) this.#unplugged.push(bdf);
+    try {
+      yield* whileThere(this.#destination?.exit());
+      if (guest.isLogging) {
+        guest.setDirtyLogging(false);
+        yield* whileThere(this.#dirty?.stop());
+      }
+      if (this.#moving !== undefined) this.#reset.push(...(yield* this.#moving.resumeSource()));
+      for (const { vfio, command } of this.#quiesced) yield* whileThere(vfio.writeCommand(command));
+      for (const migration of this.#stopped)
+        if ((yield* migration.recover('RUNNING')) === 'reset') this.#reset.push(migration.device.bdf);
+      guest.resume();
+      for (const request of this.#unplugged.splice(0)) {
+        const plugged = yield* giveDevice(guest, request);
+        if (plugged.device === undefined) this.#unplugged.push(request);
+      }
+    } finally {
+      guest.isMigrating = false;
+      guest.resume();
     }
   }
 
@@ -454,7 +509,7 @@ class Migration {
         downtimeNs: this.#downtimeNs,
         totalNs: this.#guest.runtime.now - this.#startNs,
       },
-      unplugged: this.#unplugged,
+      unplugged: this.#unplugged.map(({ bdf }) => bdf),
       reset: this.#reset,
     };
   }

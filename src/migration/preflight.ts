@@ -3,8 +3,8 @@
  *
  * The second is the question this testbed was made for: the guest's memory map is fixed, and a reserved region of the destination that
  * lies in guest RAM refuses every later hot-plug of a device it applies to. The destination's memory is tried with a VMM that exits again;
- * of its devices only sysfs is read, and what a virtual SMMU needs only where a VFIO driver holds the function already, so nothing changes
- * hands.
+ * of its devices only sysfs is read; a function is opened only where a VFIO driver has it already, so nothing changes hands. What it cannot
+ * know: limits of the VMM's process, and what a card that no VFIO driver has can do.
  */
 import type { Task } from '../runtime/task.js';
 import { ENOENT, KernelError } from '../uapi/errno.js';
@@ -14,6 +14,7 @@ import type { Guest } from '../vmm/guest.js';
 import { hex } from '../layout/bits.js';
 import { IommufdBackend } from '../vmm/backends/iommufd.js';
 import { VfioDevice } from '../vmm/vfio-device.js';
+import { VfioMigration } from '../vmm/vfio-migration.js';
 import { Vmm } from '../vmm/vmm.js';
 import { vsmmuMismatches, vsmmuProperties } from '../vmm/vsmmu.js';
 import { findBlockers, targetAddress } from './blockers.js';
@@ -37,6 +38,10 @@ export interface PreflightReport {
 /** Looks without touching. */
 export function* preflight(guest: Guest, request: MigrationRequest): Task<PreflightReport> {
   const findings: PreflightFinding[] = [];
+  if (guest.isMigrating) {
+    const text = `guest ${guest.name} is being migrated`;
+    findings.push({ when: 'now', text, reason: 'already-migrating', conflicts: [] });
+  }
   for (const { reason, message, code } of yield* findBlockers(guest, request))
     findings.push({ when: 'now', text: message, reason, ...(code === undefined ? {} : { code }), conflicts: [] });
   const probe = yield* tryMemory(guest, request);
@@ -87,7 +92,7 @@ function* tryDevices(guest: Guest, request: MigrationRequest, process: Process):
       const what = when === 'now' ? `${bdf} cannot be attached` : `a hot-plug of ${bdf} would be refused`;
       findings.push({ when, text: `${what}: ${regions} reserved in guest RAM`, ...reason, conflicts });
     }
-    const lacks = yield* vsmmuFindings(guest, process, bdf);
+    const lacks = yield* looks(guest, request, process, bdf);
     if (lacks.length > 0) findings.push({ when, text: `${bdf}: ${lacks.join('; ')}`, ...reason, conflicts: [] });
   }
   return findings;
@@ -98,30 +103,41 @@ function* conflictsOf(guest: Guest, process: Process, bdf: string): Task<readonl
   return text === undefined ? [] : findConflicts(guest.map, { regions: parseReservedRegions(text) });
 }
 
-/** What the SMMU of a function that a VFIO driver holds lacks of what the virtual SMMU promised. */
-function* vsmmuFindings(guest: Guest, process: Process, bdf: string): Task<readonly string[]> {
-  if (guest.vsmmu === undefined) return [];
+/**
+ * What else speaks against a function: another kind of card than the guest has; and, where a VFIO driver has it already, that
+ * it cannot be taken, cannot take a state, or that its SMMU lacks what the virtual SMMU promised.
+ */
+function* looks(guest: Guest, request: MigrationRequest, process: Process, bdf: string): Task<readonly string[]> {
+  const found: string[] = [];
+  const source = guest.devices.find((device) => targetAddress(request, device.bdf) === bdf);
+  const isMoving = source !== undefined && (request.attachedDevices ?? 'migrate') === 'migrate';
+  if (isMoving) {
+    const there = yield* readIfThere(process, `/sys/bus/pci/devices/${bdf}/modalias`);
+    const here = yield* guest.vmm.process.readFile(`/sys/bus/pci/devices/${source.bdf}/modalias`);
+    if (there !== here) found.push('another kind of card');
+  }
   let device: VfioDevice;
   try {
     device = yield* VfioDevice.open(process, bdf);
   } catch (error) {
-    if (error instanceof KernelError) return [];
+    if (error instanceof KernelError) return found;
     throw error;
   }
-  const idr = yield* smmuv3Of(process, device);
-  yield* device.close();
-  return idr === undefined ? [] : vsmmuMismatches(guest.vsmmu, vsmmuProperties(idr));
-}
-
-function* smmuv3Of(process: Process, device: VfioDevice): Task<readonly number[] | undefined> {
   const backend = yield* IommufdBackend.open(process);
   try {
     yield* device.bind(backend.fd);
-    return yield* backend.smmuv3Info(device);
+    if (isMoving && (yield* VfioMigration.of(device)) === undefined) found.push('it cannot take a state');
+    const idr = guest.vsmmu === undefined ? undefined : yield* backend.smmuv3Info(device);
+    if (guest.vsmmu !== undefined && idr !== undefined)
+      found.push(...vsmmuMismatches(guest.vsmmu, vsmmuProperties(idr)));
   } catch (error) {
-    if (error instanceof KernelError) return undefined;
-    throw error;
+    if (!(error instanceof KernelError)) throw error;
+    if (isMoving) found.push(`it cannot be taken: ${error.code} from ${error.call}`);
+  } finally {
+    yield* device.close();
+    yield* backend.close();
   }
+  return found;
 }
 
 function* readIfThere(process: Process, path: string): Task<string | undefined> {

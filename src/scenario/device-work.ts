@@ -10,10 +10,11 @@
 import { splitWords } from '../layout/bits.js';
 import type { TransactionEnd } from '../host/protocol.js';
 import type { Task } from '../runtime/task.js';
-import type { HostClient } from '../testbed/lab.js';
+import type { HostClient, Lab } from '../testbed/lab.js';
 import { KernelError } from '../uapi/errno.js';
 import { DmaEngineDriver, type DmaTransfer } from '../vmm/dma-engine-driver.js';
 import { NicDriver, type NicOutcome } from '../vmm/nic-driver.js';
+import type { DevicePlace } from '../vmm/guest-device.js';
 import type { DriverDevice } from '../vmm/vfio-device.js';
 import { endsText, wayText, type StepResult } from './results.js';
 import type { PlainStep } from './schema.js';
@@ -22,8 +23,9 @@ import { hexText, sizeText } from './units.js';
 /** Who works with a device: a guest or a process. */
 export interface DeviceHolder {
   readonly name: string;
-  /** Where it runs now. */
-  readonly host: HostClient;
+  readonly lab: Lab;
+  /** Functions that have stood behind the device, the present one last. */
+  readonly places: () => readonly DevicePlace[];
   readonly device: DriverDevice;
   /** Memory behind an address as the device sees it; undefined where the holder has none. */
   readonly load: (address: bigint, lengthBytes: number) => Task<Uint8Array | undefined>;
@@ -76,8 +78,8 @@ function* hasArrived(holder: DeviceHolder, step: DmaStep): Task<boolean> {
 }
 
 /** Of a write that ended in a peer's BAR: how much of it is there now. Nothing to say of other ends. */
-function* foundAtPeers(host: HostClient, step: DmaStep, ends: readonly TransactionEnd[]): Task<string> {
-  if (step.write === undefined) return '';
+function* foundAtPeers(host: HostClient | undefined, step: DmaStep, ends: readonly TransactionEnd[]): Task<string> {
+  if (step.write === undefined || host === undefined) return '';
   const word = patternWord(step.write.pattern);
   let found = 0;
   let sent = 0;
@@ -92,27 +94,23 @@ function* foundAtPeers(host: HostClient, step: DmaStep, ends: readonly Transacti
   return sent === 0 ? '' : `, where ${found} of ${sent} bytes are found`;
 }
 
-/** A moment in the records of a host. */
-interface Mark {
-  readonly host: HostClient;
-  readonly bdf: string;
-  readonly from: number;
-}
+/** A moment in the records of all hosts: the next transaction's number in each. */
+type Mark = ReadonlyMap<HostClient, number>;
 
-function* mark({ host, device }: DeviceHolder): Task<Mark> {
-  const records = yield* host.transactions(0);
-  return { host, bdf: device.bdf, from: (records.at(-1)?.number ?? -1) + 1 };
+function* mark({ lab }: DeviceHolder): Task<Mark> {
+  const numbers = new Map<HostClient, number>();
+  for (const host of lab.hosts) numbers.set(host, ((yield* host.transactions(0)).at(-1)?.number ?? -1) + 1);
+  return numbers;
 }
 
 /** Where everything a device did since `then` has ended: its DMA, or its interrupt messages. Its holder may have moved. */
 function* endsSince(holder: DeviceHolder, then: Mark, what: 'dma' | 'msi'): Task<TransactionEnd[]> {
-  const { host, device } = holder;
-  const places = host === then.host ? [then] : [then, { host, bdf: device.bdf, from: 0 }];
   const ends: TransactionEnd[] = [];
-  for (const place of places) {
-    const records = yield* place.host.transactions(place.from);
-    for (const record of records)
-      if (record.device === place.bdf && (record.direction === 'msi') === (what === 'msi')) ends.push(...record.ends);
+  for (const [host, from] of then) {
+    const bdfs = holder.places().flatMap((place) => (place.host === host ? [place.bdf] : []));
+    if (bdfs.length === 0) continue;
+    for (const record of yield* host.transactions(from))
+      if (bdfs.includes(record.device) && (record.direction === 'msi') === (what === 'msi')) ends.push(...record.ends);
   }
   return ends;
 }
@@ -149,7 +147,7 @@ export function* performDma(holder: DeviceHolder, step: DmaStep): Task<StepResul
     };
   if (ends.some((end) => end.kind !== 'memory') || (ends.length === 0 && outcome?.status === 'done')) {
     const where = ends.length === 0 ? 'nothing' : endsText(ends);
-    const found = yield* foundAtPeers(holder.host, step, ends);
+    const found = yield* foundAtPeers(holder.places().at(-1)?.host, step, ends);
     return {
       verdict: 'silent',
       text: `${what} ended in ${where}${found}`,

@@ -12,12 +12,12 @@ import { preflight, type PreflightReport } from '../migration/preflight.js';
 import type { MigrationRequest, MigrationResult } from '../migration/request.js';
 import type { Task } from '../runtime/task.js';
 import type { Lab } from '../testbed/lab.js';
-import { EBUSY, ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
 import { parseReservedRegions, type Conflict, type SysfsRegion } from '../vmm/conflicts.js';
 import { Guest, type GuestSpec, type WorkloadSpec } from '../vmm/guest.js';
 import { placeBar } from '../vmm/guest-bars.js';
 import { overlaps } from '../vmm/ranges.js';
-import { addMemory, notNow, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
+import { addMemory, plugDevice, unplugDevice, type PlugResult } from '../vmm/hotplug.js';
 import { MemoryMapError, ramBlockAt } from '../vmm/machines.js';
 import { Client } from './client.js';
 import { performDma, performInterrupt, performNic, performWork, type DeviceHolder } from './device-work.js';
@@ -147,9 +147,12 @@ function plugStepResult(guest: Guest, result: PlugResult): StepResult {
 }
 
 function migrationStepResult(guest: Guest, to: string, result: MigrationResult): StepResult {
-  const { statistics, outcome, reason, code, detail, memory, devices, conflicts, reset } = result;
+  const { statistics, outcome, reason, code, detail, memory, devices, conflicts, reset, unplugged } = result;
   const { name } = guest;
-  const lost = reset.length === 0 ? '' : `; reset, without its state: ${reset.join(', ')}`;
+  const lost = [
+    reset.length === 0 ? '' : `; reset, without its state: ${reset.join(', ')}`,
+    unplugged.length === 0 ? '' : `; not given back: ${unplugged.join(', ')}`,
+  ].join('');
   if (outcome !== 'completed') {
     return {
       verdict: 'refused',
@@ -361,8 +364,6 @@ export class ScenarioRunner {
     const guest = this.#guest(given.guest ?? '');
     const held = guest.devices.find((candidate) => candidate.bdf === device);
     if (held === undefined) return { verdict: 'refused', text: `${guest.name} has no ${device}` };
-    const busy = notNow(guest);
-    if (busy !== undefined) throw new KernelError(EBUSY, 'device_del', busy.detail);
     yield* unplugDevice(guest, held);
     return ok(`${guest.name} gave ${device} back`);
   }
@@ -443,7 +444,7 @@ export class ScenarioRunner {
     };
     if (given['dry-run']) return preflightStepResult(guest, given.to, yield* preflight(guest, request));
     const result = yield* migrate(guest, request);
-    this.#lastMigration.set(guest.name, result);
+    if (result.memory !== undefined) this.#lastMigration.set(guest.name, result);
     if (result.outcome === 'completed') this.#visited.get(guest.name)?.push(result.runsOn);
     return migrationStepResult(guest, given.to, result);
   }
@@ -564,7 +565,8 @@ export class ScenarioRunner {
       const client = this.#client(given.process);
       return {
         name: client.name,
-        host: client.host,
+        lab: this.#lab,
+        places: () => [{ host: client.host, bdf: given.device }],
         device: client.device(given.device),
         load: (iova, lengthBytes) => client.load(iova, lengthBytes),
         store: (iova, bytes) => client.store(iova, bytes),
@@ -575,9 +577,8 @@ export class ScenarioRunner {
     if (device === undefined) throw new KernelError(ENODEV, `look for ${given.device} in ${guest.name}`);
     return {
       name: guest.name,
-      get host() {
-        return guest.host;
-      },
+      lab: this.#lab,
+      places: () => device.places,
       device,
       load: (gpa, lengthBytes) => loadGuest(guest, gpa, lengthBytes),
       store: (gpa, bytes) => guest.store(gpa, bytes),

@@ -7,14 +7,22 @@
  * Interrupts: an eventfd counts what came and nobody took. What the source counted until the device stood still is carried over
  * and given to the driver with what the destination counts; this is what keeps an interrupt from being lost or seen twice.
  */
-import type { Task } from '../runtime/task.js';
+import { WaitQueue, type Task } from '../runtime/task.js';
+import type { HostClient } from '../testbed/lab.js';
 import { ENODEV, KernelError } from '../uapi/errno.js';
+import type { PlugRequest } from './hotplug.js';
 import { lookUntil, type CommandBits, type DriverDevice, type VfioDevice } from './vfio-device.js';
 
 /** The guest, as much of it as a device needs. */
 interface Vcpus {
   readonly clockNs: number;
   vcpu<T>(work: () => Task<T>): Task<T>;
+}
+
+/** A function of a host. */
+export interface DevicePlace {
+  readonly host: HostClient;
+  readonly bdf: string;
 }
 
 /** A device of a guest. */
@@ -25,10 +33,22 @@ export class GuestDevice implements DriverDevice {
   /** Vectors the guest's driver has enabled; the VMM may have fewer when it lost its configuration. */
   #vectors = 0;
   #isGone = false;
+  #acts = 0;
+  readonly #idle = new WaitQueue('guest device idle');
+  /** How it was asked for; another function takes its place by the same policy. */
+  readonly request: PlugRequest;
+  readonly #places: DevicePlace[];
 
-  constructor(guest: Vcpus, vfio: VfioDevice) {
+  constructor(guest: Vcpus, vfio: VfioDevice, request: PlugRequest) {
     this.#guest = guest;
     this.#vfio = vfio;
+    this.request = request;
+    this.#places = [{ host: vfio.process.host, bdf: vfio.bdf }];
+  }
+
+  /** Where it has been, the present place last. */
+  get places(): readonly DevicePlace[] {
+    return this.#places;
   }
 
   /** The function that stands behind it now. */
@@ -89,22 +109,32 @@ export class GuestDevice implements DriverDevice {
     return counts;
   }
 
-  /** The guest has it no longer: what its driver still does fails with ENODEV. */
-  remove(): void {
+  /** The guest has it no longer: what its driver does from now on fails with ENODEV; returns when nothing is on its way. */
+  *remove(): Task<void> {
     this.#isGone = true;
+    while (this.#acts > 0) yield this.#idle;
   }
 
   /** Another host's function takes its place, with the interrupts that were held. The guest is paused. */
   moveTo(vfio: VfioDevice, held: readonly bigint[]): void {
     this.#vfio = vfio;
+    this.#places.push({ host: vfio.process.host, bdf: vfio.bdf });
     this.#carried = [...held];
   }
 
   *#act<T>(work: () => Task<T>): Task<T> {
-    return yield* this.#guest.vcpu(() => {
-      if (this.#isGone) throw new KernelError(ENODEV, `look for ${this.bdf}`);
-      return work();
-    });
+    return yield* this.#guest.vcpu(() => this.#counted(work));
+  }
+
+  *#counted<T>(work: () => Task<T>): Task<T> {
+    if (this.#isGone) throw new KernelError(ENODEV, `look for ${this.bdf}`);
+    this.#acts++;
+    try {
+      return yield* work();
+    } finally {
+      this.#acts--;
+      this.#idle.wakeAll();
+    }
   }
 
   *#take(vector: number): Task<bigint> {

@@ -14,6 +14,7 @@
  */
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { RandomStream } from '../runtime/random.js';
+import { Mutex } from '../runtime/locks.js';
 import { WaitQueue, type Task } from '../runtime/task.js';
 import type { HostClient } from '../testbed/lab.js';
 import { ESRCH, KernelError } from '../uapi/errno.js';
@@ -77,6 +78,8 @@ export class Guest {
   readonly runtime: NodeRuntime;
   /** Set by the orchestrator: a guest that is being migrated takes no new devices and no new memory, as in QEMU. */
   isMigrating = false;
+  /** Held while devices or memory come or go, and while a migration looks at what there is. */
+  readonly changes = new Mutex('vmm:guest_changes');
   /** Passthrough devices the guest sees, in the order they were plugged. */
   readonly devices: GuestDevice[] = [];
   /** What the virtual SMMU promised the guest; undefined before its first device. */

@@ -14,7 +14,7 @@
  * After a refusal everything is as it was: nothing of the device stays open, nothing of the guest is unmapped.
  */
 import type { Task } from '../runtime/task.js';
-import { EADDRINUSE, EINVAL, EOPNOTSUPP, KernelError, type ErrorDetail } from '../uapi/errno.js';
+import { EADDRINUSE, EBUSY, EINVAL, ENODEV, EOPNOTSUPP, KernelError, type ErrorDetail } from '../uapi/errno.js';
 import type { Container, IommufdBackend, UsableRanges } from './backends/iommufd.js';
 import { blockingRegions, findConflicts, parseReservedRegions, type Conflict, type SysfsRegion } from './conflicts.js';
 import type { Guest } from './guest.js';
@@ -100,18 +100,32 @@ interface Plug extends PlugTarget {
  * testbed throws.
  */
 export function* plugDevice(guest: Guest, request: PlugRequest): Task<PlugResult> {
-  const policy = request.policy ?? 'reject';
-  const base = { bdf: request.bdf, policy, conflicts: [], lost: [], attempts: [] };
-  const busy = notNow(guest);
-  const result: PlugResult =
-    busy === undefined ? yield* plugWith(targetOf(guest), request) : { ...base, verdict: 'refused', ...busy };
-  if (result.device !== undefined) guest.devices.push(new GuestDevice(guest, result.device));
+  yield* guest.changes.lock();
+  try {
+    const busy = notNow(guest);
+    if (busy === undefined) return yield* giveDevice(guest, request);
+    const policy = request.policy ?? 'reject';
+    const base = { bdf: request.bdf, policy, conflicts: [], lost: [], attempts: [] };
+    return notePlug(guest, { ...base, verdict: 'refused', ...busy });
+  } finally {
+    guest.changes.unlock();
+  }
+}
+
+/** {@link plugDevice} for whoever keeps others from changing the guest. */
+export function* giveDevice(guest: Guest, request: PlugRequest): Task<PlugResult> {
+  const result = yield* plugWith(targetOf(guest), request);
+  if (result.device !== undefined) guest.devices.push(new GuestDevice(guest, result.device, request));
   if (result.vsmmu !== undefined) guest.vsmmu = result.vsmmu;
+  return notePlug(guest, result);
+}
+
+function notePlug(guest: Guest, result: PlugResult): PlugResult {
   guest.runtime.emit('vmm.plug', {
     guest: guest.name,
     host: guest.host.name,
-    device: request.bdf,
-    policy,
+    device: result.bdf,
+    policy: result.policy,
     verdict: result.verdict,
     ...(result.code === undefined ? {} : { errno: result.code }),
     conflicts: result.conflicts.length,
@@ -185,7 +199,7 @@ function* checkVsmmu(plug: Plug): Task<VsmmuProperties | undefined> {
 }
 
 /** A guest that is moving, or gone, takes no hardware. The VMM's own refusal, in the kernel's words: EBUSY. */
-export function notNow(guest: Guest): { code: string; call: string; detail: ErrorDetail } | undefined {
+function notNow(guest: Guest): { code: string; call: string; detail: ErrorDetail } | undefined {
   const isAlive = guest.state === 'running' || guest.state === 'paused';
   if (isAlive && (!guest.isMigrating || guest.runtime.faults.fires('vmm.busy-ignored'))) return undefined;
   return { code: 'EBUSY', call: 'device_add', detail: { guest: isAlive ? 'migrating' : guest.state } };
@@ -406,19 +420,30 @@ function lostRanges(map: GuestMemoryMap, ranges: readonly Range[]): LostRange[] 
 
 /**
  * Takes a device away from its guest: bus mastering off, out of its address space, closed. The function stays bound to
- * vfio-pci.
+ * its VFIO driver. @throws KernelError EBUSY while the guest is on its way, ENODEV when it has no such device
  */
 export function* unplugDevice(guest: Guest, device: GuestDevice): Task<void> {
+  yield* guest.changes.lock();
+  try {
+    const busy = notNow(guest);
+    if (busy !== undefined) throw new KernelError(EBUSY, 'device_del', busy.detail);
+    yield* takeDevice(guest, device);
+  } finally {
+    guest.changes.unlock();
+  }
+}
+
+/** {@link unplugDevice} for whoever keeps others from changing the guest. */
+export function* takeDevice(guest: Guest, device: GuestDevice): Task<void> {
   const { vmm, devices } = guest;
-  const index = devices.indexOf(device);
-  if (index < 0) throw new Error(`guest ${guest.name} has no device ${device.bdf}`);
+  if (!devices.includes(device)) throw new KernelError(ENODEV, `look for ${device.bdf}`);
+  yield* device.remove();
   const { vfio } = device;
   yield* vfio.setBusMaster(false);
   yield* vfio.disableMsix();
   yield* (yield* vmm.openBackend()).detach(vfio);
   yield* vfio.close();
-  devices.splice(index, 1);
-  device.remove();
+  devices.splice(devices.indexOf(device), 1);
   guest.runtime.emit('vmm.unplug', { guest: guest.name, host: vmm.host.name, device: vfio.bdf });
 }
 
@@ -436,8 +461,16 @@ export interface GrowResult {
  * that fails after the devices are there ends the VM (domain.md A3.2, B5).
  */
 export function* addMemory(guest: Guest, name: string, start: bigint, lengthBytes: bigint): Task<GrowResult> {
-  const busy = notNow(guest);
-  if (busy !== undefined) return { verdict: 'refused', ...busy };
+  yield* guest.changes.lock();
+  try {
+    const busy = notNow(guest);
+    return busy === undefined ? yield* growGuest(guest, name, start, lengthBytes) : { verdict: 'refused', ...busy };
+  } finally {
+    guest.changes.unlock();
+  }
+}
+
+function* growGuest(guest: Guest, name: string, start: bigint, lengthBytes: bigint): Task<GrowResult> {
   let block: RamBlock;
   try {
     block = yield* guest.addRam(name, start, lengthBytes);

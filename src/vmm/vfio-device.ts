@@ -219,7 +219,13 @@ export class VfioDevice implements DriverDevice {
     for (let vector = 0; vector < count; vector++) eventfds.push(yield* this.process.eventfd(0, EFD_NONBLOCK));
     const flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
     const request = { flags, index: VFIO_PCI_MSIX_IRQ_INDEX, start: 0, count };
-    yield* this.process.ioctl(this.fd, VFIO_DEVICE_SET_IRQS, request, { tail: encodeAll(s32, eventfds) });
+    try {
+      yield* this.process.ioctl(this.fd, VFIO_DEVICE_SET_IRQS, request, { tail: encodeAll(s32, eventfds) });
+    } catch (error) {
+      for (const fd of eventfds) yield* this.process.close(fd);
+      throw error;
+    }
+    for (const fd of this.#msixEventfds) yield* this.process.close(fd);
     this.#msixEventfds = eventfds;
   }
 

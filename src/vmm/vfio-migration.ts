@@ -166,13 +166,17 @@ export class VfioMigration {
     ranges.forEach((range, i) => {
       bytes.set(vfio_device_feature_dma_logging_range.encode({ iova: range.start, length: lengthOf(range) }), i * size);
     });
-    const va = yield* process.mmap({ length: 4096n * BigInt(Math.max(1, Math.ceil(bytes.length / 4096))) });
-    yield* process.store(va, bytes);
-    const control = { page_size: pageBytes, num_ranges: ranges.length, ranges: va };
-    const struct = vfio_device_feature_dma_logging_control;
-    const { page_size } = yield* feature(this.device, VFIO_DEVICE_FEATURE_DMA_LOGGING_START, 'SET', struct, control);
-    this.#logPageBytes = page_size;
-    yield* process.munmap(va, 4096n * BigInt(Math.max(1, Math.ceil(bytes.length / 4096))));
+    const length = 4096n * BigInt(Math.max(1, Math.ceil(bytes.length / 4096)));
+    const va = yield* process.mmap({ length });
+    try {
+      yield* process.store(va, bytes);
+      const control = { page_size: pageBytes, num_ranges: ranges.length, ranges: va };
+      const struct = vfio_device_feature_dma_logging_control;
+      const { page_size } = yield* feature(this.device, VFIO_DEVICE_FEATURE_DMA_LOGGING_START, 'SET', struct, control);
+      this.#logPageBytes = page_size;
+    } finally {
+      yield* process.munmap(va, length);
+    }
   }
 
   *stopLog(): Task<void> {

@@ -13,20 +13,20 @@ import { IDR0, IDR1, IDR3, IDR5 } from '../uapi/smmuv3-registers.js';
 /** What must fit, and how: the host has exactly that, or at least that. */
 const RULES = {
   ST_LEVEL: { register: IDR0, index: 0, rule: 'equal', words: 'stream table levels' },
-  TTENDIAN: { register: IDR0, index: 0, rule: 'equal', words: 'endianness of table walks' },
+  TTENDIAN: { register: IDR0, index: 0, rule: 'at-most', words: 'endianness of table walks' },
   TTF: { register: IDR0, index: 0, rule: 'all-bits', words: 'translation table formats' },
   SIDSIZE: { register: IDR1, index: 1, rule: 'at-least', words: 'StreamID bits' },
   SSIDSIZE: { register: IDR1, index: 1, rule: 'at-least', words: 'SubstreamID bits' },
   RIL: { register: IDR3, index: 3, rule: 'at-least', words: 'range invalidation' },
   OAS: { register: IDR5, index: 5, rule: 'at-least', words: 'output address size' },
   ATS: { register: IDR0, index: 0, rule: 'at-least', words: 'ATS' },
-  GRAN4K: { register: IDR5, index: 5, rule: 'at-least', words: '4 KiB granule' },
-  GRAN16K: { register: IDR5, index: 5, rule: 'at-least', words: '16 KiB granule' },
-  GRAN64K: { register: IDR5, index: 5, rule: 'at-least', words: '64 KiB granule' },
+  GRAN4K: { register: IDR5, index: 5, rule: 'equal', words: '4 KiB granule' },
+  GRAN16K: { register: IDR5, index: 5, rule: 'equal', words: '16 KiB granule' },
+  GRAN64K: { register: IDR5, index: 5, rule: 'equal', words: '64 KiB granule' },
 } as const satisfies Readonly<
   Record<
     string,
-    { register: Register<BitFields>; index: number; rule: 'equal' | 'at-least' | 'all-bits'; words: string }
+    { register: Register<BitFields>; index: number; rule: 'equal' | 'at-least' | 'at-most' | 'all-bits'; words: string }
   >
 >;
 
@@ -44,12 +44,19 @@ export function vsmmuProperties(idr: readonly number[]): VsmmuProperties {
   return Object.fromEntries(values) as VsmmuProperties;
 }
 
+const FITS = {
+  equal: (has: number, wanted: number) => has === wanted,
+  'at-least': (has: number, wanted: number) => has >= wanted,
+  'at-most': (has: number, wanted: number) => has <= wanted,
+  'all-bits': (has: number, wanted: number) => (has & wanted) === wanted,
+} as const;
+
 /** What a host's SMMU lacks of what the guest was promised, one sentence each; empty when it has everything. */
 export function vsmmuMismatches(promised: VsmmuProperties, host: VsmmuProperties): string[] {
   return (Object.keys(RULES) as Property[]).flatMap((name) => {
     const [wanted, has] = [promised[name], host[name]];
     const { rule, words } = RULES[name];
-    const fits = rule === 'equal' ? has === wanted : rule === 'all-bits' ? (has & wanted) === wanted : has >= wanted;
+    const fits = FITS[rule](has, wanted);
     return fits ? [] : [`${words} (${name}): the guest was promised ${wanted}, the host has ${has}`];
   });
 }

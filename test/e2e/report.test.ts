@@ -65,7 +65,7 @@ steps:
   - plug: { guest: vm, device: "0000:01:00.0" }
   - migrate: { guest: vm, to: b, as: moved }
   - expect: { of: moved, verdict: ok }
-  - fault: { host: b, fault: vfio.mig-error, skip: 3, count: 1 }
+  - fault: { host: b, fault: vfio.mig-error, skip: 2, count: 1 }
   - migrate: { guest: vm, to: a, as: back }
   - expect: { of: back, verdict: refused, reason: device-failed }
 `;

@@ -208,6 +208,20 @@ describe('failures leave the guest where it was', () => {
     });
   });
 
+  test.each([1_000_000, 5_000_000, 13_500_000])(
+    'a guest that is switched off while it moves, nobody comparing (%i ns)',
+    async (atNs) => {
+      await setting(function* ({ lab, guest, fake, go }) {
+        const migration = lab.spawn('migration', go({ verify: false }));
+        yield atNs;
+        yield* guest.shutdown();
+        expect(yield* migration.join()).toMatchObject({ reason: 'guest-not-running' });
+        expect(guest.isMigrating).toBe(false);
+        expect(fake['b']?.processes.size).toBe(0);
+      });
+    },
+  );
+
   test('a guest that is killed while it moves', async () => {
     await setting(function* ({ lab, guest, fake, go }) {
       const migration = lab.spawn('migration', go());

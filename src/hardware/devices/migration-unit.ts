@@ -194,6 +194,18 @@ export class MigrationUnit {
     return head + pages * CONTEXT_RECORD_BYTES + stateRecordsBytes(this.#stateBytes().length);
   }
 
+  /** All of it at once, for whoever compares cards. The device is stopped. */
+  snapshot(): Uint8Array {
+    const parts = [this.identity(), this.#context, ...this.state()];
+    const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      out.set(part, at);
+      at += part.length;
+    }
+    return out;
+  }
+
   // --- loading ---
 
   /** Begins to take a stream; what was taken before is dropped. */
