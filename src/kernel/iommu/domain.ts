@@ -73,6 +73,85 @@ export interface PagingDomain extends IommuDomain {
   free(): Task<void>;
 }
 
+/** `struct iommu_user_data_array`: entries in user memory, one command each. */
+export interface UserArray {
+  readonly type: number;
+  readonly entryBytes: number;
+  readonly entries: number;
+  /**
+   * Entry `index` as a struct of `sizeBytes` of which `minimumBytes` must be given (`iommu_copy_struct_from_user_array`): -EINVAL for
+   * another length, -EFAULT.
+   */
+  entry(index: number, minimumBytes: number, sizeBytes: number): Uint8Array | number;
+  /** All of them (`iommu_copy_struct_from_full_user_array`): -EINVAL when there are none, -E2BIG for an unknown tail, -EFAULT. */
+  all(sizeBytes: number): Uint8Array[] | number;
+}
+
+/** How far an array was worked through, and with what result. */
+export interface UserArrayOutcome {
+  readonly rc: number;
+  readonly done: number;
+}
+
+/** `struct iommu_domain` of type nested: user space's own tables, under a nesting parent. */
+export interface NestedDomain extends IommuDomain {
+  readonly type: 'nested';
+  /** Absent: invalidations go through the vIOMMU, or not at all. */
+  cache_invalidate_user?(array: UserArray): Task<UserArrayOutcome>;
+  free(): Task<void>;
+}
+
+/** What the driver does of a vIOMMU (`struct iommufd_viommu_ops`). */
+export interface ViommuDriver {
+  /** A nested domain whose tables the guest owns; -errno. */
+  alloc_domain_nested?(flags: number, data: UserDomainData): Task<NestedDomain | number>;
+  cache_invalidate?(array: UserArray): Task<UserArrayOutcome>;
+  supports_veventq?(type: number): boolean;
+  /** A device got a virtual ID; 0 or -errno. */
+  vdevice_init?(device: Device, virtId: bigint): Task<number>;
+  vdevice_destroy?(device: Device, virtId: bigint): void;
+  hw_queue?: HwQueueDriver;
+  destroy?(): Task<void>;
+}
+
+/** A vIOMMU's queues in hardware. */
+export interface HwQueueDriver {
+  supports(type: number): boolean;
+  /** `basePa`: physical address of the queue's first byte. -errno: EINVAL, EEXIST, EIO, EFAULT. Gives what must outlive the queue. */
+  init(
+    queue: object,
+    index: number,
+    baseIova: bigint,
+    basePa: number,
+  ): number | { readonly previous: object | undefined };
+  destroy(queue: object): void;
+}
+
+/** What the core gives a driver that makes a vIOMMU. */
+export interface ViommuHost {
+  /** The parent of its nested domains. */
+  readonly parent: PagingDomain;
+  /** The virtual ID of a device on this vIOMMU; -ENOENT. */
+  vdevId(device: Device): bigint | number;
+  /** The device with a virtual ID. */
+  find_dev(virtId: bigint): Device | undefined;
+  /** Offers pages to be mapped from /dev/iommu; the offset to map them at. -errno */
+  alloc_mmap(pa: number, lengthBytes: number): number;
+  /** Writes back into the caller's data (`iommu_copy_struct_to_user`). -errno */
+  copyToUser(bytes: Uint8Array): number;
+  /** Puts an event into a queue: 0, -EOPNOTSUPP when there is none of that type. */
+  report_event(type: number, bytes: Uint8Array): number;
+}
+
+/** A page request of a device (`struct iommu_fault_page_request`). */
+export interface PageRequest {
+  readonly flags: number;
+  readonly pasid: number;
+  readonly grpid: number;
+  readonly perm: number;
+  readonly addr: bigint;
+}
+
 /** Whether a domain can be mapped. */
 export function isPagingDomain(domain: IommuDomain): domain is PagingDomain {
   return domain.type === 'unmanaged' || domain.type === 'dma';
@@ -108,6 +187,24 @@ export interface IommuDriver {
     flags: number,
     data: UserDomainData | undefined,
   ): Task<PagingDomain | number>;
+  /** A nested domain without a vIOMMU; absent: -EOPNOTSUPP. */
+  domain_alloc_nested?(
+    device: Device,
+    parent: PagingDomain,
+    flags: number,
+    data: UserDomainData,
+  ): Task<NestedDomain | number>;
+  /** Whether a vIOMMU of that type can be made, then makes it. `data` is undefined when the caller gave none. */
+  viommu?: {
+    supports(device: Device, type: number): boolean;
+    init(device: Device, host: ViommuHost, data: UserDomainData | undefined): Task<ViommuDriver | number>;
+  };
+  /** log2 of the PASIDs a device has; 0 for none. */
+  maxPasidLog2?(device: Device): number;
+  /** `set_dev_pasid`: a PASID of a device uses the domain from now on; the blocked domain ends it. 0 or -errno. */
+  set_dev_pasid?(domain: IommuDomain, device: Device, pasid: number): Task<number>;
+  /** The answer to a page request. */
+  page_response?(device: Device, request: PageRequest, code: number): void;
   /** Makes the device use the domain from now on; 0 or -errno, -EINVAL for a domain of another instance. */
   attach_dev(domain: IommuDomain, device: Device): Task<number>;
   /** Prepares for a device that appears; 0 or -errno. It is left blocked or bypassed until attached. */

@@ -13,9 +13,9 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EBUSY, EINVAL, EPERM } from '../../uapi/errno.js';
+import { EBUSY, EINVAL, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
-import type { IommuDomain, IommuDriver, PagingDomain } from './domain.js';
+import type { IommuDomain, IommuDriver, PageRequest, PagingDomain } from './domain.js';
 import { mergeResvRegions, type ResvRegion } from './resv-regions.js';
 
 /** What the IOMMU core keeps for a device (`struct dev_iommu`). */
@@ -29,6 +29,10 @@ export interface GroupMember {
 
 /** Whoever attached a domain of its own (`struct iommu_attach_handle`). */
 export interface AttachHandle {
+  /** What is attached. */
+  readonly domain: IommuDomain;
+  /** Takes a page request of a device; absent: nobody answers, the request fails. */
+  handle_fault?(device: Device, request: PageRequest): void;
   /** `sw_msi`: makes a doorbell reachable and answers the address the device is to write, or -errno. */
   prepare_msi(device: Device, doorbellPa: number): Task<bigint | number>;
 }
@@ -46,6 +50,8 @@ export class IommuGroup {
   domain: IommuDomain | undefined;
   defaultDomain: IommuDomain | PagingDomain | undefined;
   attachHandle: AttachHandle | undefined;
+  /** What PASIDs of the group's devices use. */
+  readonly pasids = new Map<number, AttachHandle>();
   owner: object | undefined;
   ownerCount = 0;
 
@@ -234,3 +240,101 @@ export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
   yield* setGroupDomainNoFail(group, coreDomain(group));
   group.mutex.unlock();
 }
+
+/** Puts a PASID of every member into a domain; on failure those done go back to `old`. */
+function* setGroupPasid(group: IommuGroup, pasid: number, domain: IommuDomain, old: IommuDomain): Task<number> {
+  for (const [i, { driver, device }] of group.members.entries()) {
+    const rc = (yield* driver.set_dev_pasid?.(domain, device, pasid) ?? unsupported()) ?? 0;
+    if (rc === 0) continue;
+    for (const undo of group.members.slice(0, i))
+      yield* undo.driver.set_dev_pasid?.(old, undo.device, pasid) ?? unsupported();
+    return rc;
+  }
+  return 0;
+}
+
+function* unsupported(): Task<number> {
+  return -EOPNOTSUPP;
+}
+
+/** Checks that attaching and replacing a PASID share: 0, -EOPNOTSUPP, -EINVAL. */
+function checkPasid(domain: IommuDomain, device: Device, group: IommuGroup, pasid: number): number {
+  const { driver } = group.member(device);
+  if (driver.set_dev_pasid === undefined) return -EOPNOTSUPP;
+  if (domain.driver !== driver || pasid === 0) return -EINVAL;
+  const isTooLarge = ({ device: member }: GroupMember): boolean => {
+    const bits = driver.maxPasidLog2?.(member) ?? 0;
+    return bits > 0 && pasid >= 2 ** bits;
+  };
+  return group.members.some(isTooLarge) ? -EINVAL : 0;
+}
+
+/** `iommu_attach_device_pasid`: 0, -EBUSY when the PASID is used, -EINVAL, -EOPNOTSUPP, what the driver says. */
+export function* iommu_attach_device_pasid(
+  domain: IommuDomain,
+  device: Device,
+  pasid: number,
+  handle: AttachHandle,
+): Task<number> {
+  const { group } = device;
+  if (group === undefined) return -EINVAL;
+  yield* group.mutex.lock();
+  let rc = checkPasid(domain, device, group, pasid);
+  if (rc === 0 && group.pasids.has(pasid)) rc = -EBUSY;
+  if (rc === 0) rc = yield* setGroupPasid(group, pasid, domain, group.driver.blockedDomain);
+  if (rc === 0) group.pasids.set(pasid, handle);
+  group.mutex.unlock();
+  return rc;
+}
+
+/** `iommu_replace_device_pasid`: as attach, with the old domain kept on failure; -EINVAL when the PASID is not used. */
+export function* iommu_replace_device_pasid(
+  domain: IommuDomain,
+  device: Device,
+  pasid: number,
+  handle: AttachHandle,
+): Task<number> {
+  const { group } = device;
+  if (group === undefined) return -EINVAL;
+  yield* group.mutex.lock();
+  const old = group.pasids.get(pasid);
+  let rc = checkPasid(domain, device, group, pasid);
+  if (rc === 0 && old === undefined) rc = -EINVAL;
+  if (rc === 0 && old !== undefined && old.domain !== domain)
+    rc = yield* setGroupPasid(group, pasid, domain, old.domain);
+  if (rc === 0) group.pasids.set(pasid, handle);
+  group.mutex.unlock();
+  return rc;
+}
+
+/** `iommu_detach_device_pasid` */
+export function* iommu_detach_device_pasid(device: Device, pasid: number): Task<void> {
+  const { group } = device;
+  if (group === undefined) return;
+  yield* group.mutex.lock();
+  const { blockedDomain } = group.driver;
+  yield* setGroupPasid(group, pasid, blockedDomain, blockedDomain);
+  group.pasids.delete(pasid);
+  group.mutex.unlock();
+}
+
+/** `IOMMU_FAULT_PAGE_REQUEST_PASID_VALID` */
+export const PAGE_REQUEST_PASID_VALID = 1;
+/** `IOMMU_FAULT_PAGE_REQUEST_LAST_PAGE` */
+export const PAGE_REQUEST_LAST_PAGE = 2;
+
+/**
+ * `iommu_report_device_fault`: gives a page request to whoever attached the domain it came through. A PASID nobody attached belongs to
+ * user space's own PASID table when the device is in a nested domain. What nobody takes is answered as invalid.
+ */
+export function iommu_report_device_fault(device: Device, request: PageRequest): void {
+  const { group } = device;
+  if (group === undefined) return;
+  const hasPasid = (request.flags & PAGE_REQUEST_PASID_VALID) !== 0;
+  const own = hasPasid ? group.pasids.get(request.pasid) : group.attachHandle;
+  const handle = own ?? (group.attachHandle?.domain.type === 'nested' ? group.attachHandle : undefined);
+  if (handle?.handle_fault === undefined) group.driver.page_response?.(device, request, PAGE_RESPONSE_INVALID);
+  else handle.handle_fault(device, request);
+}
+
+const PAGE_RESPONSE_INVALID = 1;

@@ -37,6 +37,7 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   readonly iova_alignment: bigint;
   readonly ops: AccessOps;
   readonly ioasLock = new Mutex('iommufd:access_ioas_lock');
+  isInternal = false;
   /** Where new pins go; undefined while detached or moving. */
   ioas: Ioas | undefined;
   /** Where pins are given back. */
@@ -72,6 +73,25 @@ export function iommufd_access_create(file: IommufdFile, ops: AccessOps): Iommuf
   ictx.get();
   ictx.objects.finalize(access);
   return access;
+}
+
+/** An access of the kernel's own (`iommufd_access_create_internal`): what it pins cannot be unmapped at all. */
+export function iommufd_access_create_internal(ictx: IommufdContext): IommufdAccess {
+  const access = new IommufdAccess(ictx, { needsPinPages: true, *unmap() {} });
+  access.isInternal = true;
+  ictx.objects.alloc(access);
+  access.users++;
+  ictx.get();
+  ictx.objects.finalize(access);
+  return access;
+}
+
+/** Its address space. */
+export function* iommufd_access_attach_internal(access: IommufdAccess, ioas: Ioas): Task<number> {
+  yield* access.ioasLock.lock();
+  const rc = yield* changeIoas(access, ioas, silentSink);
+  access.ioasLock.unlock();
+  return rc;
 }
 
 /** Ends an access; its owner must have stopped using it. */
@@ -148,19 +168,21 @@ interface PinnedPart {
   readonly last: number;
 }
 
-function* unpinParts(parts: readonly PinnedPart[]): Task<void> {
+function* unpinParts(parts: readonly PinnedPart[], isInternal: boolean): Task<void> {
   for (const { area, first, last } of parts) {
     const { pages } = area;
     invariant(pages !== undefined, 'iommufd: access to an area without pages');
     yield* pages.mutex.lock();
     area.numAccesses--;
+    if (isInternal) area.numLocks--;
     pages.release(first, last);
     pages.mutex.unlock();
   }
 }
 
 /** Pins one part: 0, -EINVAL, -EPERM, -EFAULT, -ENOMEM. */
-function* pinPart(area: IoptArea, part: PinnedPart, write: boolean, runs: PinnedRun[]): Task<number> {
+function* pinPart(access: IommufdAccess, part: PinnedPart, write: boolean, runs: PinnedRun[]): Task<number> {
+  const { area } = part;
   const { pages } = area;
   if (pages === undefined) return -ENOENT;
   if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0 || (write && !pages.writable)) return -EPERM;
@@ -169,6 +191,7 @@ function* pinPart(area: IoptArea, part: PinnedPart, write: boolean, runs: Pinned
   if (rc === 0) {
     runs.push(...pages.runs(part.first, part.last));
     area.numAccesses++;
+    if (access.isInternal) area.numLocks++;
   }
   pages.mutex.unlock();
   return rc;
@@ -224,12 +247,12 @@ export function* iommufd_access_pin_pages(
   let rc = 0;
   for (const { part, from, isLast } of parts) {
     if (part.area.preventAccess || !isPageAligned(part.area, from, isLast)) rc = -EINVAL;
-    else rc = yield* pinPart(part.area, part, write, runs);
+    else rc = yield* pinPart(access, part, write, runs);
     if (rc < 0) break;
     pinned.push(part);
   }
   if (rc === 0 && !isWhole) rc = -ENOENT;
-  if (rc < 0) yield* unpinParts(pinned);
+  if (rc < 0) yield* unpinParts(pinned, access.isInternal);
   ioas.iopt.iovaRwsem.up_read();
   access.ioasLock.unlock();
   return rc < 0 ? rc : runs;
@@ -243,7 +266,10 @@ export function* iommufd_access_unpin_pages(access: IommufdAccess, iova: bigint,
   yield* ioas.iopt.iovaRwsem.down_read();
   const { parts, isWhole } = partsOf(ioas, iova, iova + length - 1n);
   invariant(isWhole, 'iommufd: unpin of a range that is not mapped');
-  yield* unpinParts(parts.map(({ part }) => part));
+  yield* unpinParts(
+    parts.map(({ part }) => part),
+    access.isInternal,
+  );
   ioas.iopt.iovaRwsem.up_read();
   access.ioasLock.unlock();
 }

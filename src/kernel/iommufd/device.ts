@@ -5,14 +5,14 @@
  * regions, a replace by any of them moves all. A failed attach or replace leaves everything as it was.
  *
  * Lock order: `ioas.mutex` -> `igroup.lock` -> `domains_rwsem` -> `iova_rwsem`; `group.mutex` inside `igroup.lock`.
- * Invariants: `igroup.hwpt` is set exactly while `igroup.attached` is not empty; every attached device's regions are
+ * Invariants: an attachment exists exactly while it has devices; the regions of every device attached without a PASID are
  * reserved in the address space of that page table (INV-6, INV-8).
  *
  * Source: Linux drivers/iommu/iommufd/device.c; domain.md A1.12, A1.30 to A1.37.
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
+import { EBUSY, EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import {
   IOMMU_HW_CAP_DIRTY_TRACKING,
   IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
@@ -23,30 +23,43 @@ import {
 import type { Device } from '../device.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
 import {
+  iommu_attach_device_pasid,
   iommu_attach_group_handle,
+  iommu_detach_device_pasid,
   iommu_detach_group_handle,
   iommu_device_claim_dma_owner,
   iommu_device_release_dma_owner,
   iommu_get_resv_regions,
   iommu_group_has_isolated_msi,
+  iommu_replace_device_pasid,
   iommu_replace_group_handle,
   type AttachHandle,
   type IommuGroup,
 } from '../iommu/group.js';
 import { silentSink, type FailureSink } from './failure.js';
-import { hwptAbort, hwptPagingAlloc, hwptPut, HwptPaging } from './hw-pagetable.js';
+import { Hwpt, hwptAbort, hwptPagingAlloc, hwptPut, type HwptPaging } from './hw-pagetable.js';
 import { Ioas, type CommandOf } from './ioas.js';
 import type { IommufdContext, IommufdFile } from './main.js';
 import { IommufdObject } from './object.js';
+import { iommufd_device_remove_vdev, type IommufdVdevice } from './viommu.js';
+
+/** PASID of what a device does without one. */
+export const IOMMU_NO_PASID = 0;
+
+/** A page table and the devices of a group that use it, by one PASID (`struct iommufd_attach`). */
+interface Attachment {
+  hwpt: Hwpt;
+  handle: AttachHandle;
+  /** In order. */
+  readonly devices: IommufdDevice[];
+}
 
 /** What an iommufd keeps for an IOMMU group of which it has devices. */
 class IommufdGroup {
   readonly ictx: IommufdContext;
   readonly group: IommuGroup;
   readonly lock = new Mutex('iommufd:igroup_lock');
-  /** Attached devices, in order. */
-  readonly attached: IommufdDevice[] = [];
-  hwpt: HwptPaging | undefined;
+  readonly attachments = new Map<number, Attachment>();
   /** Start of the software MSI window of the group's devices. */
   swMsiStart: bigint | undefined;
   /** Software MSI pages the group's devices have been given. */
@@ -58,12 +71,26 @@ class IommufdGroup {
     this.group = group;
   }
 
-  /** How the group's devices get their doorbells while they use a page table. */
-  handle(hwpt: HwptPaging): AttachHandle {
+  /** Devices attached without a PASID. */
+  get attached(): readonly IommufdDevice[] {
+    return this.attachments.get(IOMMU_NO_PASID)?.devices ?? [];
+  }
+
+  /** How the group's devices reach their doorbells and their fault queue while they use a page table through a device. */
+  handle(idev: IommufdDevice, hwpt: Hwpt): AttachHandle {
     const { ictx, requiredSwMsi } = this;
-    return {
-      prepare_msi: (_device, doorbellPa) => ictx.swMsi.prepare(hwpt, this.swMsiStart, doorbellPa, requiredSwMsi),
+    const handle: AttachHandle = {
+      domain: hwpt.domain,
+      prepare_msi: (_device, doorbellPa) => {
+        const { paging } = hwpt;
+        invariant(paging !== undefined, 'iommufd: every page table has a paging one under it');
+        return ictx.swMsi.prepare(paging, this.swMsiStart, doorbellPa, requiredSwMsi);
+      },
+      ...(hwpt.fault === undefined
+        ? {}
+        : { handle_fault: (_device, request) => hwpt.fault?.add(idev, request, handle) }),
     };
+    return handle;
   }
 }
 
@@ -93,6 +120,9 @@ export class IommufdDevice extends IommufdObject {
   readonly ictx: IommufdContext;
   readonly device: Device;
   readonly igroup: IommufdGroup;
+  /** Its virtual self on a vIOMMU. */
+  vdev: IommufdVdevice | undefined;
+  isDestroying = false;
 
   constructor(ictx: IommufdContext, device: Device, igroup: IommufdGroup) {
     super();
@@ -154,6 +184,7 @@ export function* iommufd_device_bind(
 
 /** Undoes {@link iommufd_device_bind}. The device must not be attached. */
 export function* iommufd_device_unbind(idev: IommufdDevice): Task<void> {
+  yield* iommufd_device_remove_vdev(idev);
   yield* idev.ictx.objects.destroyUser(idev);
 }
 
@@ -162,9 +193,10 @@ export function* iommufd_device_unbind(idev: IommufdDevice): Task<void> {
 /** How a device is brought to a page table; the page table it left (to be put by the caller), undefined, or -errno. */
 type AttachFunction = (
   idev: IommufdDevice,
-  hwpt: HwptPaging,
+  pasid: number,
+  hwpt: Hwpt,
   sink: FailureSink,
-) => Task<HwptPaging | undefined | number>;
+) => Task<Hwpt | undefined | number>;
 
 /** What must not be mapped while the device is attached. */
 function enforcedRegions({ faults }: IommufdContext, device: Device): readonly ResvRegion[] {
@@ -197,49 +229,87 @@ function* setupMsi(igroup: IommufdGroup, hwpt: HwptPaging): Task<number> {
   return yield* igroup.ictx.swMsi.installAll(hwpt, igroup.swMsiStart, igroup.requiredSwMsi);
 }
 
-/** `iommufd_hw_pagetable_attach`: 0 or -errno with nothing changed. */
-function* hwptAttach(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Task<number> {
+/** Page tables a group uses by PASID and without must all be made for that: 0 or -EINVAL (`iommufd_hwpt_pasid_compat`). */
+function checkPasidCompat({ attachments }: IommufdGroup, hwpt: Hwpt, pasid: number): number {
+  if (pasid === IOMMU_NO_PASID) {
+    const usesPasids = [...attachments.keys()].some((key) => key !== IOMMU_NO_PASID);
+    return !hwpt.isPasidCompat && usesPasids ? -EINVAL : 0;
+  }
+  const plain = attachments.get(IOMMU_NO_PASID);
+  return hwpt.isPasidCompat && plain?.hwpt.isPasidCompat !== false ? 0 : -EINVAL;
+}
+
+/** Brings the hardware to a page table: the new handle, or -errno. */
+function* attachHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<AttachHandle | number> {
   const { igroup } = idev;
+  let rc = checkPasidCompat(igroup, hwpt, pasid);
+  if (rc < 0) return rc;
+  const handle = igroup.handle(idev, hwpt);
+  if (pasid === IOMMU_NO_PASID) rc = yield* iommu_attach_group_handle(hwpt.domain, igroup.group, handle);
+  else rc = yield* iommu_attach_device_pasid(hwpt.domain, idev.device, pasid, handle);
+  return rc < 0 ? rc : handle;
+}
+
+/** `iommufd_hw_pagetable_attach`: 0 or -errno with nothing changed. */
+function* hwptAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt, sink: FailureSink): Task<number> {
+  const { igroup } = idev;
+  const reserving = pasid === IOMMU_NO_PASID ? hwpt.paging : undefined;
   yield* igroup.lock.lock();
   try {
-    if (igroup.hwpt !== undefined && igroup.hwpt !== hwpt) return -EINVAL;
-    let rc = yield* attachReservedIova(idev, hwpt, sink);
-    if (rc < 0) return rc;
-    if (igroup.attached.length === 0) {
+    const attachment = igroup.attachments.get(pasid);
+    if (attachment?.devices.includes(idev) === true) return -EBUSY;
+    if (attachment !== undefined && attachment.hwpt !== hwpt) return -EINVAL;
+    if (reserving !== undefined) {
+      const rc = yield* attachReservedIova(idev, reserving, sink);
+      if (rc < 0) return rc;
+    }
+    if (attachment === undefined) {
       yield 'iommufd:attach-reserved';
-      rc = yield* iommu_attach_group_handle(hwpt.domain, igroup.group, igroup.handle(hwpt));
-      if (rc < 0) {
-        yield* hwpt.ioas.iopt.remove_reserved_iova(idev.device);
-        return rc;
+      const handle = yield* attachHardware(idev, pasid, hwpt);
+      if (typeof handle === 'number') {
+        if (reserving !== undefined) yield* reserving.ioas.iopt.remove_reserved_iova(idev.device);
+        return handle;
       }
-      igroup.hwpt = hwpt;
+      igroup.attachments.set(pasid, { hwpt, handle, devices: [idev] });
+    } else {
+      attachment.devices.push(idev);
     }
     hwpt.users++;
-    igroup.attached.push(idev);
     return 0;
   } finally {
     igroup.lock.unlock();
   }
 }
 
-/** `iommufd_hw_pagetable_detach`: the page table, with the reference the caller must put. */
-function* hwptDetach(idev: IommufdDevice): Task<HwptPaging> {
+/** `iommufd_hw_pagetable_detach`: the page table, with the reference the caller must put; undefined when nothing is attached. */
+function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined> {
   const { igroup } = idev;
   yield* igroup.lock.lock();
-  const hwpt = igroup.hwpt;
-  invariant(hwpt !== undefined && igroup.attached.includes(idev), 'iommufd: detach of a device that is not attached');
-  igroup.attached.splice(igroup.attached.indexOf(idev), 1);
-  if (igroup.attached.length === 0) {
-    yield* iommu_detach_group_handle(igroup.group);
-    igroup.hwpt = undefined;
+  try {
+    const attachment = igroup.attachments.get(pasid);
+    if (attachment === undefined) return undefined;
+    const { hwpt, handle, devices } = attachment;
+    const index = devices.indexOf(idev);
+    if (index >= 0) devices.splice(index, 1);
+    if (devices.length === 0) {
+      if (pasid === IOMMU_NO_PASID) yield* iommu_detach_group_handle(igroup.group);
+      else yield* iommu_detach_device_pasid(idev.device, pasid);
+      hwpt.fault?.respondAll(handle);
+      igroup.attachments.delete(pasid);
+    }
+    if (pasid === IOMMU_NO_PASID) yield* hwpt.paging?.ioas.iopt.remove_reserved_iova(idev.device) ?? nothingReserved();
+    return hwpt;
+  } finally {
+    igroup.lock.unlock();
   }
-  yield* hwpt.ioas.iopt.remove_reserved_iova(idev.device);
-  igroup.lock.unlock();
-  return hwpt;
 }
 
-function* doAttach(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Task<undefined | number> {
-  const rc = yield* hwptAttach(idev, hwpt, sink);
+function* nothingReserved(): Task<void> {
+  // A page table without an address space of its own.
+}
+
+function* doAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt, sink: FailureSink): Task<undefined | number> {
+  const rc = yield* hwptAttach(idev, pasid, hwpt, sink);
   return rc < 0 ? rc : undefined;
 }
 
@@ -247,11 +317,11 @@ function* doAttach(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Ta
 function* replaceReservedIova(
   igroup: IommufdGroup,
   hwpt: HwptPaging,
-  old: HwptPaging,
+  old: HwptPaging | undefined,
   sink: FailureSink,
 ): Task<number> {
   let rc = 0;
-  if (hwpt.ioas !== old.ioas) {
+  if (hwpt.ioas !== old?.ioas) {
     for (const { device } of igroup.attached) {
       const reserved = yield* hwpt.ioas.iopt.enforce_dev_resv_regions(
         device,
@@ -264,7 +334,7 @@ function* replaceReservedIova(
     }
   }
   if (rc === 0) rc = yield* setupMsi(igroup, hwpt);
-  if (rc < 0 && hwpt.ioas !== old.ioas) yield* removeReservedIova(igroup, hwpt);
+  if (rc < 0 && hwpt.ioas !== old?.ioas) yield* removeReservedIova(igroup, hwpt);
   return rc;
 }
 
@@ -272,25 +342,49 @@ function* removeReservedIova(igroup: IommufdGroup, hwpt: HwptPaging): Task<void>
   for (const { device } of igroup.attached) yield* hwpt.ioas.iopt.remove_reserved_iova(device);
 }
 
+/** Moves the hardware from one page table to another: the new handle, or -errno with nothing changed. */
+function* replaceHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<AttachHandle | number> {
+  const { igroup } = idev;
+  let rc = checkPasidCompat(igroup, hwpt, pasid);
+  if (rc < 0) return rc;
+  const handle = igroup.handle(idev, hwpt);
+  if (pasid === IOMMU_NO_PASID) rc = yield* iommu_replace_group_handle(igroup.group, hwpt.domain, handle);
+  else rc = yield* iommu_replace_device_pasid(hwpt.domain, idev.device, pasid, handle);
+  return rc < 0 ? rc : handle;
+}
+
 /** `iommufd_device_do_replace`: moves the whole group; the old page table, undefined if it is the same, or -errno. */
-function* doReplace(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): Task<HwptPaging | undefined | number> {
+function* doReplace(
+  idev: IommufdDevice,
+  pasid: number,
+  hwpt: Hwpt,
+  sink: FailureSink,
+): Task<Hwpt | undefined | number> {
   const { igroup } = idev;
   yield* igroup.lock.lock();
   try {
-    const old = igroup.hwpt;
-    if (old === undefined || !igroup.attached.includes(idev)) return -EINVAL;
+    const attachment = igroup.attachments.get(pasid);
+    if (attachment?.devices.includes(idev) !== true) return -EINVAL;
+    const { hwpt: old, handle: oldHandle } = attachment;
     if (old === hwpt) return undefined;
-    let rc = yield* replaceReservedIova(igroup, hwpt, old, sink);
-    if (rc < 0) return rc;
-    rc = yield* iommu_replace_group_handle(igroup.group, hwpt.domain, igroup.handle(hwpt));
-    if (rc < 0) {
-      if (hwpt.ioas !== old.ioas) yield* removeReservedIova(igroup, hwpt);
-      return rc;
+    const isPlain = pasid === IOMMU_NO_PASID;
+    const [paging, oldPaging] = isPlain ? [hwpt.paging, old.paging] : [undefined, undefined];
+    const isMoving = paging?.ioas !== oldPaging?.ioas;
+    if (paging !== undefined) {
+      const rc = yield* replaceReservedIova(igroup, paging, oldPaging, sink);
+      if (rc < 0) return rc;
     }
-    if (hwpt.ioas !== old.ioas) yield* removeReservedIova(igroup, old);
-    igroup.hwpt = hwpt;
-    hwpt.users += igroup.attached.length;
-    old.users -= igroup.attached.length - 1;
+    const handle = yield* replaceHardware(idev, pasid, hwpt);
+    if (typeof handle === 'number') {
+      if (paging !== undefined && isMoving) yield* removeReservedIova(igroup, paging);
+      return handle;
+    }
+    old.fault?.respondAll(oldHandle);
+    if (oldPaging !== undefined && isMoving) yield* removeReservedIova(igroup, oldPaging);
+    attachment.hwpt = hwpt;
+    attachment.handle = handle;
+    hwpt.users += attachment.devices.length;
+    old.users -= attachment.devices.length - 1;
     return old;
   } finally {
     igroup.lock.unlock();
@@ -300,16 +394,17 @@ function* doReplace(idev: IommufdDevice, hwpt: HwptPaging, sink: FailureSink): T
 /** Finds or makes an automatic page table of an address space; its number and what {@link AttachFunction} answered. */
 function* autoGetDomain(
   idev: IommufdDevice,
+  pasid: number,
   ioas: Ioas,
   attach: AttachFunction,
   sink: FailureSink,
-): Task<{ readonly ptId: number; readonly old: HwptPaging | undefined } | number> {
+): Task<{ readonly ptId: number; readonly old: Hwpt | undefined } | number> {
   const { ictx } = idev;
   yield* ioas.mutex.lock();
   try {
     for (const hwpt of [...ioas.hwpts]) {
       if (!hwpt.isAuto || !ictx.objects.tryHold(hwpt)) continue;
-      const old = yield* attach(idev, hwpt, sink);
+      const old = yield* attach(idev, pasid, hwpt, sink);
       ictx.objects.put(hwpt);
       if (old === -EINVAL) continue;
       return typeof old === 'number' ? old : { ptId: hwpt.id, old };
@@ -324,14 +419,14 @@ function* autoGetDomain(
         flags: 0,
         data: undefined,
         ...(isImmediate && {
-          attach: (made: HwptPaging) => hwptAttach(idev, made, sink),
-          detach: (made: HwptPaging) => undoAttach(idev, made),
+          attach: (made: HwptPaging) => hwptAttach(idev, pasid, made, sink),
+          detach: (made: HwptPaging) => undoAttach(idev, pasid, made),
         }),
       },
       sink,
     );
     if (typeof hwpt === 'number') return hwpt;
-    const old = isImmediate ? undefined : yield* attach(idev, hwpt, sink);
+    const old = isImmediate ? undefined : yield* attach(idev, pasid, hwpt, sink);
     if (typeof old === 'number') {
       yield* hwptAbort(ictx, hwpt);
       return old;
@@ -344,21 +439,27 @@ function* autoGetDomain(
   }
 }
 
-function* undoAttach(idev: IommufdDevice, hwpt: HwptPaging): Task<void> {
-  yield* hwptDetach(idev);
+function* undoAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<void> {
+  yield* hwptDetach(idev, pasid);
   hwpt.users--;
 }
 
-function* changePt(idev: IommufdDevice, ptId: number, attach: AttachFunction, sink: FailureSink): Task<number> {
+function* changePt(
+  idev: IommufdDevice,
+  pasid: number,
+  ptId: number,
+  attach: AttachFunction,
+  sink: FailureSink,
+): Task<number> {
   const { ictx } = idev;
   const target = ictx.objects.get(ptId, (object): object is IommufdObject => object instanceof IommufdObject);
   if (target === undefined) return -ENOENT;
   let attachedId = ptId;
-  let old: HwptPaging | undefined | number;
-  if (target instanceof HwptPaging) {
-    old = yield* attach(idev, target, sink);
+  let old: Hwpt | undefined | number;
+  if (target instanceof Hwpt) {
+    old = yield* attach(idev, pasid, target, sink);
   } else if (target instanceof Ioas) {
-    const result = yield* autoGetDomain(idev, target, attach, sink);
+    const result = yield* autoGetDomain(idev, pasid, target, attach, sink);
     if (typeof result === 'number') old = result;
     else ({ ptId: attachedId, old } = result);
   } else {
@@ -371,16 +472,17 @@ function* changePt(idev: IommufdDevice, ptId: number, attach: AttachFunction, si
 }
 
 /**
- * Attaches a device that is not attached to an address space or page table; the number of the page table it got, or
- * -errno: EADDRINUSE a reserved region or the aperture is in conflict with what is mapped or allowed, EINVAL, ENOENT, EFAULT
- * and ENOMEM from pinning.
+ * Attaches a device (or one PASID of it) that is not attached to an address space or page table; the number of the page table it got,
+ * or -errno: EADDRINUSE a reserved region or the aperture is in conflict with what is mapped or allowed, EBUSY attached already, EINVAL,
+ * ENOENT, EFAULT and ENOMEM from pinning.
  */
 export function* iommufd_device_attach(
   idev: IommufdDevice,
   ptId: number,
   sink: FailureSink = silentSink,
+  pasid = IOMMU_NO_PASID,
 ): Task<number> {
-  const result = yield* changePt(idev, ptId, doAttach, sink);
+  const result = yield* changePt(idev, pasid, ptId, doAttach, sink);
   if (result >= 0) idev.users++;
   return result;
 }
@@ -390,13 +492,15 @@ export function* iommufd_device_replace(
   idev: IommufdDevice,
   ptId: number,
   sink: FailureSink = silentSink,
+  pasid = IOMMU_NO_PASID,
 ): Task<number> {
-  return yield* changePt(idev, ptId, doReplace, sink);
+  return yield* changePt(idev, pasid, ptId, doReplace, sink);
 }
 
-/** Detaches a device; the last of a group leaves it blocked. */
-export function* iommufd_device_detach(idev: IommufdDevice): Task<void> {
-  const hwpt = yield* hwptDetach(idev);
+/** Detaches a device; the last of a group leaves it blocked. Nothing happens when it is not attached. */
+export function* iommufd_device_detach(idev: IommufdDevice, pasid = IOMMU_NO_PASID): Task<void> {
+  const hwpt = yield* hwptDetach(idev, pasid);
+  if (hwpt === undefined) return;
   yield* hwptPut(idev.ictx, hwpt);
   idev.users--;
 }
@@ -422,7 +526,7 @@ export function* getHwInfo(ucmd: CommandOf<typeof iommu_hw_info>): Task<number> 
     if (cmd.data_len > 0 && !ctx.copy_to_user(cmd.data_uptr, answer)) return -EFAULT;
     cmd.data_len = bytes.length;
     cmd.in_data_type = cmd.out_data_type = info.type;
-    cmd.out_max_pasid_log2 = 0;
+    cmd.out_max_pasid_log2 = driver.maxPasidLog2?.(idev.device) ?? 0;
     cmd.out_capabilities = BigInt(
       IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED |
         (driver.capable(idev.device, 'DIRTY_TRACKING') ? IOMMU_HW_CAP_DIRTY_TRACKING : 0),

@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/hw_pagetable.c, io_pagetable.c (dirty tracking); domain.md A1.11 to A1.14, A6.13.
  */
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
@@ -18,25 +18,80 @@ import {
   IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
   type iommu_hwpt_alloc,
   type iommu_hwpt_get_dirty_bitmap,
+  type iommu_hwpt_invalidate,
   type iommu_hwpt_set_dirty_tracking,
 } from '../../uapi/iommufd.js';
-import type { DirtyOps, PagingDomain, UserDomainData } from '../iommu/domain.js';
+import type { SyscallContext } from '../files.js';
+import type {
+  DirtyOps,
+  IommuDomain,
+  NestedDomain,
+  PagingDomain,
+  UserArray,
+  UserArrayOutcome,
+  UserDomainData,
+} from '../iommu/domain.js';
 import { getDevice, type IommufdDevice } from './device.js';
 import { DirtyBitmap } from './dirty-bitmap.js';
+import { isFault, type IommufdFault } from './eventq.js';
 import type { FailureSink } from './failure.js';
 import { IOVA_MAX } from './io-pagetable.js';
 import { Ioas, type CommandOf } from './ioas.js';
 import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
+import { PAGE_SIZE } from './pages.js';
+import { IommufdViommu } from './viommu.js';
 
-/** `struct iommufd_hwpt_paging` */
-export class HwptPaging extends IommufdObject {
-  override readonly type = 'hwpt-paging';
-  readonly ioas: Ioas;
-  readonly domain: PagingDomain;
-  readonly isNestParent: boolean;
+/** `struct iommufd_hw_pagetable` */
+export abstract class Hwpt extends IommufdObject {
+  abstract readonly domain: IommuDomain;
+  /** The page table whose address space its devices' reserved regions are in; undefined for none. */
+  abstract readonly paging: HwptPaging | undefined;
+  /** Devices may use it beside others by PASID (IOMMU_HWPT_ALLOC_PASID). */
+  isPasidCompat = false;
+  /** Where page requests of its devices go. */
+  fault: IommufdFault | undefined;
   /** Made by an attach, goes with the last device. */
   isAuto = false;
+
+  /** Ends the reference to the fault queue. */
+  protected dropFault(): void {
+    if (this.fault !== undefined) this.fault.users--;
+    this.fault = undefined;
+  }
+}
+
+/** `struct iommufd_hwpt_nested`: user space's own tables over a nesting parent. */
+export class HwptNested extends Hwpt {
+  override readonly type = 'hwpt-nested';
+  override readonly domain: NestedDomain;
+  readonly parent: HwptPaging;
+  readonly viommu: IommufdViommu | undefined;
+
+  constructor(domain: NestedDomain, parent: HwptPaging, viommu: IommufdViommu | undefined) {
+    super();
+    this.domain = domain;
+    this.parent = parent;
+    this.viommu = viommu;
+  }
+
+  override get paging(): HwptPaging {
+    return this.parent;
+  }
+
+  override *destroy(): Task<void> {
+    this.dropFault();
+    yield* this.domain.free();
+    (this.viommu ?? this.parent).users--;
+  }
+}
+
+/** `struct iommufd_hwpt_paging` */
+export class HwptPaging extends Hwpt {
+  override readonly type = 'hwpt-paging';
+  readonly ioas: Ioas;
+  override readonly domain: PagingDomain;
+  readonly isNestParent: boolean;
   /** Software MSI pages that are mapped in the domain, by their number in the context. */
   readonly presentSwMsi = new Set<number>();
 
@@ -47,8 +102,13 @@ export class HwptPaging extends IommufdObject {
     this.isNestParent = isNestParent;
   }
 
+  override get paging(): HwptPaging {
+    return this;
+  }
+
   override *destroy(): Task<void> {
     const { ioas } = this;
+    this.dropFault();
     yield* ioas.mutex.lock();
     const index = ioas.hwpts.indexOf(this);
     if (index >= 0) ioas.hwpts.splice(index, 1);
@@ -65,7 +125,7 @@ export function isHwptPaging(object: IommufdObject): object is HwptPaging {
 }
 
 /** Gives a reference to a page table back (`iommufd_hw_pagetable_put`). */
-export function* hwptPut(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
+export function* hwptPut(ictx: IommufdContext, hwpt: Hwpt): Task<void> {
   if (hwpt.isAuto) yield* ictx.objects.putAndTryDestroy(hwpt);
   else hwpt.users--;
 }
@@ -103,6 +163,7 @@ export function* hwptPagingAlloc(
   const domain = yield* driver.domain_alloc_paging_flags(idev.device, flags & ~IOMMU_HWPT_FAULT_ID_VALID, data);
   if (typeof domain === 'number') return domain;
   const hwpt = new HwptPaging(ioas, domain, isNestParent);
+  hwpt.isPasidCompat = (flags & IOMMU_HWPT_ALLOC_PASID) !== 0;
   ictx.objects.alloc(hwpt);
   ioas.users++;
 
@@ -134,8 +195,20 @@ export function* hwptAbort(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
   hwpt.ioas.users--;
 }
 
+/** Takes back any page table nobody has seen. */
+function* abortAny(ictx: IommufdContext, hwpt: HwptPaging | HwptNested): Task<void> {
+  if (hwpt instanceof HwptPaging) {
+    yield* hwptAbort(ictx, hwpt);
+    return;
+  }
+  ictx.objects.abort(hwpt);
+  yield* hwpt.destroy();
+}
+
+type AllocCommand = CommandOf<typeof iommu_hwpt_alloc>;
+
 /** IOMMU_HWPT_ALLOC */
-export function* hwptAlloc(ucmd: CommandOf<typeof iommu_hwpt_alloc>): Task<number> {
+export function* hwptAlloc(ucmd: AllocCommand): Task<number> {
   const { cmd, ictx } = ucmd;
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
   if ((cmd.data_type === IOMMU_HWPT_DATA_NONE) !== (cmd.data_len === 0)) return -EINVAL;
@@ -145,10 +218,9 @@ export function* hwptAlloc(ucmd: CommandOf<typeof iommu_hwpt_alloc>): Task<numbe
     const parent = ictx.objects.get(cmd.pt_id, (object): object is IommufdObject => object instanceof IommufdObject);
     if (parent === undefined) return -EINVAL;
     try {
-      // User page tables are made through a vIOMMU on this hardware; without data there is nothing to make one from.
-      if (parent instanceof HwptPaging) return -EOPNOTSUPP;
-      if (!(parent instanceof Ioas)) return -EINVAL;
-      return yield* hwptAllocOnIoas(ucmd, idev, parent);
+      if (parent instanceof Ioas) return yield* hwptAllocOnIoas(ucmd, idev, parent);
+      const hwpt = yield* nestedAlloc(ucmd, idev, parent);
+      return typeof hwpt === 'number' ? hwpt : yield* answerAlloc(ucmd, hwpt);
     } finally {
       ictx.objects.put(parent);
     }
@@ -157,32 +229,160 @@ export function* hwptAlloc(ucmd: CommandOf<typeof iommu_hwpt_alloc>): Task<numbe
   }
 }
 
-function* hwptAllocOnIoas(ucmd: CommandOf<typeof iommu_hwpt_alloc>, idev: IommufdDevice, ioas: Ioas): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
-  let data: UserDomainData | undefined;
-  if (cmd.data_len > 0) {
-    const bytes = ctx.copy_from_user(cmd.data_uptr, cmd.data_len);
-    if (bytes === undefined) return -EFAULT;
-    data = { type: cmd.data_type, bytes };
+/** The caller's description of a page table; undefined when there is none, -EFAULT. */
+function userData({ cmd, ctx }: AllocCommand): UserDomainData | undefined | number {
+  if (cmd.data_len === 0) return undefined;
+  const bytes = ctx.copy_from_user(cmd.data_uptr, cmd.data_len);
+  return bytes === undefined ? -EFAULT : { type: cmd.data_type, bytes };
+}
+
+/** Gives the page table its fault queue and its number; takes it back when that fails. */
+function* answerAlloc(ucmd: AllocCommand, hwpt: HwptPaging | HwptNested): Task<number> {
+  const { cmd, ictx } = ucmd;
+  let rc = 0;
+  if ((cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0) {
+    const fault = ictx.objects.get(cmd.fault_id, isFault);
+    if (fault === undefined) rc = -ENOENT;
+    else {
+      hwpt.fault = fault;
+      fault.users++;
+      ictx.objects.put(fault);
+    }
   }
+  if (rc === 0) {
+    cmd.out_hwpt_id = hwpt.id;
+    rc = ucmd.respond();
+  }
+  if (rc < 0) {
+    yield* abortAny(ictx, hwpt);
+    return rc;
+  }
+  ictx.objects.finalize(hwpt);
+  return 0;
+}
+
+const NESTED_FLAGS = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
+
+/** A nested page table over a parent or through a vIOMMU (`iommufd_hwpt_nested_alloc`, `iommufd_viommu_alloc_hwpt_nested`). */
+function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObject): Task<HwptNested | number> {
+  const { cmd, ictx } = ucmd;
+  const { driver } = idev.igroup.group;
+  const viommu = over instanceof IommufdViommu ? over : undefined;
+  const parent = viommu?.hwpt ?? over;
+  if (!(parent instanceof HwptPaging)) return -EINVAL;
+  if (viommu !== undefined && viommu.iommu !== driver) return -EINVAL;
+  const canNest = viommu === undefined ? driver.domain_alloc_nested : viommu.driver.alloc_domain_nested;
+  if ((cmd.flags & ~NESTED_FLAGS) !== 0 || cmd.data_len === 0 || canNest === undefined) return -EOPNOTSUPP;
+  if (viommu === undefined && (parent.isAuto || !parent.isNestParent || parent.domain.driver !== driver))
+    return -EINVAL;
+  const data = userData(ucmd);
+  if (typeof data === 'number' || data === undefined) return data ?? -EOPNOTSUPP;
+  const flags = cmd.flags & ~IOMMU_HWPT_FAULT_ID_VALID;
+  const domain =
+    viommu === undefined
+      ? yield* driver.domain_alloc_nested?.(idev.device, parent.domain, flags, data) ?? cannotNest()
+      : yield* viommu.driver.alloc_domain_nested?.(flags, data) ?? cannotNest();
+  if (typeof domain === 'number') return domain;
+  const hwpt = new HwptNested(domain, parent, viommu);
+  hwpt.isPasidCompat = (cmd.flags & IOMMU_HWPT_ALLOC_PASID) !== 0;
+  ictx.objects.alloc(hwpt);
+  (viommu ?? parent).users++;
+  return hwpt;
+}
+
+function* cannotNest(): Task<number> {
+  return -EOPNOTSUPP;
+}
+
+function* hwptAllocOnIoas(ucmd: AllocCommand, idev: IommufdDevice, ioas: Ioas): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  const data = userData(ucmd);
+  if (typeof data === 'number') return data;
   yield* ioas.mutex.lock();
   try {
     const hwpt = yield* hwptPagingAlloc(ictx, ioas, idev, { flags: cmd.flags, data }, ctx);
-    if (typeof hwpt === 'number') return hwpt;
-    // There are no fault queues, so no number can be one's.
-    let rc = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0 ? -ENOENT : 0;
-    if (rc === 0) {
-      cmd.out_hwpt_id = hwpt.id;
-      rc = ucmd.respond();
-    }
-    if (rc < 0) {
-      yield* hwptAbort(ictx, hwpt);
-      return rc;
-    }
-    ictx.objects.finalize(hwpt);
-    return 0;
+    return typeof hwpt === 'number' ? hwpt : yield* answerAlloc(ucmd, hwpt);
   } finally {
     ioas.mutex.unlock();
+  }
+}
+
+// --- IOMMU_HWPT_INVALIDATE ---
+
+/** Entries of one call; beyond them the array is not looked at. */
+const MAX_INVALIDATE_ENTRIES = 1 << 19;
+
+/** IOMMU_HWPT_INVALIDATE. `entry_num` comes back as the number of entries done, on failure, too. */
+export function* hwptInvalidate(ucmd: CommandOf<typeof iommu_hwpt_invalidate>): Task<number> {
+  const { cmd } = ucmd;
+  const { rc, done } = yield* invalidate(ucmd);
+  cmd.entry_num = done;
+  const responded = ucmd.respond();
+  return responded < 0 ? responded : rc;
+}
+
+function* invalidate(ucmd: CommandOf<typeof iommu_hwpt_invalidate>): Task<UserArrayOutcome> {
+  const { cmd, ctx, ictx } = ucmd;
+  const failed = (errno: number): UserArrayOutcome => ({ rc: -errno, done: 0 });
+  if (cmd.__reserved !== 0) return failed(EOPNOTSUPP);
+  if (cmd.entry_num > 0 && (cmd.data_uptr === 0n || cmd.entry_len === 0)) return failed(EINVAL);
+  if (cmd.entry_len > Number(PAGE_SIZE) || cmd.entry_num > MAX_INVALIDATE_ENTRIES) return failed(EINVAL);
+  const target = ictx.objects.get(cmd.hwpt_id, (object): object is IommufdObject => object instanceof IommufdObject);
+  if (target === undefined) return failed(ENOENT);
+  try {
+    const array = new UserEntries(ctx, cmd.data_uptr, cmd.data_type, cmd.entry_len, cmd.entry_num);
+    if (target instanceof HwptNested) return yield* target.domain.cache_invalidate_user?.(array) ?? cannotInvalidate();
+    if (target instanceof IommufdViommu) return yield* target.driver.cache_invalidate?.(array) ?? cannotInvalidate();
+    return failed(EINVAL);
+  } finally {
+    ictx.objects.put(target);
+  }
+}
+
+function* cannotInvalidate(): Task<UserArrayOutcome> {
+  return { rc: -EOPNOTSUPP, done: 0 };
+}
+
+/** Entries in the caller's memory. */
+class UserEntries implements UserArray {
+  readonly type: number;
+  readonly entryBytes: number;
+  readonly entries: number;
+  readonly #ctx: SyscallContext;
+  readonly #address: bigint;
+
+  constructor(ctx: SyscallContext, address: bigint, type: number, entryBytes: number, entries: number) {
+    this.#ctx = ctx;
+    this.#address = address;
+    this.type = type;
+    this.entryBytes = entryBytes;
+    this.entries = entries;
+  }
+
+  entry(index: number, minimumBytes: number, sizeBytes: number): Uint8Array | number {
+    if (this.entryBytes < minimumBytes || this.entryBytes > sizeBytes) return -EINVAL;
+    return this.#copy(index, sizeBytes);
+  }
+
+  all(sizeBytes: number): Uint8Array[] | number {
+    if (this.entries === 0) return -EINVAL;
+    const copied: Uint8Array[] = [];
+    for (let index = 0; index < this.entries; index++) {
+      const bytes = this.#copy(index, sizeBytes);
+      if (typeof bytes === 'number') return bytes;
+      copied.push(bytes);
+    }
+    return copied;
+  }
+
+  /** `copy_struct_from_user` */
+  #copy(index: number, sizeBytes: number): Uint8Array | number {
+    const bytes = this.#ctx.copy_from_user(this.#address + BigInt(index * this.entryBytes), this.entryBytes);
+    if (bytes === undefined) return -EFAULT;
+    if (bytes.subarray(sizeBytes).some((byte) => byte !== 0)) return -E2BIG;
+    const out = new Uint8Array(sizeBytes);
+    out.set(bytes.subarray(0, sizeBytes));
+    return out;
   }
 }
 

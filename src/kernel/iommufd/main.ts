@@ -13,10 +13,13 @@ import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, ENOTTY } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
+  IOMMU_FAULT_QUEUE_ALLOC,
   IOMMU_GET_HW_INFO,
   IOMMU_HWPT_ALLOC,
   IOMMU_HWPT_GET_DIRTY_BITMAP,
+  IOMMU_HWPT_INVALIDATE,
   IOMMU_HWPT_SET_DIRTY_TRACKING,
+  IOMMU_HW_QUEUE_ALLOC,
   IOMMU_IOAS_ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS,
   IOMMU_IOAS_COPY,
@@ -25,12 +28,16 @@ import {
   IOMMU_IOAS_MAP_FILE,
   IOMMU_IOAS_UNMAP,
   IOMMU_OPTION,
+  IOMMU_VDEVICE_ALLOC,
+  IOMMU_VEVENTQ_ALLOC,
+  IOMMU_VIOMMU_ALLOC,
   type iommu_destroy,
 } from '../../uapi/iommufd.js';
 import { OpenFile, type SyscallContext } from '../files.js';
 import { row, type CommandRow } from './command.js';
 import { getHwInfo, IommufdGroups } from './device.js';
-import { hwptAlloc, hwptGetDirtyBitmap, hwptSetDirtyTracking } from './hw-pagetable.js';
+import { faultQueueAlloc, veventqAlloc } from './eventq.js';
+import { hwptAlloc, hwptGetDirtyBitmap, hwptInvalidate, hwptSetDirtyTracking } from './hw-pagetable.js';
 import {
   ioasAlloc,
   ioasAllowIovas,
@@ -42,8 +49,10 @@ import {
   option,
   type CommandOf,
 } from './ioas.js';
+import { MmapOffsets } from './mmap-offsets.js';
 import { ObjectTable } from './object.js';
 import { SwMsiPages } from './sw-msi.js';
+import { hwQueueAlloc, vdeviceAlloc, viommuAlloc } from './viommu.js';
 
 /** How pinned pages are charged (IOMMU_OPTION_RLIMIT_MODE). */
 export type AccountMode = 'user' | 'mm';
@@ -58,6 +67,7 @@ export class IommufdContext {
   readonly objects = new ObjectTable();
   readonly groups = new IommufdGroups();
   readonly swMsi = new SwMsiPages();
+  readonly mmaps = new MmapOffsets();
   accountMode: AccountMode = 'user';
   #users = 1;
 
@@ -89,10 +99,13 @@ function* destroy({ cmd, ictx }: CommandOf<typeof iommu_destroy>): Task<number> 
 
 const rows: readonly CommandRow[] = [
   row(IOMMU_DESTROY, destroy),
+  row(IOMMU_FAULT_QUEUE_ALLOC, faultQueueAlloc),
   row(IOMMU_GET_HW_INFO, getHwInfo),
   row(IOMMU_HWPT_ALLOC, hwptAlloc),
   row(IOMMU_HWPT_GET_DIRTY_BITMAP, hwptGetDirtyBitmap),
+  row(IOMMU_HWPT_INVALIDATE, hwptInvalidate),
   row(IOMMU_HWPT_SET_DIRTY_TRACKING, hwptSetDirtyTracking),
+  row(IOMMU_HW_QUEUE_ALLOC, hwQueueAlloc),
   row(IOMMU_IOAS_ALLOC, ioasAlloc),
   row(IOMMU_IOAS_ALLOW_IOVAS, ioasAllowIovas),
   row(IOMMU_IOAS_COPY, ioasCopy),
@@ -101,6 +114,9 @@ const rows: readonly CommandRow[] = [
   row(IOMMU_IOAS_MAP_FILE, ioasMapFile),
   row(IOMMU_IOAS_UNMAP, ioasUnmap),
   row(IOMMU_OPTION, option),
+  row(IOMMU_VDEVICE_ALLOC, vdeviceAlloc),
+  row(IOMMU_VEVENTQ_ALLOC, veventqAlloc),
+  row(IOMMU_VIOMMU_ALLOC, viommuAlloc),
 ];
 const rowByNumber = new Map(rows.map((entry) => [entry.number, entry]));
 

@@ -13,7 +13,18 @@ import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
 import { EBUSY, ENOENT } from '../../uapi/errno.js';
 
 /** `enum iommufd_object_type`, as far as there are such objects. */
-export type ObjectType = 'ioas' | 'hwpt-paging' | 'device' | 'access';
+export type ObjectType =
+  | 'ioas'
+  | 'hwpt-paging'
+  | 'hwpt-nested'
+  | 'device'
+  | 'access'
+  | 'fault'
+  | 'viommu'
+  | 'vdevice'
+  | 'veventq'
+  | 'hw-queue'
+  | 'selftest';
 
 /** Something with a number. */
 export abstract class IommufdObject {
@@ -34,6 +45,8 @@ export class ObjectTable {
   /** Undefined: the number is taken, the object cannot be found (yet). */
   readonly #slots: (IommufdObject | undefined)[] = [undefined];
   readonly #isTaken: boolean[] = [true];
+  /** Numbers whose objects are gone and which user space has not given back yet. */
+  readonly #tombstones = new Set<number>();
   #taken = 0;
 
   get isEmpty(): boolean {
@@ -88,6 +101,10 @@ export class ObjectTable {
   /** Destroys by number as IOMMU_DESTROY does: 0, -ENOENT, -EBUSY. */
   *remove(id: number): Task<number> {
     const object = this.#slots[id];
+    if (this.#tombstones.delete(id)) {
+      this.#free(id);
+      return 0;
+    }
     if (object === undefined) return -ENOENT;
     if (object.users !== 1) return -EBUSY;
     yield* this.#destroy(object);
@@ -102,6 +119,16 @@ export class ObjectTable {
     yield* this.#destroy(object);
   }
 
+  /** As {@link destroyUser} for an object that nobody else keeps, but its number stays taken until user space destroys it. */
+  *tombstone(object: IommufdObject): Task<void> {
+    while (object.shortTerm > 0) yield object.idle;
+    const { id } = object;
+    this.#slots[id] = undefined;
+    this.#tombstones.add(id);
+    object.users = 0;
+    yield* object.destroy();
+  }
+
   /** Takes a reference away and destroys the object if that was the last. */
   *putAndTryDestroy(object: IommufdObject): Task<void> {
     object.users--;
@@ -112,6 +139,7 @@ export class ObjectTable {
   *destroyAll(): Task<void> {
     while (!this.isEmpty) {
       const before = this.#taken;
+      for (const id of [...this.#tombstones]) yield* this.remove(id);
       for (const object of this.objects()) if (object.users === 1) yield* this.#destroy(object);
       invariant(this.#taken < before, 'iommufd: objects refer to each other in a circle');
     }

@@ -1,0 +1,281 @@
+/**
+ * Queues that tell user space of events: page requests that want an answer (FAULT), events of a vIOMMU (VEVENTQ).
+ *
+ * A queue is an object and a file; the file holds a reference to the object, so a queue whose file is open cannot be destroyed.
+ * A page request stays in `deliver` until it is read, then in `response` under its cookie until it is answered, by user space or, when
+ * its device leaves the page table, by the kernel. Events beyond a vIOMMU queue's depth are not kept: a header with LOST_EVENTS takes
+ * their place, and sequence numbers show how many they were.
+ *
+ * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
+ */
+import type { Task } from '../../runtime/task.js';
+import { EEXIST, EINVAL, EMFILE, ENOENT, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
+import {
+  IOMMU_VEVENTQ_FLAG_LOST_EVENTS,
+  IOMMU_VEVENTQ_TYPE_DEFAULT,
+  IOMMUFD_PAGE_RESP_INVALID,
+  IOMMUFD_PAGE_RESP_SUCCESS,
+  iommu_hwpt_page_response,
+  iommu_hwpt_pgfault,
+  iommufd_vevent_header,
+  type iommu_fault_alloc,
+  type iommu_veventq_alloc,
+} from '../../uapi/iommufd.js';
+import { OpenFile, type SyscallContext } from '../files.js';
+import type { PageRequest } from '../iommu/domain.js';
+import type { IommufdDevice } from './device.js';
+import type { CommandOf } from './ioas.js';
+import type { IommufdContext } from './main.js';
+import { IommufdObject } from './object.js';
+import { getViommu, type IommufdViommu } from './viommu.js';
+
+/** A page request that waits for its answer. */
+interface WaitingFault {
+  readonly idev: IommufdDevice;
+  readonly request: PageRequest;
+  /** The attachment it came through: its end answers. */
+  readonly handle: object;
+}
+
+/** `struct iommufd_fault` */
+export class IommufdFault extends IommufdObject {
+  override readonly type = 'fault';
+  readonly ictx: IommufdContext;
+  deliver: WaitingFault[] = [];
+  readonly response = new Map<number, WaitingFault>();
+
+  constructor(ictx: IommufdContext) {
+    super();
+    this.ictx = ictx;
+  }
+
+  /** A request of a device, through an attachment. */
+  add(idev: IommufdDevice, request: PageRequest, handle: object): void {
+    this.deliver.push({ idev, request, handle });
+  }
+
+  /** The attachment ends: what came through it is answered as invalid (`iommufd_auto_response_faults`). */
+  respondAll(handle: object): void {
+    const isOf = (fault: WaitingFault): boolean => fault.handle === handle;
+    for (const fault of this.deliver.filter(isOf)) respond(fault, IOMMUFD_PAGE_RESP_INVALID);
+    this.deliver = this.deliver.filter((fault) => !isOf(fault));
+    for (const [cookie, fault] of this.response) {
+      if (!isOf(fault)) continue;
+      respond(fault, IOMMUFD_PAGE_RESP_INVALID);
+      this.response.delete(cookie);
+    }
+  }
+
+  override *destroy(): Task<void> {
+    for (const fault of [...this.deliver, ...this.response.values()]) respond(fault, IOMMUFD_PAGE_RESP_INVALID);
+  }
+}
+
+function respond({ idev, request }: WaitingFault, code: number): void {
+  idev.igroup.group.driver.page_response?.(idev.device, request, code);
+}
+
+/** Lowest number from 1 that is no key. */
+function freeCookie(taken: ReadonlyMap<number, unknown>): number {
+  let cookie = 1;
+  while (taken.has(cookie)) cookie++;
+  return cookie;
+}
+
+/** The file of a queue. */
+abstract class EventFile<Q extends IommufdObject & { readonly ictx: IommufdContext }> extends OpenFile {
+  readonly queue: Q;
+
+  constructor(queue: Q) {
+    super();
+    this.queue = queue;
+    queue.users++;
+    queue.ictx.get();
+  }
+
+  override *release(): Task<void> {
+    this.queue.users--;
+    yield* this.queue.ictx.put();
+  }
+}
+
+class FaultFile extends EventFile<IommufdFault> {
+  /** Whole `struct iommu_hwpt_pgfault`s; nothing when there is none. -ESPIPE for a length that is no multiple. */
+  override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
+    const size = iommu_hwpt_pgfault.sizeBytes;
+    if (lengthBytes % size !== 0) return -ESPIPE;
+    const { deliver, response } = this.queue;
+    const out = new Uint8Array(Math.min(deliver.length * size, lengthBytes));
+    for (let at = 0; at < out.length; at += size) {
+      const fault = deliver.shift();
+      if (fault === undefined) break;
+      const cookie = freeCookie(response);
+      response.set(cookie, fault);
+      const { flags, pasid, grpid, perm, addr } = fault.request;
+      out.set(
+        iommu_hwpt_pgfault.encode({ flags, dev_id: fault.idev.id, pasid, grpid, perm, addr, length: 0, cookie }),
+        at,
+      );
+    }
+    return out;
+  }
+
+  /** `struct iommu_hwpt_page_response`s: bytes taken; -ESPIPE, -EINVAL for a code or cookie there is not, when it is the first. */
+  override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
+    const size = iommu_hwpt_page_response.sizeBytes;
+    if (bytes.length % size !== 0) return -ESPIPE;
+    const { response } = this.queue;
+    let done = 0;
+    for (; done < bytes.length; done += size) {
+      const { cookie, code } = iommu_hwpt_page_response.decode(bytes.subarray(done));
+      const fault = response.get(cookie);
+      const isCode = code === IOMMUFD_PAGE_RESP_SUCCESS || code === IOMMUFD_PAGE_RESP_INVALID;
+      if (!isCode || fault === undefined) return done === 0 ? -EINVAL : done;
+      response.delete(cookie);
+      respond(fault, code);
+    }
+    return done;
+  }
+}
+
+/** IOMMU_FAULT_QUEUE_ALLOC */
+export function* faultQueueAlloc(ucmd: CommandOf<typeof iommu_fault_alloc>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  if (cmd.flags !== 0) return -EOPNOTSUPP;
+  const fault = new IommufdFault(ictx);
+  ictx.objects.alloc(fault);
+  return yield* openQueue(ictx, ctx, fault, new FaultFile(fault), (fd) => {
+    cmd.out_fault_id = fault.id;
+    cmd.out_fault_fd = fd;
+    return ucmd.respond();
+  });
+}
+
+/** Gives a queue its file and tells the caller; takes everything back when that fails. */
+function* openQueue(
+  ictx: IommufdContext,
+  ctx: SyscallContext,
+  queue: IommufdObject,
+  file: OpenFile,
+  answer: (fd: number) => number,
+): Task<number> {
+  const { files } = ctx.process;
+  const fd = files.install(file);
+  if (fd < 0) yield* file.release();
+  const rc = fd < 0 ? -EMFILE : answer(fd);
+  if (rc < 0) {
+    if (fd >= 0) yield* files.close(fd);
+    ictx.objects.abort(queue);
+    yield* queue.destroy();
+    return rc;
+  }
+  ictx.objects.finalize(queue);
+  return 0;
+}
+
+export function isFault(object: IommufdObject): object is IommufdFault {
+  return object instanceof IommufdFault;
+}
+
+// --- vIOMMU events ---
+
+/** Highest number of a sequence: INT_MAX. */
+const SEQUENCE_MASK = 0x7fff_ffff;
+/** VEVENTQ_MAX_DEPTH */
+const MAX_DEPTH = 1 << 19;
+
+/** An event, or (without bytes) the word that some were lost. */
+interface Vevent {
+  sequence: number;
+  readonly bytes: Uint8Array | undefined;
+}
+
+/** `struct iommufd_veventq` */
+export class IommufdVeventq extends IommufdObject {
+  override readonly type = 'veventq';
+  readonly ictx: IommufdContext;
+  readonly viommu: IommufdViommu;
+  readonly eventType: number;
+  readonly depth: number;
+  readonly deliver: Vevent[] = [];
+  #events = 0;
+  #sequence = 0;
+
+  constructor(viommu: IommufdViommu, eventType: number, depth: number) {
+    super();
+    this.ictx = viommu.ictx;
+    this.viommu = viommu;
+    this.eventType = eventType;
+    this.depth = depth;
+  }
+
+  /** Adds an event; a full queue notes that it was lost. */
+  report(bytes: Uint8Array): void {
+    const isLost = this.#events === this.depth;
+    if (this.deliver.at(-1)?.bytes === undefined) this.deliver.pop();
+    this.deliver.push({ sequence: this.#sequence, bytes: isLost ? undefined : bytes });
+    if (!isLost) this.#events++;
+    this.#sequence = (this.#sequence + 1) & SEQUENCE_MASK;
+  }
+
+  /** Takes the first event if it fits into that many bytes; as user space reads it. */
+  take(roomBytes: number): Uint8Array | undefined {
+    const [first] = this.deliver;
+    const headBytes = iommufd_vevent_header.sizeBytes;
+    if (first === undefined || headBytes + (first.bytes?.length ?? 0) > roomBytes) return undefined;
+    this.deliver.shift();
+    if (first.bytes !== undefined) this.#events--;
+    const flags = first.bytes === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0;
+    const out = new Uint8Array(headBytes + (first.bytes?.length ?? 0));
+    out.set(iommufd_vevent_header.encode({ flags, sequence: first.sequence }));
+    out.set(first.bytes ?? [], headBytes);
+    return out;
+  }
+
+  override *destroy(): Task<void> {
+    const { veventqs } = this.viommu;
+    const index = veventqs.indexOf(this);
+    if (index < 0) return;
+    veventqs.splice(index, 1);
+    this.viommu.users--;
+  }
+}
+
+class VeventFile extends EventFile<IommufdVeventq> {
+  /** As many whole events as fit. */
+  override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
+    const parts: Uint8Array[] = [];
+    let done = 0;
+    for (;;) {
+      const event = this.queue.take(lengthBytes - done);
+      if (event === undefined) break;
+      parts.push(event);
+      done += event.length;
+    }
+    return Buffer.concat(parts);
+  }
+}
+
+/** IOMMU_VEVENTQ_ALLOC */
+export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  if (cmd.flags !== 0 || cmd.__reserved !== 0 || cmd.type === IOMMU_VEVENTQ_TYPE_DEFAULT) return -EOPNOTSUPP;
+  if (cmd.veventq_depth === 0 || cmd.veventq_depth > MAX_DEPTH) return -EINVAL;
+  const viommu = getViommu(ictx, cmd.viommu_id);
+  if (viommu === undefined) return -ENOENT;
+  try {
+    if (viommu.driver.supports_veventq?.(cmd.type) !== true) return -EOPNOTSUPP;
+    if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
+    const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
+    ictx.objects.alloc(queue);
+    viommu.veventqs.push(queue);
+    viommu.users++;
+    return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {
+      cmd.out_veventq_id = queue.id;
+      cmd.out_veventq_fd = fd;
+      return ucmd.respond();
+    });
+  } finally {
+    ictx.objects.put(viommu);
+  }
+}

@@ -1,0 +1,340 @@
+/**
+ * vIOMMUs: the slice of a physical IOMMU that a VM sees, devices with virtual IDs on it, queues it has in hardware.
+ *
+ * A vIOMMU refers to its nesting parent; vDEVICEs, queues and nested page tables refer to the vIOMMU. A vDEVICE belongs to its device:
+ * when the device is unbound first, the vDEVICE goes and its number stays taken (a tombstone) until user space destroys it.
+ *
+ * Lock: `igroup.lock` covers a device's vDEVICE. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
+ */
+import type { Task } from '../../runtime/task.js';
+import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
+import {
+  IOMMU_HW_QUEUE_TYPE_DEFAULT,
+  IOMMU_VIOMMU_TYPE_DEFAULT,
+  type iommu_hw_queue_alloc,
+  type iommu_vdevice_alloc,
+  type iommu_viommu_alloc,
+} from '../../uapi/iommufd.js';
+import type { IommuDriver, UserDomainData, ViommuDriver, ViommuHost } from '../iommu/domain.js';
+import {
+  iommufd_access_attach_internal,
+  iommufd_access_create_internal,
+  iommufd_access_destroy,
+  iommufd_access_pin_pages,
+  iommufd_access_unpin_pages,
+  type IommufdAccess,
+} from './access.js';
+import { getDevice, type IommufdDevice } from './device.js';
+import type { IommufdVeventq } from './eventq.js';
+import { isHwptPaging, type HwptPaging } from './hw-pagetable.js';
+import { IOVA_MAX } from './io-pagetable.js';
+import type { CommandOf } from './ioas.js';
+import type { IommufdContext } from './main.js';
+import { IommufdObject } from './object.js';
+import { PAGE_BYTES, PAGE_SIZE } from './pages.js';
+
+/** `struct iommufd_viommu` */
+export class IommufdViommu extends IommufdObject {
+  override readonly type = 'viommu';
+  readonly ictx: IommufdContext;
+  readonly hwpt: HwptPaging;
+  /** The physical IOMMU it is a slice of. */
+  readonly iommu: IommuDriver;
+  readonly vdevs = new Map<bigint, IommufdVdevice>();
+  readonly veventqs: IommufdVeventq[] = [];
+  driver: ViommuDriver = {};
+  readonly #mmaps: number[] = [];
+
+  constructor(ictx: IommufdContext, hwpt: HwptPaging, iommu: IommuDriver) {
+    super();
+    this.ictx = ictx;
+    this.hwpt = hwpt;
+    this.iommu = iommu;
+  }
+
+  /** What its driver is given. */
+  host(copyToUser: (bytes: Uint8Array) => number): ViommuHost {
+    return {
+      parent: this.hwpt.domain,
+      vdevId: (device) => [...this.vdevs].find(([, vdev]) => vdev.idev.device === device)?.[0] ?? -ENOENT,
+      find_dev: (virtId) => this.vdevs.get(virtId)?.idev.device,
+      alloc_mmap: (pa, lengthBytes) => {
+        const offset = this.ictx.mmaps.alloc(this, pa, lengthBytes);
+        this.#mmaps.push(offset);
+        return offset;
+      },
+      copyToUser,
+      report_event: (type, bytes) => {
+        const queue = this.veventqs.find((candidate) => candidate.eventType === type);
+        if (queue === undefined) return -EOPNOTSUPP;
+        queue.report(bytes);
+        return 0;
+      },
+    };
+  }
+
+  override *destroy(): Task<void> {
+    for (const offset of this.#mmaps) this.ictx.mmaps.free(offset);
+    yield* this.driver.destroy?.() ?? nothing();
+    this.hwpt.users--;
+  }
+}
+
+function* nothing(): Task<void> {
+  // Some drivers keep nothing.
+}
+
+function isViommu(object: IommufdObject): object is IommufdViommu {
+  return object instanceof IommufdViommu;
+}
+
+/** The vIOMMU with this number, to be given back with `objects.put`. */
+export function getViommu(ictx: IommufdContext, id: number): IommufdViommu | undefined {
+  return ictx.objects.get(id, isViommu);
+}
+
+/** IOMMU_VIOMMU_ALLOC */
+export function* viommuAlloc(ucmd: CommandOf<typeof iommu_viommu_alloc>): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (cmd.flags !== 0 || cmd.type === IOMMU_VIOMMU_TYPE_DEFAULT) return -EOPNOTSUPP;
+  const idev = getDevice(ictx, cmd.dev_id);
+  if (idev === undefined) return -ENOENT;
+  try {
+    const { driver } = idev.igroup.group;
+    if (driver.viommu?.supports(idev.device, cmd.type) !== true) return -EOPNOTSUPP;
+    const hwpt = ictx.objects.get(cmd.hwpt_id, isHwptPaging);
+    if (hwpt === undefined) return -ENOENT;
+    try {
+      return hwpt.isNestParent ? yield* makeViommu(ucmd, idev, hwpt) : -EINVAL;
+    } finally {
+      ictx.objects.put(hwpt);
+    }
+  } finally {
+    ictx.objects.put(idev);
+  }
+}
+
+function* makeViommu(
+  ucmd: CommandOf<typeof iommu_viommu_alloc>,
+  { device, igroup }: IommufdDevice,
+  hwpt: HwptPaging,
+): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  const { driver } = igroup.group;
+  let data: UserDomainData | undefined;
+  if (cmd.data_len > 0) {
+    const bytes = ctx.copy_from_user(cmd.data_uptr, cmd.data_len);
+    if (bytes === undefined) return -EFAULT;
+    data = { type: cmd.type, bytes };
+  }
+  const viommu = new IommufdViommu(ictx, hwpt, driver);
+  ictx.objects.alloc(viommu);
+  hwpt.users++;
+  const copyToUser = (bytes: Uint8Array): number =>
+    ctx.copy_to_user(cmd.data_uptr, bytes.subarray(0, cmd.data_len)) ? 0 : -EFAULT;
+  const made = (yield* driver.viommu?.init(device, viommu.host(copyToUser), data) ?? noDriver()) ?? -EOPNOTSUPP;
+  let rc = typeof made === 'number' ? made : 0;
+  if (typeof made !== 'number') viommu.driver = made;
+  if (rc === 0) {
+    cmd.out_viommu_id = viommu.id;
+    rc = ucmd.respond();
+  }
+  if (rc < 0) {
+    ictx.objects.abort(viommu);
+    yield* viommu.destroy();
+    return rc;
+  }
+  ictx.objects.finalize(viommu);
+  return 0;
+}
+
+function* noDriver(): Task<number> {
+  return -EOPNOTSUPP;
+}
+
+/** `struct iommufd_vdevice` */
+export class IommufdVdevice extends IommufdObject {
+  override readonly type = 'vdevice';
+  readonly viommu: IommufdViommu;
+  readonly idev: IommufdDevice;
+  readonly virtId: bigint;
+
+  constructor(viommu: IommufdViommu, idev: IommufdDevice, virtId: bigint) {
+    super();
+    this.viommu = viommu;
+    this.idev = idev;
+    this.virtId = virtId;
+  }
+
+  override *destroy(): Task<void> {
+    const { idev, viommu, virtId } = this;
+    yield* idev.igroup.lock.lock();
+    if (viommu.vdevs.get(virtId) === this) {
+      viommu.vdevs.delete(virtId);
+      viommu.driver.vdevice_destroy?.(idev.device, virtId);
+    }
+    viommu.users--;
+    idev.vdev = undefined;
+    idev.ictx.objects.put(idev);
+    idev.igroup.lock.unlock();
+  }
+}
+
+/** IOMMU_VDEVICE_ALLOC */
+export function* vdeviceAlloc(ucmd: CommandOf<typeof iommu_vdevice_alloc>): Task<number> {
+  const { cmd, ictx } = ucmd;
+  const viommu = getViommu(ictx, cmd.viommu_id);
+  if (viommu === undefined) return -ENOENT;
+  try {
+    const idev = getDevice(ictx, cmd.dev_id);
+    if (idev === undefined) return -ENOENT;
+    // The reference stays while the vDEVICE does.
+    const rc = yield* makeVdevice(ucmd, viommu, idev);
+    if (rc < 0) ictx.objects.put(idev);
+    return rc;
+  } finally {
+    ictx.objects.put(viommu);
+  }
+}
+
+function* makeVdevice(
+  ucmd: CommandOf<typeof iommu_vdevice_alloc>,
+  viommu: IommufdViommu,
+  idev: IommufdDevice,
+): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (viommu.iommu !== idev.igroup.group.driver) return -EINVAL;
+  const { lock } = idev.igroup;
+  yield* lock.lock();
+  try {
+    if (idev.isDestroying) return -ENOENT;
+    if (idev.vdev !== undefined || viommu.vdevs.has(cmd.virt_id)) return -EEXIST;
+    const vdev = new IommufdVdevice(viommu, idev, cmd.virt_id);
+    ictx.objects.alloc(vdev);
+    viommu.vdevs.set(cmd.virt_id, vdev);
+    let rc = (yield* viommu.driver.vdevice_init?.(idev.device, cmd.virt_id) ?? ready()) ?? 0;
+    if (rc === 0) {
+      cmd.out_vdevice_id = vdev.id;
+      rc = ucmd.respond();
+    }
+    if (rc < 0) {
+      viommu.vdevs.delete(cmd.virt_id);
+      ictx.objects.abort(vdev);
+      return rc;
+    }
+    viommu.users++;
+    idev.vdev = vdev;
+    ictx.objects.finalize(vdev);
+    return 0;
+  } finally {
+    lock.unlock();
+  }
+}
+
+function* ready(): Task<number> {
+  return 0;
+}
+
+/** A device is about to be unbound: its vDEVICE goes, its number stays taken (`iommufd_device_remove_vdev`). */
+export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
+  yield* idev.igroup.lock.lock();
+  idev.isDestroying = true;
+  const { vdev } = idev;
+  idev.igroup.lock.unlock();
+  if (vdev !== undefined) yield* idev.ictx.objects.tombstone(vdev);
+}
+
+// --- queues in hardware ---
+
+/** The most pages the kernel can list: one allocation of KMALLOC_MAX_SIZE bytes of pointers. */
+const MAX_QUEUE_PAGES = (4n << 20n) / 8n;
+
+/** `struct iommufd_hw_queue` */
+class IommufdHwQueue extends IommufdObject {
+  override readonly type = 'hw-queue';
+  readonly viommu: IommufdViommu;
+  readonly access: IommufdAccess;
+  readonly iova: bigint;
+  readonly lengthBytes: bigint;
+  isInHardware = false;
+  /** The queue before it, which it needs. */
+  previous: IommufdHwQueue | undefined;
+
+  constructor(viommu: IommufdViommu, access: IommufdAccess, iova: bigint, lengthBytes: bigint) {
+    super();
+    this.viommu = viommu;
+    this.access = access;
+    this.iova = iova;
+    this.lengthBytes = lengthBytes;
+  }
+
+  override *destroy(): Task<void> {
+    const { viommu, access, previous } = this;
+    if (this.isInHardware) viommu.driver.hw_queue?.destroy(this);
+    if (previous !== undefined) previous.users--;
+    yield* iommufd_access_unpin_pages(access, this.iova, this.lengthBytes);
+    yield* iommufd_access_destroy(access);
+    viommu.users--;
+  }
+}
+
+/** IOMMU_HW_QUEUE_ALLOC */
+export function* hwQueueAlloc(ucmd: CommandOf<typeof iommu_hw_queue_alloc>): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (cmd.flags !== 0 || cmd.type === IOMMU_HW_QUEUE_TYPE_DEFAULT) return -EOPNOTSUPP;
+  if (cmd.length === 0n) return -EINVAL;
+  if (cmd.nesting_parent_iova + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
+  const viommu = getViommu(ictx, cmd.viommu_id);
+  if (viommu === undefined) return -ENOENT;
+  try {
+    if (viommu.driver.hw_queue?.supports(cmd.type) !== true) return -EOPNOTSUPP;
+    return yield* makeHwQueue(ucmd, viommu);
+  } finally {
+    ictx.objects.put(viommu);
+  }
+}
+
+/** Pins a queue's pages for good and finds where they lie: the physical address of its first byte, or -errno. */
+function* pinQueue(access: IommufdAccess, iova: bigint, length: bigint): Task<number> {
+  const offset = iova % PAGE_SIZE;
+  const pages = (offset + length + PAGE_SIZE - 1n) / PAGE_SIZE;
+  if (pages > MAX_QUEUE_PAGES) return -ENOMEM;
+  const runs = yield* iommufd_access_pin_pages(access, iova, length, false);
+  if (typeof runs === 'number') return runs;
+  const [first] = runs;
+  if (first === undefined || BigInt(first.pages) !== pages) {
+    yield* iommufd_access_unpin_pages(access, iova, length);
+    return -EFAULT;
+  }
+  return first.pfn * PAGE_BYTES + Number(offset);
+}
+
+function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: IommufdViommu): Task<number> {
+  const { cmd, ictx } = ucmd;
+  const access = iommufd_access_create_internal(ictx);
+  yield* iommufd_access_attach_internal(access, viommu.hwpt.ioas);
+  const basePa = yield* pinQueue(access, cmd.nesting_parent_iova, cmd.length);
+  if (basePa < 0) {
+    yield* iommufd_access_destroy(access);
+    return basePa;
+  }
+  const queue = new IommufdHwQueue(viommu, access, cmd.nesting_parent_iova, cmd.length);
+  ictx.objects.alloc(queue);
+  viommu.users++;
+  const set = viommu.driver.hw_queue?.init(queue, cmd.index, cmd.nesting_parent_iova, basePa) ?? -EOPNOTSUPP;
+  let rc = typeof set === 'number' ? set : 0;
+  if (typeof set !== 'number') {
+    queue.isInHardware = true;
+    queue.previous = set.previous as IommufdHwQueue | undefined;
+    if (queue.previous !== undefined) queue.previous.users++;
+    cmd.out_hw_queue_id = queue.id;
+    rc = ucmd.respond();
+  }
+  if (rc < 0) {
+    ictx.objects.abort(queue);
+    yield* queue.destroy();
+    return rc;
+  }
+  ictx.objects.finalize(queue);
+  return 0;
+}
