@@ -244,7 +244,7 @@ export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
 /** Puts a PASID of every member into a domain; on failure those done go back to `old`. */
 function* setGroupPasid(group: IommuGroup, pasid: number, domain: IommuDomain, old: IommuDomain): Task<number> {
   for (const [i, { driver, device }] of group.members.entries()) {
-    const rc = (yield* driver.set_dev_pasid?.(domain, device, pasid) ?? unsupported()) ?? 0;
+    const rc = yield* driver.set_dev_pasid?.(domain, device, pasid) ?? unsupported();
     if (rc === 0) continue;
     for (const undo of group.members.slice(0, i))
       yield* undo.driver.set_dev_pasid?.(old, undo.device, pasid) ?? unsupported();

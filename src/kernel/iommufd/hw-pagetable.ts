@@ -102,7 +102,7 @@ export class HwptPaging extends Hwpt {
     this.isNestParent = isNestParent;
   }
 
-  override get paging(): HwptPaging {
+  override get paging(): this {
     return this;
   }
 
@@ -271,8 +271,9 @@ function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObje
   const parent = viommu?.hwpt ?? over;
   if (!(parent instanceof HwptPaging)) return -EINVAL;
   if (viommu !== undefined && viommu.iommu !== driver) return -EINVAL;
-  const canNest = viommu === undefined ? driver.domain_alloc_nested : viommu.driver.alloc_domain_nested;
-  if ((cmd.flags & ~NESTED_FLAGS) !== 0 || cmd.data_len === 0 || canNest === undefined) return -EOPNOTSUPP;
+  const canNest =
+    viommu === undefined ? driver.domain_alloc_nested !== undefined : viommu.driver.alloc_domain_nested !== undefined;
+  if ((cmd.flags & ~NESTED_FLAGS) !== 0 || cmd.data_len === 0 || !canNest) return -EOPNOTSUPP;
   if (viommu === undefined && (parent.isAuto || !parent.isNestParent || parent.domain.driver !== driver))
     return -EINVAL;
   const data = userData(ucmd);

@@ -26,6 +26,7 @@ import {
   EOVERFLOW,
   EPERM,
   type ErrorDetail,
+  ENOMEM,
 } from '../../uapi/errno.js';
 import { IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
@@ -648,6 +649,55 @@ export class IoPageTable {
       this.#accesses.splice(index, 1);
       return this.#recalculateAlignment();
     });
+  }
+
+  /**
+   * Cuts the areas that reach beyond one of these IOVAs behind it (`iopt_cut_iova`): 0, -EBUSY while one is mapped or unmapped, -EINVAL
+   * where a cut would not be aligned, an access has pages pinned, or a domain may have a large entry there, -ENOMEM.
+   */
+  *cut_iova(iovas: readonly bigint[]): Task<number> {
+    yield* this.iovaRwsem.down_write();
+    let rc = 0;
+    for (const iova of iovas) {
+      const area = this.areas.firstOverlap(iova, iova);
+      if (area !== undefined) rc = this.#split(area, iova);
+      if (rc < 0) break;
+    }
+    this.iovaRwsem.up_write();
+    return rc;
+  }
+
+  /** `iopt_area_split`: the area ends at `iova`, another has the rest. */
+  #split(area: IoptArea, iova: bigint): number {
+    const { pages } = area;
+    const next = iova + 1n;
+    if (iova === area.iova || iova === area.last) return 0;
+    if (pages === undefined || area.preventAccess) return -EBUSY;
+    const alignment = this.#iovaAlignment;
+    if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
+    if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
+    const parts = [
+      new IoptArea(area.iova, next - area.iova, area.startByte, area.prot),
+      new IoptArea(next, area.last - iova, area.byteAt(next), area.prot),
+    ];
+    this.areas.remove(area);
+    for (const part of parts) {
+      part.pages = pages;
+      part.isFilled = area.isFilled;
+      if (this.areas.insert(part) === 0) continue;
+      for (const done of parts) if (this.areas.firstOverlap(done.iova, done.last) === done) this.areas.remove(done);
+      invariant(this.areas.insert(area) === 0, 'io_pagetable: an area that was taken out has its room');
+      return -ENOMEM;
+    }
+    pages.get();
+    return 0;
+  }
+
+  /** Bytes a page of every domain can have, as a bitmap of their logarithms. */
+  get pageSizes(): bigint {
+    let bitmap = IOVA_MAX;
+    for (const domain of this.#domains) bitmap &= domain.pageSizes.reduce((bits, size) => bits | BigInt(size), 0n);
+    return bitmap;
   }
 
   /** IOMMU_OPTION_HUGE_PAGES 0: -EINVAL while domains have mappings, -EADDRINUSE if a mapping is not page aligned. */

@@ -68,6 +68,15 @@ function isIoas(object: IommufdObject): object is Ioas {
   return object instanceof Ioas;
 }
 
+/** `iommufd_ioas_alloc`: a new address space with its number, not to be found yet; -ENOMEM. */
+export function newIoas(ictx: IommufdContext): Ioas | number {
+  const iopt = IoPageTable.create(ictx.arena);
+  if (typeof iopt === 'number') return iopt;
+  const ioas = new Ioas(iopt);
+  ictx.objects.alloc(ioas);
+  return ioas;
+}
+
 /** The address space with this number, to be given back with `objects.put`. */
 export function getIoas(ictx: IommufdContext, id: number): Ioas | undefined {
   return ictx.objects.get(id, isIoas);
@@ -88,10 +97,8 @@ function* withIoas(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<
 export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<number> {
   const { cmd, ictx } = ucmd;
   if (cmd.flags !== 0) return -EOPNOTSUPP;
-  const iopt = IoPageTable.create(ictx.arena);
-  if (typeof iopt === 'number') return iopt;
-  const ioas = new Ioas(iopt);
-  ictx.objects.alloc(ioas);
+  const ioas = newIoas(ictx);
+  if (typeof ioas === 'number') return ioas;
   cmd.out_ioas_id = ioas.id;
   const rc = ucmd.respond();
   if (rc < 0) {
@@ -177,7 +184,7 @@ function fixedIova(flags: number, iova: bigint): bigint | undefined {
 }
 
 /** Whether a pages object can have this many bytes. */
-function isPagesLength(length: bigint): boolean {
+export function isPagesLength(length: bigint): boolean {
   return length > 0n && length <= IOVA_MAX - PAGE_SIZE;
 }
 

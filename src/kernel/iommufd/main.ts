@@ -10,7 +10,7 @@
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
 import type { Task } from '../../runtime/task.js';
-import { E2BIG, EFAULT, EINVAL, ENOTTY } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
   IOMMU_FAULT_QUEUE_ALLOC,
@@ -29,6 +29,7 @@ import {
   IOMMU_IOAS_UNMAP,
   IOMMU_OPTION,
   IOMMU_VDEVICE_ALLOC,
+  IOMMU_VFIO_IOAS,
   IOMMU_VEVENTQ_ALLOC,
   IOMMU_VIOMMU_ALLOC,
   type iommu_destroy,
@@ -50,8 +51,10 @@ import {
   type CommandOf,
 } from './ioas.js';
 import { MmapOffsets } from './mmap-offsets.js';
+import type { Ioas } from './ioas.js';
 import { ObjectTable } from './object.js';
 import { SwMsiPages } from './sw-msi.js';
+import { iommufd_vfio_ioctl, vfioIoas } from './vfio-compat.js';
 import { hwQueueAlloc, vdeviceAlloc, viommuAlloc } from './viommu.js';
 
 /** How pinned pages are charged (IOMMU_OPTION_RLIMIT_MODE). */
@@ -69,6 +72,8 @@ export class IommufdContext {
   readonly swMsi = new SwMsiPages();
   readonly mmaps = new MmapOffsets();
   accountMode: AccountMode = 'user';
+  /** What VFIO ioctls work on (IOMMU_VFIO_IOAS). */
+  vfioIoas: Ioas | undefined;
   #users = 1;
 
   /** Fault switches of the host. */
@@ -115,6 +120,7 @@ const rows: readonly CommandRow[] = [
   row(IOMMU_IOAS_UNMAP, ioasUnmap),
   row(IOMMU_OPTION, option),
   row(IOMMU_VDEVICE_ALLOC, vdeviceAlloc),
+  row(IOMMU_VFIO_IOAS, vfioIoas),
   row(IOMMU_VEVENTQ_ALLOC, veventqAlloc),
   row(IOMMU_VIOMMU_ALLOC, viommuAlloc),
 ];
@@ -147,7 +153,7 @@ export class IommufdFile extends OpenFile {
 
   override *ioctl(ctx: SyscallContext, cmd: number, arg: bigint): Task<number> {
     const command = rowByNumber.get(cmd);
-    if (command === undefined) return -ENOTTY;
+    if (command === undefined) return yield* iommufd_vfio_ioctl(this.ictx, ctx, cmd, arg);
     const bytes = copyStruct(ctx, command, arg);
     if (typeof bytes === 'number') return bytes;
     return yield* command.run(this.ictx, ctx, bytes, arg);

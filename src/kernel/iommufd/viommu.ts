@@ -132,7 +132,7 @@ function* makeViommu(
   hwpt.users++;
   const copyToUser = (bytes: Uint8Array): number =>
     ctx.copy_to_user(cmd.data_uptr, bytes.subarray(0, cmd.data_len)) ? 0 : -EFAULT;
-  const made = (yield* driver.viommu?.init(device, viommu.host(copyToUser), data) ?? noDriver()) ?? -EOPNOTSUPP;
+  const made = yield* driver.viommu?.init(device, viommu.host(copyToUser), data) ?? noDriver();
   let rc = typeof made === 'number' ? made : 0;
   if (typeof made !== 'number') viommu.driver = made;
   if (rc === 0) {
@@ -212,7 +212,7 @@ function* makeVdevice(
     const vdev = new IommufdVdevice(viommu, idev, cmd.virt_id);
     ictx.objects.alloc(vdev);
     viommu.vdevs.set(cmd.virt_id, vdev);
-    let rc = (yield* viommu.driver.vdevice_init?.(idev.device, cmd.virt_id) ?? ready()) ?? 0;
+    let rc = yield* viommu.driver.vdevice_init?.(idev.device, cmd.virt_id) ?? ready();
     if (rc === 0) {
       cmd.out_vdevice_id = vdev.id;
       rc = ucmd.respond();
