@@ -68,8 +68,13 @@ export abstract class OpenFile {
   }
 
   /** What a mapping of the file shows, or -errno. */
-  mmap(_offset: bigint, _length: bigint): FileMapping | number {
+  mmap(_offset: bigint, _length: bigint, _isShared: boolean): FileMapping | number {
     return -ENODEV;
+  }
+
+  /** Whether reading would give something now. */
+  poll(): boolean {
+    return true;
   }
 
   ftruncate(_length: bigint): number {
@@ -79,6 +84,17 @@ export abstract class OpenFile {
   /** The last descriptor is gone. */
   *release(): Task<void> {
     // Most files hold nothing.
+  }
+}
+
+/** /dev/null: nothing to read, everything may be written. */
+export class NullFile extends OpenFile {
+  override *read(): Task<Uint8Array> {
+    return new Uint8Array();
+  }
+
+  override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
+    return bytes.length;
   }
 }
 

@@ -291,7 +291,7 @@ export class Kernel {
       return mm.mmapAnonymous(request.addr, request.length, request.prot, request.contiguity);
     const file = files.get(request.fd);
     if (file === undefined) return -EBADF;
-    const mapping = file.mmap(request.offset, request.length);
+    const mapping = file.mmap(request.offset, request.length, true);
     return typeof mapping === 'number' ? mapping : mm.mmapFile(request.addr, request.length, request.prot, mapping);
   }
 }

@@ -334,7 +334,7 @@ export const IOMMU_IOAS_CHANGE_PROCESS = defineIoctl(
 );
 export const IOMMU_VIOMMU_ALLOC = defineIoctl('IOMMU_VIOMMU_ALLOC', 0x3b90, iommu_viommu_alloc, 'out_viommu_id');
 export const IOMMU_VDEVICE_ALLOC = defineIoctl('IOMMU_VDEVICE_ALLOC', 0x3b91, iommu_vdevice_alloc, 'virt_id');
-export const IOMMU_VEVENTQ_ALLOC = defineIoctl('IOMMU_VEVENTQ_ALLOC', 0x3b93, iommu_veventq_alloc, '__reserved');
+export const IOMMU_VEVENTQ_ALLOC = defineIoctl('IOMMU_VEVENTQ_ALLOC', 0x3b93, iommu_veventq_alloc, 'out_veventq_fd');
 export const IOMMU_HW_QUEUE_ALLOC = defineIoctl('IOMMU_HW_QUEUE_ALLOC', 0x3b94, iommu_hw_queue_alloc, 'length');
 export const IOMMU_IOAS_NOIOMMU_GET_PA = defineIoctl(
   'IOMMU_IOAS_NOIOMMU_GET_PA',

@@ -77,6 +77,7 @@ class ModelDomain implements PagingDomain {
 /** Memory whose page n is at BASE_PFN + 2n, so that no two pages are adjacent; counts pins. */
 function memory(pins: Map<number, number>): PageSource {
   return {
+    mm: undefined,
     startByte: 0x10000000n,
     *pin(firstPage, pages) {
       return Array.from({ length: pages }, (_, i) => {
@@ -98,6 +99,10 @@ function memory(pins: Map<number, number>): PageSource {
 }
 
 class CountingAccount implements PinAccount {
+  of(): this {
+    return this;
+  }
+
   charged = 0;
   charge(pages: number): number {
     this.charged += pages;

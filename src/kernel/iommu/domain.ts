@@ -106,6 +106,7 @@ export interface ViommuDriver {
   /** A nested domain whose tables the guest owns; -errno. */
   alloc_domain_nested?(flags: number, data: UserDomainData): Task<NestedDomain | number>;
   cache_invalidate?(array: UserArray): Task<UserArrayOutcome>;
+  /** Absent: any type. */
   supports_veventq?(type: number): boolean;
   /** A device got a virtual ID; 0 or -errno. */
   vdevice_init?(device: Device, virtId: bigint): Task<number>;

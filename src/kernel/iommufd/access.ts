@@ -11,9 +11,10 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EINVAL, ENOENT, EOVERFLOW, EPERM } from '../../uapi/errno.js';
+import { EBUSY, EINVAL, ENOENT, EOVERFLOW, EPERM } from '../../uapi/errno.js';
 import { IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { PinnedRun } from '../mm/mm.js';
+import type { Process } from '../mm/process.js';
 import type { IoptArea } from './area.js';
 import { silentSink, type FailureSink } from './failure.js';
 import { IOVA_MAX, type IoptAccess } from './io-pagetable.js';
@@ -60,13 +61,12 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
     yield* this.ioasLock.lock();
     if (this.ioas !== undefined) yield* changeIoas(this, undefined, silentSink);
     this.ioasLock.unlock();
-    yield* this.ictx.put();
+    if (!this.isInternal) yield* this.ictx.put();
   }
 }
 
 /** An access of its own number that uses no address space yet. */
-export function iommufd_access_create(file: IommufdFile, ops: AccessOps): IommufdAccess {
-  const { ictx } = file;
+export function iommufd_access_create({ ictx }: Pick<IommufdFile, 'ictx'>, ops: AccessOps): IommufdAccess {
   const access = new IommufdAccess(ictx, ops);
   ictx.objects.alloc(access);
   access.users++;
@@ -81,7 +81,6 @@ export function iommufd_access_create_internal(ictx: IommufdContext): IommufdAcc
   access.isInternal = true;
   ictx.objects.alloc(access);
   access.users++;
-  ictx.get();
   ictx.objects.finalize(access);
   return access;
 }
@@ -272,4 +271,49 @@ export function* iommufd_access_unpin_pages(access: IommufdAccess, iova: bigint,
   );
   ioas.iopt.iovaRwsem.up_read();
   access.ioasLock.unlock();
+}
+
+/** How {@link iommufd_access_rw} copies. */
+export interface AccessRwFlags {
+  readonly write: boolean;
+  /** Not through the caller's address space, even where that could be. */
+  readonly isSlow: boolean;
+}
+
+/**
+ * Copies `data` to a range, or from it into `data`, on behalf of a process: 0, or -errno with the bytes before the fault
+ * copied. EINVAL nothing to copy, ENOENT no address space or a hole, EBUSY being unmapped, EPERM, EFAULT, EOVERFLOW.
+ */
+export function* iommufd_access_rw(
+  access: IommufdAccess,
+  process: Process,
+  iova: bigint,
+  data: Uint8Array,
+  { write, isSlow }: AccessRwFlags,
+): Task<number> {
+  if (data.length === 0) return -EINVAL;
+  const last = iova + BigInt(data.length) - 1n;
+  if (last > IOVA_MAX) return -EOVERFLOW;
+  yield* access.ioasLock.lock();
+  const { ioas } = access;
+  if (ioas === undefined) {
+    access.ioasLock.unlock();
+    return -ENOENT;
+  }
+  yield* ioas.iopt.iovaRwsem.down_read();
+  let rc = 0;
+  let at = iova;
+  for (const area of ioas.iopt.areas.overlapping(iova, last)) {
+    if (area.iova > at || area.pages === undefined) break;
+    const end = area.last < last ? area.last : last;
+    const piece = data.subarray(Number(at - iova), Number(end - iova) + 1);
+    if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0) rc = -EPERM;
+    else rc = area.preventAccess ? -EBUSY : yield* area.pages.rw(process, area.byteAt(at), piece, write, isSlow);
+    if (rc < 0) break;
+    at = end + 1n;
+  }
+  if (rc === 0 && at <= last) rc = -ENOENT;
+  ioas.iopt.iovaRwsem.up_read();
+  access.ioasLock.unlock();
+  return rc;
 }

@@ -124,8 +124,11 @@ export class IommufdDevice extends IommufdObject {
   vdev: IommufdVdevice | undefined;
   isDestroying = false;
 
-  constructor(ictx: IommufdContext, device: Device, igroup: IommufdGroup) {
+  readonly #keepsContext: boolean;
+
+  constructor(ictx: IommufdContext, device: Device, igroup: IommufdGroup, keepsContext: boolean) {
     super();
+    this.#keepsContext = keepsContext;
     this.ictx = ictx;
     this.device = device;
     this.igroup = igroup;
@@ -134,7 +137,7 @@ export class IommufdDevice extends IommufdObject {
   override *destroy(): Task<void> {
     yield* iommu_device_release_dma_owner(this.device);
     this.ictx.groups.put(this.igroup);
-    yield* this.ictx.put();
+    if (this.#keepsContext) yield* this.ictx.put();
   }
 }
 
@@ -154,14 +157,15 @@ export function iommufd_ctx_has_group(file: IommufdFile, group: IommuGroup): boo
 
 /**
  * Puts a device under the control of an iommufd (VFIO_DEVICE_BIND_IOMMUFD). -errno: EINVAL no IOMMU or not cache coherent,
- * EPERM interrupts not isolated or the group has another owner, EBUSY.
+ * EPERM interrupts not isolated or the group has another owner, EBUSY. `keepsContext`: the device keeps the iommufd when its descriptor
+ * is closed, as a driver's does and a selftest's does not.
  */
 export function* iommufd_device_bind(
-  file: IommufdFile,
+  { ictx }: Pick<IommufdFile, 'ictx'>,
   device: Device,
   sink: FailureSink = silentSink,
+  keepsContext = true,
 ): Task<{ readonly idev: IommufdDevice; readonly id: number } | number> {
-  const { ictx } = file;
   const group = device.group;
   if (group === undefined) return -EINVAL;
   if (!group.member(device).driver.capable(device, 'CACHE_COHERENCY')) return -EINVAL;
@@ -174,8 +178,8 @@ export function* iommufd_device_bind(
     ictx.groups.put(igroup);
     return sink.fail(-rc, { why: 'DMA ownership', group: group.id });
   }
-  const idev = new IommufdDevice(ictx, device, igroup);
-  ictx.get();
+  const idev = new IommufdDevice(ictx, device, igroup, keepsContext);
+  if (keepsContext) ictx.get();
   ictx.objects.alloc(idev);
   idev.users++;
   ictx.objects.finalize(idev);

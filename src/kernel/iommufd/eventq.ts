@@ -100,6 +100,10 @@ abstract class EventFile<Q extends IommufdObject & { readonly ictx: IommufdConte
 }
 
 class FaultFile extends EventFile<IommufdFault> {
+  override poll(): boolean {
+    return this.queue.deliver.length > 0;
+  }
+
   /** Whole `struct iommu_hwpt_pgfault`s; nothing when there is none. -ESPIPE for a length that is no multiple. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
     const size = iommu_hwpt_pgfault.sizeBytes;
@@ -242,8 +246,13 @@ export class IommufdVeventq extends IommufdObject {
 }
 
 class VeventFile extends EventFile<IommufdVeventq> {
+  override poll(): boolean {
+    return this.queue.deliver.length > 0;
+  }
+
   /** As many whole events as fit. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
+    if (lengthBytes < iommufd_vevent_header.sizeBytes) return -EINVAL;
     const parts: Uint8Array[] = [];
     let done = 0;
     for (;;) {
@@ -264,7 +273,7 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
   const viommu = getViommu(ictx, cmd.viommu_id);
   if (viommu === undefined) return -ENOENT;
   try {
-    if (viommu.driver.supports_veventq?.(cmd.type) !== true) return -EOPNOTSUPP;
+    if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
     if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
     const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
     ictx.objects.alloc(queue);

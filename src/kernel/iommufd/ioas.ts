@@ -21,6 +21,7 @@ import {
   iommu_iova_range,
   type iommu_ioas_alloc,
   type iommu_ioas_allow_iovas,
+  type iommu_ioas_change_process,
   type iommu_ioas_copy,
   type iommu_ioas_iova_ranges,
   type iommu_ioas_map,
@@ -34,6 +35,7 @@ import type { UserCommand } from './command.js';
 import type { HwptPaging } from './hw-pagetable.js';
 import { IOVA_MAX, IoPageTable, type PagesSlice } from './io-pagetable.js';
 import { IntervalList, type Range } from './interval-list.js';
+import type { Process } from '../mm/process.js';
 import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
 import { filePages, pinAccount, userPages } from './page-source.js';
@@ -235,9 +237,62 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
   });
 }
 
+/** MOCK_FLAGS_ACCESS_SYZ: in kernels with the selftest, an IOVA is a number of an area and an offset into it. */
+const SYZ_FLAG = 0x10000;
+
+/** `iommufd_test_syz_conv_iova_id` */
+function convertSyz(
+  ictx: IommufdContext,
+  cmd: { flags: number; src_iova: bigint; readonly src_ioas_id: number },
+): void {
+  if ((cmd.flags & SYZ_FLAG) === 0) return;
+  cmd.flags &= ~SYZ_FLAG;
+  const ioas = getIoas(ictx, cmd.src_ioas_id);
+  if (ioas === undefined) return;
+  const area = [...ioas.iopt.areas.overlapping()][Number(cmd.src_iova & 0xffff_ffffn)];
+  cmd.src_iova = area === undefined ? 0n : area.iova + (cmd.src_iova >> 32n);
+  ictx.objects.put(ioas);
+}
+
+/**
+ * IOMMU_IOAS_CHANGE_PROCESS: the caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything was
+ * mapped from a process's memory, -EBUSY while something is being mapped or unmapped, -ENOMEM beyond the caller's limit.
+ */
+export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {
+  if (cmd.__reserved !== 0) return -EOPNOTSUPP;
+  const spaces = ictx.objects.objects().filter(isIoas);
+  for (const { iopt } of spaces) yield* iopt.iovaRwsem.down_write();
+  const rc = changeProcess(spaces, ctx.process);
+  for (const { iopt } of spaces) iopt.iovaRwsem.up_write();
+  return rc;
+}
+
+function changeProcess(spaces: readonly Ioas[], process: Process): number {
+  const all = new Set<IoptPages>();
+  for (const { iopt } of spaces) {
+    for (const { pages } of iopt.areas.overlapping()) {
+      if (pages === undefined) return -EBUSY;
+      if (pages.source.mm !== undefined) return -EINVAL;
+      all.add(pages);
+    }
+  }
+  const moved: IoptPages[] = [];
+  for (const pages of all) {
+    const rc = pages.chargeTo(process);
+    if (rc < 0) {
+      for (const done of moved) done.keepPayer();
+      return rc;
+    }
+    moved.push(pages);
+  }
+  for (const pages of moved) pages.changePayer();
+  return 0;
+}
+
 /** IOMMU_IOAS_COPY */
 export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number> {
   const { cmd, ctx, ictx } = ucmd;
+  if (ictx.hasSelftest) convertSyz(ictx, cmd);
   const rc = checkMapping(cmd.flags, 0, [cmd.length, cmd.src_iova, cmd.dst_iova]);
   if (rc < 0) return rc;
   let slices: readonly PagesSlice[] = [];

@@ -10,7 +10,7 @@
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
 import type { Task } from '../../runtime/task.js';
-import { E2BIG, EFAULT, EINVAL } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL, EOPNOTSUPP } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
   IOMMU_FAULT_QUEUE_ALLOC,
@@ -22,10 +22,12 @@ import {
   IOMMU_HW_QUEUE_ALLOC,
   IOMMU_IOAS_ALLOC,
   IOMMU_IOAS_ALLOW_IOVAS,
+  IOMMU_IOAS_CHANGE_PROCESS,
   IOMMU_IOAS_COPY,
   IOMMU_IOAS_IOVA_RANGES,
   IOMMU_IOAS_MAP,
   IOMMU_IOAS_MAP_FILE,
+  IOMMU_IOAS_NOIOMMU_GET_PA,
   IOMMU_IOAS_UNMAP,
   IOMMU_OPTION,
   IOMMU_VDEVICE_ALLOC,
@@ -35,6 +37,7 @@ import {
   type iommu_destroy,
 } from '../../uapi/iommufd.js';
 import { OpenFile, type SyscallContext } from '../files.js';
+import type { FileMapping } from '../mm/mm.js';
 import { row, type CommandRow } from './command.js';
 import { getHwInfo, IommufdGroups } from './device.js';
 import { faultQueueAlloc, veventqAlloc } from './eventq.js';
@@ -42,6 +45,7 @@ import { hwptAlloc, hwptGetDirtyBitmap, hwptInvalidate, hwptSetDirtyTracking } f
 import {
   ioasAlloc,
   ioasAllowIovas,
+  ioasChangeProcess,
   ioasCopy,
   ioasIovaRanges,
   ioasMap,
@@ -53,6 +57,7 @@ import {
 import { MmapOffsets } from './mmap-offsets.js';
 import type { Ioas } from './ioas.js';
 import { ObjectTable } from './object.js';
+import { PAGE_BYTES } from './pages.js';
 import { SwMsiPages } from './sw-msi.js';
 import { iommufd_vfio_ioctl, vfioIoas } from './vfio-compat.js';
 import { hwQueueAlloc, vdeviceAlloc, viommuAlloc } from './viommu.js';
@@ -72,6 +77,8 @@ export class IommufdContext {
   readonly swMsi = new SwMsiPages();
   readonly mmaps = new MmapOffsets();
   accountMode: AccountMode = 'user';
+  /** The kernel was built with the selftest. */
+  hasSelftest = false;
   /** What VFIO ioctls work on (IOMMU_VFIO_IOAS). */
   vfioIoas: Ioas | undefined;
   #users = 1;
@@ -102,6 +109,10 @@ function* destroy({ cmd, ictx }: CommandOf<typeof iommu_destroy>): Task<number> 
   return yield* ictx.objects.remove(cmd.id);
 }
 
+function* notSupported(): Task<number> {
+  return -EOPNOTSUPP;
+}
+
 const rows: readonly CommandRow[] = [
   row(IOMMU_DESTROY, destroy),
   row(IOMMU_FAULT_QUEUE_ALLOC, faultQueueAlloc),
@@ -113,10 +124,13 @@ const rows: readonly CommandRow[] = [
   row(IOMMU_HW_QUEUE_ALLOC, hwQueueAlloc),
   row(IOMMU_IOAS_ALLOC, ioasAlloc),
   row(IOMMU_IOAS_ALLOW_IOVAS, ioasAllowIovas),
+  row(IOMMU_IOAS_CHANGE_PROCESS, ioasChangeProcess),
   row(IOMMU_IOAS_COPY, ioasCopy),
   row(IOMMU_IOAS_IOVA_RANGES, ioasIovaRanges),
   row(IOMMU_IOAS_MAP, ioasMap),
   row(IOMMU_IOAS_MAP_FILE, ioasMapFile),
+  // Without CONFIG_IOMMUFD_NOIOMMU the number is known and nothing else.
+  row(IOMMU_IOAS_NOIOMMU_GET_PA, notSupported),
   row(IOMMU_IOAS_UNMAP, ioasUnmap),
   row(IOMMU_OPTION, option),
   row(IOMMU_VDEVICE_ALLOC, vdeviceAlloc),
@@ -145,18 +159,36 @@ function copyStruct(ctx: SyscallContext, command: CommandRow, address: bigint): 
 /** An opened /dev/iommu. */
 export class IommufdFile extends OpenFile {
   readonly ictx: IommufdContext;
+  /** IOMMU_TEST_CMD, in a kernel that has the selftest. */
+  readonly #testCommand: CommandRow | undefined;
 
-  constructor(ictx: IommufdContext) {
+  constructor(ictx: IommufdContext, testCommand?: CommandRow) {
     super();
     this.ictx = ictx;
+    this.#testCommand = testCommand;
+    ictx.hasSelftest = testCommand !== undefined;
   }
 
   override *ioctl(ctx: SyscallContext, cmd: number, arg: bigint): Task<number> {
-    const command = rowByNumber.get(cmd);
+    const command = rowByNumber.get(cmd) ?? (cmd === this.#testCommand?.number ? this.#testCommand : undefined);
     if (command === undefined) return yield* iommufd_vfio_ioctl(this.ictx, ctx, cmd, arg);
     const bytes = copyStruct(ctx, command, arg);
     if (typeof bytes === 'number') return bytes;
     return yield* command.run(this.ictx, ctx, bytes, arg);
+  }
+
+  override mmap(offset: bigint, length: bigint, isShared: boolean): FileMapping | number {
+    const offer = this.ictx.mmaps.find(offset, length, isShared);
+    if (typeof offer === 'number') return offer;
+    const { owner, pa, lengthBytes } = offer;
+    owner.users++;
+    const extents = [{ pfn: pa / PAGE_BYTES, pages: lengthBytes / PAGE_BYTES }];
+    return {
+      extents,
+      unmapped: () => {
+        owner.users--;
+      },
+    };
   }
 
   override *release(): Task<void> {

@@ -103,7 +103,7 @@ export class ObjectTable {
     const object = this.#slots[id];
     if (this.#tombstones.delete(id)) {
       this.#free(id);
-      return 0;
+      return -ENOENT;
     }
     if (object === undefined) return -ENOENT;
     if (object.users !== 1) return -EBUSY;

@@ -21,6 +21,7 @@ export function userPages(process: Process, address: bigint): PageSource {
   const startByte = address - (address % PAGE_SIZE);
   return {
     startByte,
+    mm,
     *pin(firstPage, pages, write): Task<PinnedRun[] | number> {
       return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
     },
@@ -40,6 +41,7 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
   const reference = memfd?.mmap(0n, memfd.sizeBytes);
   return {
     startByte,
+    mm: undefined,
     *pin(firstPage, pages): Task<PinnedRun[] | number> {
       return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
     },
@@ -52,8 +54,12 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
 
 /** The account of a process that maps now. */
 export function pinAccount(process: Process, mode: AccountMode): PinAccount {
+  return accountOf(process, process.capable('CAP_IPC_LOCK') ? 'none' : mode);
+}
+
+function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
   const { mm } = process;
-  const counter = process.capable('CAP_IPC_LOCK') ? undefined : mode === 'mm' ? mm : process.user;
+  const counter = mode === 'none' ? undefined : mode === 'mm' ? mm : process.user;
   const limitPages = (): number => {
     const limit = process.rlimits.memlockBytes;
     return limit === undefined ? Infinity : Number(limit / BigInt(PAGE_BYTES));
@@ -71,5 +77,6 @@ export function pinAccount(process: Process, mode: AccountMode): PinAccount {
       if (counter !== undefined) counter.lockedVm -= pages;
       mm.pinnedVm -= pages;
     },
+    of: (other) => accountOf(other, mode),
   };
 }

@@ -17,7 +17,9 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import type { PinnedRun } from '../mm/mm.js';
+import { EFAULT, EPERM } from '../../uapi/errno.js';
+import type { MmStruct, PinnedRun } from '../mm/mm.js';
+import type { Process } from '../mm/process.js';
 
 /** The kernel's PAGE_SIZE for iommufd. */
 export const PAGE_BYTES = 4096;
@@ -28,6 +30,8 @@ export const PAGE_SIZE = 4096n;
 export interface PageSource {
   /** Address (or file offset) of page 0, page aligned: what automatic IOVAs are aligned like. */
   readonly startByte: bigint;
+  /** The address space the pages come from; undefined for a file. */
+  readonly mm: MmStruct | undefined;
   /** Pins pages of the object; the runs in order, or -errno with nothing pinned. */
   pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number>;
   unpin(runs: readonly PinnedRun[]): void;
@@ -40,6 +44,8 @@ export interface PinAccount {
   /** Adds to what is counted; -ENOMEM over the limit, with nothing added. */
   charge(pages: number): number;
   uncharge(pages: number): void;
+  /** The same kind of account of another process. */
+  of(process: Process): PinAccount;
 }
 
 interface Extent {
@@ -80,7 +86,9 @@ export class IoptPages {
   readonly source: PageSource;
   readonly npages: number;
   readonly writable: boolean;
-  readonly #account: PinAccount;
+  #account: PinAccount;
+  /** Who pays from the end of an IOMMU_IOAS_CHANGE_PROCESS on. */
+  #nextAccount: PinAccount | undefined;
   #extents: Extent[] = [];
   #npinned = 0;
   #references = 1;
@@ -91,6 +99,28 @@ export class IoptPages {
     this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
     this.writable = writable;
     this.#account = account;
+  }
+
+  /** Charges another process for what is pinned, beside the one that pays now; 0 or -ENOMEM. */
+  chargeTo(process: Process): number {
+    const next = this.#account.of(process);
+    const rc = next.charge(this.#npinned);
+    if (rc === 0) this.#nextAccount = next;
+    return rc;
+  }
+
+  /** Takes {@link chargeTo} back. */
+  keepPayer(): void {
+    this.#nextAccount?.uncharge(this.#npinned);
+    this.#nextAccount = undefined;
+  }
+
+  /** The one that was charged last pays alone. */
+  changePayer(): void {
+    if (this.#nextAccount === undefined) return;
+    this.#account.uncharge(this.#npinned);
+    this.#account = this.#nextAccount;
+    this.#nextAccount = undefined;
   }
 
   /** One more area (or call that makes one) refers to the pages. */
@@ -166,6 +196,58 @@ export class IoptPages {
       'iopt_pages: runs of pages that are not pinned',
     );
     return runs;
+  }
+
+  /**
+   * Copies between `data` and bytes startByte.. (`iopt_pages_rw_access`): 0, -EPERM writing to read-only pages, -EFAULT. The
+   * process that mapped the pages copies through its address space, which pins nothing and does not ask whether the
+   * mapping may be written; others (`isSlow`) pin page by page. Either way bytes before a fault are copied.
+   */
+  *rw(process: Process, startByte: bigint, data: Uint8Array, write: boolean, isSlow: boolean): Task<number> {
+    if (write && !this.writable) return -EPERM;
+    const { mm } = this.source;
+    if (mm !== undefined && mm === process.mm && !isSlow) {
+      const address = this.source.startByte + startByte;
+      if (write) return mm.copy_to_user(address, data) ? 0 : -EFAULT;
+      const bytes = mm.copy_from_user(address, data.length);
+      if (bytes === undefined) return -EFAULT;
+      data.set(bytes);
+      return 0;
+    }
+    const first = Number(startByte / PAGE_SIZE);
+    const last = Number((startByte + BigInt(data.length) - 1n) / PAGE_SIZE);
+    // A single page of user memory is pinned for what is done with it, not for what the mapping allows.
+    const pinForWrite = mm !== undefined && first === last ? write : this.writable;
+    yield* this.mutex.lock();
+    let rc = 0;
+    let done = 0;
+    for (let page = first; page <= last && rc === 0; page++) {
+      const offset = page === first ? Number(startByte % PAGE_SIZE) : 0;
+      const piece = data.subarray(done, done + Math.min(PAGE_BYTES - offset, data.length - done));
+      rc = yield* this.#rwPage(process, page, offset, piece, write, pinForWrite);
+      done += piece.length;
+    }
+    this.mutex.unlock();
+    return rc;
+  }
+
+  *#rwPage(
+    { mm: { memory } }: Process,
+    page: number,
+    offset: number,
+    data: Uint8Array,
+    write: boolean,
+    pinForWrite: boolean,
+  ): Task<number> {
+    const isPinned = this.#gaps(page, page).length === 0;
+    const runs = isPinned ? this.runs(page, page) : yield* this.source.pin(page, 1, pinForWrite);
+    if (typeof runs === 'number') return runs;
+    const pa = (runs[0]?.pfn ?? 0) * PAGE_BYTES + offset;
+    const bytes = write ? undefined : memory.read(pa, data.length);
+    const isDone = write ? memory.write(pa, data) : bytes !== undefined;
+    if (bytes !== undefined) data.set(bytes);
+    if (!isPinned) this.source.unpin(runs);
+    return isDone ? 0 : -EFAULT;
   }
 
   #within(first: number, last: number): Extent[] {

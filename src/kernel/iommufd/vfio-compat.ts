@@ -117,13 +117,13 @@ function* setIommu(ictx: IommufdContext, ctx: SyscallContext, type: bigint): Tas
 function* checkExtension(ictx: IommufdContext, type: bigint): Task<number> {
   const known = [VFIO_TYPE1_IOMMU, VFIO_TYPE1v2_IOMMU, VFIO_UNMAP_ALL];
   if (known.some((extension) => type === BigInt(extension))) return 1;
-  // No IOMMU here can be made to ignore what a device says about coherency.
-  if (type === BigInt(VFIO_DMA_CC_IOMMU)) return yield* withCompatIoas(ictx, noCoherency);
+  if (type === BigInt(VFIO_DMA_CC_IOMMU)) return yield* withCompatIoas(ictx, enforcesCoherency);
   return 0;
 }
 
-function* noCoherency(): Task<number> {
-  return 0;
+/** Whether every page table ignores what devices say about coherency: no IOMMU here can be made to. */
+function* enforcesCoherency({ hwpts }: Ioas): Task<number> {
+  return hwpts.length === 0 ? 1 : 0;
 }
 
 function* mapDma(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task<number> {

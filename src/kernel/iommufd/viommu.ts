@@ -253,26 +253,25 @@ const MAX_QUEUE_PAGES = (4n << 20n) / 8n;
 class IommufdHwQueue extends IommufdObject {
   override readonly type = 'hw-queue';
   readonly viommu: IommufdViommu;
-  readonly access: IommufdAccess;
-  readonly iova: bigint;
-  readonly lengthBytes: bigint;
+  readonly pages: QueuePages;
+  /** What keeps the pages pinned. */
+  access: IommufdAccess | undefined;
   isInHardware = false;
   /** The queue before it, which it needs. */
   previous: IommufdHwQueue | undefined;
 
-  constructor(viommu: IommufdViommu, access: IommufdAccess, iova: bigint, lengthBytes: bigint) {
+  constructor(viommu: IommufdViommu, pages: QueuePages) {
     super();
     this.viommu = viommu;
-    this.access = access;
-    this.iova = iova;
-    this.lengthBytes = lengthBytes;
+    this.pages = pages;
   }
 
   override *destroy(): Task<void> {
-    const { viommu, access, previous } = this;
+    const { viommu, access, previous, pages } = this;
     if (this.isInHardware) viommu.driver.hw_queue?.destroy(this);
     if (previous !== undefined) previous.users--;
-    yield* iommufd_access_unpin_pages(access, this.iova, this.lengthBytes);
+    if (access === undefined) return;
+    yield* iommufd_access_unpin_pages(access, pages.start, pages.length);
     yield* iommufd_access_destroy(access);
     viommu.users--;
   }
@@ -295,31 +294,45 @@ export function* hwQueueAlloc(ucmd: CommandOf<typeof iommu_hw_queue_alloc>): Tas
 }
 
 /** Pins a queue's pages for good and finds where they lie: the physical address of its first byte, or -errno. */
-function* pinQueue(access: IommufdAccess, iova: bigint, length: bigint): Task<number> {
-  const offset = iova % PAGE_SIZE;
-  const pages = (offset + length + PAGE_SIZE - 1n) / PAGE_SIZE;
-  if (pages > MAX_QUEUE_PAGES) return -ENOMEM;
-  const runs = yield* iommufd_access_pin_pages(access, iova, length, false);
+function* pinQueue(access: IommufdAccess, { start, length, offset }: QueuePages): Task<number> {
+  if (length / PAGE_SIZE > MAX_QUEUE_PAGES) return -ENOMEM;
+  const runs = yield* iommufd_access_pin_pages(access, start, length, false);
   if (typeof runs === 'number') return runs;
   const [first] = runs;
-  if (first === undefined || BigInt(first.pages) !== pages) {
-    yield* iommufd_access_unpin_pages(access, iova, length);
+  if (first === undefined || BigInt(first.pages) * PAGE_SIZE !== length) {
+    yield* iommufd_access_unpin_pages(access, start, length);
     return -EFAULT;
   }
-  return first.pfn * PAGE_BYTES + Number(offset);
+  return first.pfn * PAGE_BYTES + offset;
+}
+
+/** Whole pages that a queue lies in, and where in the first it begins. */
+interface QueuePages {
+  readonly start: bigint;
+  readonly length: bigint;
+  readonly offset: number;
+}
+
+function pagesOf(iova: bigint, length: bigint): QueuePages {
+  const offset = iova % PAGE_SIZE;
+  const whole = ((offset + length + PAGE_SIZE - 1n) / PAGE_SIZE) * PAGE_SIZE;
+  return { start: iova - offset, length: whole, offset: Number(offset) };
 }
 
 function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: IommufdViommu): Task<number> {
   const { cmd, ictx } = ucmd;
+  const pages = pagesOf(cmd.nesting_parent_iova, cmd.length);
+  const queue = new IommufdHwQueue(viommu, pages);
+  ictx.objects.alloc(queue);
   const access = iommufd_access_create_internal(ictx);
   yield* iommufd_access_attach_internal(access, viommu.hwpt.ioas);
-  const basePa = yield* pinQueue(access, cmd.nesting_parent_iova, cmd.length);
+  const basePa = yield* pinQueue(access, pages);
   if (basePa < 0) {
     yield* iommufd_access_destroy(access);
+    ictx.objects.abort(queue);
     return basePa;
   }
-  const queue = new IommufdHwQueue(viommu, access, cmd.nesting_parent_iova, cmd.length);
-  ictx.objects.alloc(queue);
+  queue.access = access;
   viommu.users++;
   const set = viommu.driver.hw_queue?.init(queue, cmd.index, cmd.nesting_parent_iova, basePa) ?? -EOPNOTSUPP;
   let rc = typeof set === 'number' ? set : 0;

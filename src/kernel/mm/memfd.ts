@@ -7,6 +7,7 @@
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { EFAULT, EINVAL, ENOMEM, ENXIO } from '../../uapi/errno.js';
+import type { Contiguity } from '../../uapi/syscall.js';
 import { PIN_PAGE_NS, PIN_RUN_NS } from '../costs.js';
 import { OpenFile } from '../files.js';
 import { PAGE_BYTES, type FileMapping, type PinnedRun } from './mm.js';
@@ -16,13 +17,15 @@ import type { PageAllocator, PageExtent } from './page-allocator.js';
 export class MemfdFile extends OpenFile {
   readonly #runtime: NodeRuntime;
   readonly #pages: PageAllocator;
+  readonly #contiguity: Contiguity;
   #extents: PageExtent[] = [];
   #sizeBytes = 0n;
   /** The descriptor and each mapping. */
   #users = 1;
 
-  constructor(runtime: NodeRuntime, pages: PageAllocator) {
+  constructor(runtime: NodeRuntime, pages: PageAllocator, contiguity: Contiguity = 'pages') {
     super();
+    this.#contiguity = contiguity;
     this.#runtime = runtime;
     this.#pages = pages;
   }
@@ -36,7 +39,7 @@ export class MemfdFile extends OpenFile {
     if (length < this.#sizeBytes) return -EINVAL;
     const pages = Math.ceil(Number(length) / PAGE_BYTES) - this.#pageCount();
     if (pages > 0) {
-      const added = this.#pages.alloc(pages, 'pages');
+      const added = this.#pages.alloc(pages, this.#contiguity);
       if (added === undefined) return -ENOMEM;
       this.#extents.push(...added);
     }

@@ -7,13 +7,12 @@
  *
  * Source: Linux mm/mmap.c, mm/gup.c (pin_user_pages_fast: EFAULT for holes, PFNMAP, and writes to read-only memory).
  */
-import type { PhysicalMemory } from '../../hardware/memory.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
-import { EEXIST, EFAULT, EINVAL, ENOMEM } from '../../uapi/errno.js';
+import { EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW } from '../../uapi/errno.js';
 import { PROT_READ, PROT_WRITE, type Contiguity, type PageRun } from '../../uapi/syscall.js';
 import { PIN_PAGE_NS, PIN_RUN_NS } from '../costs.js';
-import type { PageAllocator, PageExtent } from './page-allocator.js';
+import type { PageAllocator, PageExtent, PageMemory } from './page-allocator.js';
 
 /** Physically contiguous pinned pages, in order of the addresses they were pinned for. */
 export type PinnedRun = PageExtent;
@@ -33,6 +32,8 @@ interface Vma {
   readonly start: bigint;
   readonly last: bigint;
   readonly prot: number;
+  /** Its pages are compound (hugetlb). */
+  readonly isHuge: boolean;
   /** Page i of the mapping by extents with their first page; empty for a device window. */
   readonly pieces: readonly { readonly firstPage: number; readonly extent: PageExtent }[];
   readonly window: DeviceWindow | undefined;
@@ -58,7 +59,8 @@ function placed(extents: readonly PageExtent[]): Vma['pieces'] {
 /** One address space (`struct mm_struct`). */
 export class MmStruct {
   readonly #runtime: NodeRuntime;
-  readonly #memory: PhysicalMemory;
+  /** Physical memory of the host. */
+  readonly memory: PageMemory;
   readonly #pages: PageAllocator;
   /** Sorted by start, disjoint. */
   #vmas: Vma[] = [];
@@ -68,9 +70,9 @@ export class MmStruct {
   /** Pages charged against RLIMIT_MEMLOCK of this address space. */
   lockedVm = 0;
 
-  constructor(runtime: NodeRuntime, memory: PhysicalMemory, pages: PageAllocator) {
+  constructor(runtime: NodeRuntime, memory: PageMemory, pages: PageAllocator) {
     this.#runtime = runtime;
-    this.#memory = memory;
+    this.memory = memory;
     this.#pages = pages;
   }
 
@@ -84,6 +86,7 @@ export class MmStruct {
       start: at,
       last: at + roundUp(length) - 1n,
       prot,
+      isHuge: contiguity === 'huge-2m' || contiguity === 'huge-1g',
       pieces: placed(extents),
       window: undefined,
       close: () => this.#pages.release(extents),
@@ -100,11 +103,21 @@ export class MmStruct {
       start: at,
       last: at + roundUp(length) - 1n,
       prot,
+      isHuge: false,
       pieces: isDevice ? [] : placed(mapping.extents),
       window: isDevice ? mapping.window : undefined,
       close: mapping.unmapped ?? (() => undefined),
     });
     return at;
+  }
+
+  /** Changes the protection of the mapping that begins at an address; EINVAL when none does. */
+  mprotect(addr: bigint, prot: number): number {
+    const index = this.#vmas.findIndex((vma) => vma.start === addr);
+    const vma = this.#vmas[index];
+    if (vma === undefined) return -EINVAL;
+    this.#vmas[index] = { ...vma, prot };
+    return 0;
   }
 
   /** Removes whole mappings inside the range; EINVAL when it would cut one (nothing here splits mappings). */
@@ -150,7 +163,7 @@ export class MmStruct {
   loadPages(address: bigint, pages: number): PageRun[] | number {
     const runs: PageRun[] = [];
     const rc = this.#forEachExtent(address, pages, PROT_READ, (extent, firstPage) => {
-      for (const run of this.#memory.pageContents(extent.pfn, extent.pages)) {
+      for (const run of this.memory.pageContents(extent.pfn, extent.pages)) {
         runs.push({ ...run, firstPage: firstPage + run.firstPage });
       }
     });
@@ -169,7 +182,7 @@ export class MmStruct {
             'bytes' in run
               ? { ...run, firstPage: 0 }
               : { ...run, firstPage: 0, pages: extent.pages, stamp: run.stamp + firstPage * run.step };
-          this.#memory.setPageContents(extent.pfn, [stored]);
+          this.memory.setPageContents(extent.pfn, [stored]);
         },
       );
       if (rc < 0) return rc;
@@ -193,6 +206,25 @@ export class MmStruct {
     for (const run of merged) this.#pages.pin(run);
     yield merged.length * PIN_RUN_NS + pages * PIN_PAGE_NS;
     return merged;
+  }
+
+  /** Frame number of the page an address is in, without pinning it (`get_user_pages_fast`); -errno as for pinning. */
+  get_user_page(address: bigint, write: boolean): number {
+    const page = address - (address % PAGE);
+    if (page + PAGE >= 1n << 64n) return -EOVERFLOW;
+    let pfn = -EFAULT;
+    const rc = this.#forEachExtent(page, 1, write ? PROT_WRITE : PROT_READ, (extent) => void (pfn = extent.pfn));
+    return rc < 0 ? rc : pfn;
+  }
+
+  /** Whether the page at an address is part of a huge one. */
+  isHugePage(address: bigint): boolean {
+    return this.#find(address)?.isHuge ?? false;
+  }
+
+  /** How often a page is pinned by anybody. */
+  pinCount(pfn: number): number {
+    return this.#pages.pinCount(pfn);
   }
 
   unpin_user_pages(runs: readonly PinnedRun[]): void {
@@ -249,8 +281,8 @@ export class MmStruct {
     const pa = piece.extent.pfn * PAGE_BYTES + within;
     return {
       lengthBytes: length,
-      read: () => this.#memory.read(pa, length),
-      write: (bytes) => this.#memory.write(pa, bytes),
+      read: () => this.memory.read(pa, length),
+      write: (bytes) => this.memory.write(pa, bytes),
     };
   }
 

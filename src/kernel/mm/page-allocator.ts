@@ -16,9 +16,18 @@ export interface PageExtent {
 
 const ALIGN_PAGES: Readonly<Record<Contiguity, number>> = { scattered: 1, pages: 1, 'huge-2m': 512, 'huge-1g': 262144 };
 
-/** Pins as a difference list over PFNs: `count(pfn)` is the sum of the steps at or below it. */
+/** What the kernel does with the contents of pages. */
+export type PageMemory = Pick<PhysicalMemory, 'read' | 'write' | 'pageContents' | 'setPageContents' | 'clearPages'>;
+
+interface PinnedPiece {
+  readonly pfn: number;
+  readonly pages: number;
+  readonly pins: number;
+}
+
+/** How often pages are pinned: disjoint pieces sorted by PFN, neighbours with the same count are one. */
 class PinCounts {
-  readonly #steps = new Map<number, number>();
+  #pieces: PinnedPiece[] = [];
   #pages = 0;
 
   get pages(): number {
@@ -26,40 +35,85 @@ class PinCounts {
   }
 
   add(extent: PageExtent, times: 1 | -1): void {
-    this.#step(extent.pfn, times);
-    this.#step(extent.pfn + extent.pages, -times);
     this.#pages += times * extent.pages;
+    const end = extent.pfn + extent.pages;
+    // Neighbours that only touch are looked at, too: they may become one piece with what changes.
+    let first = this.#firstEndingAt(extent.pfn);
+    let at = extent.pfn;
+    const changed: PinnedPiece[] = [];
+    let index = first;
+    for (; index < this.#pieces.length; index++) {
+      const piece = this.#pieces[index];
+      if (piece === undefined || piece.pfn > end) break;
+      const pieceEnd = piece.pfn + piece.pages;
+      const from = Math.max(piece.pfn, extent.pfn);
+      const to = Math.min(pieceEnd, end);
+      if (piece.pfn < extent.pfn) push(changed, piece.pfn, Math.min(pieceEnd, extent.pfn), piece.pins);
+      if (from > at) push(changed, at, Math.min(from, end), times);
+      if (to > from) push(changed, from, to, piece.pins + times);
+      at = Math.max(at, to);
+      if (pieceEnd > end) {
+        if (at < end) push(changed, at, end, times);
+        at = end;
+        push(changed, Math.max(piece.pfn, end), pieceEnd, piece.pins);
+      }
+    }
+    if (at < end) push(changed, at, end, times);
+    first = Math.min(first, this.#pieces.length);
+    this.#pieces.splice(first, index - first, ...changed);
   }
 
   count(pfn: number): number {
-    let sum = 0;
-    for (const [at, step] of this.#steps) if (at <= pfn) sum += step;
-    return sum;
+    const piece = this.#pieces[this.#firstEndingAt(pfn + 1)];
+    return piece !== undefined && piece.pfn <= pfn ? piece.pins : 0;
   }
 
   /** The extent cut where the count changes. */
   uniformPieces(extent: PageExtent): PageExtent[] {
     const end = extent.pfn + extent.pages;
-    const cuts = [...this.#steps.keys()].filter((at) => at > extent.pfn && at < end).sort((a, b) => a - b);
-    return [extent.pfn, ...cuts].map((pfn, i) => ({ pfn, pages: (cuts[i] ?? end) - pfn }));
+    const cuts = new Set<number>();
+    for (let i = this.#firstEndingAt(extent.pfn); i < this.#pieces.length; i++) {
+      const piece = this.#pieces[i];
+      if (piece === undefined || piece.pfn >= end) break;
+      for (const at of [piece.pfn, piece.pfn + piece.pages]) if (at > extent.pfn && at < end) cuts.add(at);
+    }
+    const sorted = [...cuts].sort((a, b) => a - b);
+    return [extent.pfn, ...sorted].map((pfn, i) => ({ pfn, pages: (sorted[i] ?? end) - pfn }));
   }
 
-  #step(pfn: number, by: number): void {
-    const after = (this.#steps.get(pfn) ?? 0) + by;
-    if (after === 0) this.#steps.delete(pfn);
-    else this.#steps.set(pfn, after);
+  /** Index of the first piece that ends at `pfn` or later. */
+  #firstEndingAt(pfn: number): number {
+    let low = 0;
+    let high = this.#pieces.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const piece = this.#pieces[middle];
+      if (piece !== undefined && piece.pfn + piece.pages < pfn) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+function push(pieces: PinnedPiece[], pfn: number, end: number, pins: number): void {
+  if (end <= pfn || pins === 0) return;
+  const before = pieces.at(-1);
+  if (before?.pins === pins && before.pfn + before.pages === pfn) {
+    pieces[pieces.length - 1] = { pfn: before.pfn, pages: before.pages + end - pfn, pins };
+  } else {
+    pieces.push({ pfn, pages: end - pfn, pins });
   }
 }
 
 /** The page allocator of a host. */
 export class PageAllocator {
-  readonly #memory: PhysicalMemory;
+  readonly #memory: PageMemory;
   #free: PageExtent[];
   readonly #pins = new PinCounts();
   #orphans: PageExtent[] = [];
 
   /** `free`: runs of RAM the kernel may hand out, disjoint. */
-  constructor(memory: PhysicalMemory, free: readonly PageExtent[]) {
+  constructor(memory: PageMemory, free: readonly PageExtent[]) {
     this.#memory = memory;
     this.#free = [...free].sort((a, b) => a.pfn - b.pfn);
   }

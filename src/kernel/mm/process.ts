@@ -23,7 +23,7 @@ export class Process {
   readonly files = new FdTable();
   /** Bytes; undefined = RLIM_INFINITY. */
   readonly rlimits: { memlockBytes: bigint | undefined };
-  readonly #capabilities: ReadonlySet<string>;
+  readonly #capabilities: Set<string>;
 
   constructor(pid: number, spec: ProcessSpec, mm: MmStruct, user: UserStruct) {
     this.pid = pid;
@@ -37,5 +37,11 @@ export class Process {
   /** Whether a capability is effective, e.g. `CAP_IPC_LOCK`. */
   capable(capability: string): boolean {
     return this.#capabilities.has(capability);
+  }
+
+  /** `capset`: makes a capability effective or drops it. */
+  setCapability(capability: string, isEffective: boolean): void {
+    if (isEffective) this.#capabilities.add(capability);
+    else this.#capabilities.delete(capability);
   }
 }

@@ -1,0 +1,189 @@
+/**
+ * The page table of the selftest's mock IOMMU.
+ *
+ * Entries have any size out of the domain's list (powers of two from 2048 up), the largest that IOVA, physical address and
+ * length allow, and one dirty bit each. Unmapping takes whole entries.
+ *
+ * Source: Linux drivers/iommu/iommufd/selftest.c, drivers/iommu/generic_pt/fmt/iommu_mock.c.
+ */
+import { invariant, type Task } from '../../../runtime/task.js';
+import { EEXIST, EINVAL, ERANGE } from '../../../uapi/errno.js';
+import {
+  MOCK_APERTURE_LAST,
+  MOCK_APERTURE_START,
+  MOCK_HUGE_PAGE_SIZE,
+  MOCK_PAGE_SIZE,
+} from '../../../uapi/iommufd-test.js';
+import {
+  IOMMU_READ,
+  IOMMU_WRITE,
+  type DirtyOps,
+  type DirtyRecorder,
+  type IommuDriver,
+  type PagingDomain,
+} from '../../iommu/domain.js';
+import { PAGE_BYTES } from '../pages.js';
+
+/** What a kind of mock page table can do. */
+export interface MockFormat {
+  readonly apertureStart: bigint;
+  readonly apertureLast: bigint;
+  readonly pageSizes: readonly number[];
+}
+
+/** Up to this the default format has entries; no memory of a mock is contiguous beyond. */
+const LARGEST_ENTRY_LOG2 = 36;
+
+/** MOCK_IOMMUPT_DEFAULT: like AMDv1, entries of every power of two. */
+export const MOCK_FORMAT_DEFAULT: MockFormat = {
+  apertureStart: BigInt(MOCK_APERTURE_START),
+  apertureLast: BigInt(MOCK_APERTURE_LAST),
+  pageSizes: Array.from(
+    { length: LARGEST_ENTRY_LOG2 - Math.log2(MOCK_PAGE_SIZE) + 1 },
+    (_, i) => MOCK_PAGE_SIZE * 2 ** i,
+  ),
+};
+
+/** MOCK_IOMMUPT_HUGE: pages and 1 MiB blocks only. */
+export const MOCK_FORMAT_HUGE: MockFormat = {
+  apertureStart: 0n,
+  apertureLast: 0x3f_ffff_ffffn,
+  pageSizes: [PAGE_BYTES, MOCK_HUGE_PAGE_SIZE],
+};
+
+interface Entry {
+  readonly iova: number;
+  readonly pa: number;
+  readonly sizeBytes: number;
+  isDirty: boolean;
+}
+
+/** `struct mock_iommu_domain` */
+export class MockDomain implements PagingDomain {
+  readonly type = 'unmanaged';
+  readonly driver: IommuDriver;
+  readonly apertureStart: bigint;
+  readonly apertureLast: bigint;
+  readonly pageSizes: readonly number[];
+  readonly dirtyOps: DirtyOps | undefined;
+  /** Whether writes are recorded now (MOCK_DIRTY_TRACK). */
+  tracksDirty = false;
+  readonly #entries = new Map<number, Entry>();
+  /** How many entries of each size there are, sizes that have none left out. */
+  readonly #countBySize = new Map<number, number>();
+
+  constructor(driver: IommuDriver, format: MockFormat, hasDirtyTracking: boolean) {
+    this.driver = driver;
+    this.apertureStart = format.apertureStart;
+    this.apertureLast = format.apertureLast;
+    this.pageSizes = format.pageSizes;
+    this.dirtyOps = hasDirtyTracking ? this.#makeDirtyOps() : undefined;
+  }
+
+  *map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes = Infinity): Task<number> {
+    if ((prot & (IOMMU_READ | IOMMU_WRITE)) === 0) return -EINVAL;
+    if (iova < Number(this.apertureStart) || iova + lengthBytes - 1 > Number(this.apertureLast)) return -ERANGE;
+    const end = iova + lengthBytes;
+    let at = iova;
+    while (at < end) {
+      const sizeBytes = this.#entrySize(at, pa + at - iova, Math.min(end - at, maxPageBytes));
+      if (sizeBytes === undefined || this.#find(at) !== undefined) {
+        this.#unmap(iova, at - iova);
+        return sizeBytes === undefined ? -EINVAL : -EEXIST;
+      }
+      this.#entries.set(at, { iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
+      this.#countBySize.set(sizeBytes, (this.#countBySize.get(sizeBytes) ?? 0) + 1);
+      at += sizeBytes;
+    }
+    return 0;
+  }
+
+  *unmap(iova: number, lengthBytes: number): Task<number> {
+    return this.#unmap(iova, lengthBytes);
+  }
+
+  #unmap(iova: number, lengthBytes: number): number {
+    const end = iova + lengthBytes;
+    let at = iova;
+    while (at < end) {
+      const entry = this.#entries.get(at);
+      if (entry === undefined || at + entry.sizeBytes > end) break;
+      this.#entries.delete(at);
+      const left = (this.#countBySize.get(entry.sizeBytes) ?? 0) - 1;
+      if (left === 0) this.#countBySize.delete(entry.sizeBytes);
+      else this.#countBySize.set(entry.sizeBytes, left);
+      at += entry.sizeBytes;
+    }
+    return at - iova;
+  }
+
+  *iotlb_sync(_iova: number, _lengthBytes: number): Task<void> {
+    // The mock has no IOTLB.
+  }
+
+  iova_to_phys(iova: number): number | undefined {
+    const entry = this.#find(iova);
+    return entry === undefined ? undefined : entry.pa + iova - entry.iova;
+  }
+
+  /** A device wrote: marks the entry that shows the address. False where nothing is mapped. */
+  set_dirty(iova: number): boolean {
+    const entry = this.#find(iova);
+    if (entry !== undefined) entry.isDirty = true;
+    return entry !== undefined;
+  }
+
+  *free(): Task<void> {
+    invariant(this.#entries.size === 0, 'mock domain: freed with mappings in it');
+  }
+
+  #makeDirtyOps(): DirtyOps {
+    const setTracking = (enable: boolean): number => {
+      this.tracksDirty = enable;
+      return 0;
+    };
+    const read = (iova: number, lengthBytes: number, noClear: boolean, record: DirtyRecorder): number =>
+      this.#readAndClearDirty(iova, lengthBytes, noClear, record);
+    return {
+      *set_dirty_tracking(enable): Task<number> {
+        return setTracking(enable);
+      },
+      *read_and_clear_dirty(iova, lengthBytes, noClear, record): Task<number> {
+        return read(iova, lengthBytes, noClear, record);
+      },
+    };
+  }
+
+  #readAndClearDirty(iova: number, lengthBytes: number, noClear: boolean, record: DirtyRecorder): number {
+    const end = iova + lengthBytes;
+    for (let at = iova; at < end;) {
+      const entry = this.#find(at);
+      if (entry === undefined) return -EINVAL;
+      if (entry.isDirty) {
+        record(entry.iova, entry.sizeBytes);
+        if (!noClear) entry.isDirty = false;
+      }
+      at = entry.iova + entry.sizeBytes;
+    }
+    return 0;
+  }
+
+  /** The entry that shows an address. */
+  #find(iova: number): Entry | undefined {
+    for (const sizeBytes of this.#countBySize.keys()) {
+      const entry = this.#entries.get(iova - (iova % sizeBytes));
+      if (entry?.sizeBytes === sizeBytes) return entry;
+    }
+    return undefined;
+  }
+
+  /** The largest size that fits; undefined when not even the smallest does. */
+  #entrySize(iova: number, pa: number, lengthBytes: number): number | undefined {
+    let best: number | undefined;
+    for (const size of this.pageSizes) {
+      if (size > lengthBytes || iova % size !== 0 || pa % size !== 0) break;
+      best = size;
+    }
+    return best;
+  }
+}
