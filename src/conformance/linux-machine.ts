@@ -156,7 +156,8 @@ export class RecordedMachine {
   readonly #memory = new SealedMemory();
   readonly #pages: PageAllocator;
   readonly #testCommand: CommandRow = selftestCommand((pages, firstWord) => {
-    const [extent] = this.#pages.alloc(pages, 'pages') ?? [];
+    // Aligned more than it need be, and never longer than that.
+    const [extent] = this.#pages.alloc(pages, 'huge-2m') ?? [];
     if (extent?.pages !== pages) return undefined;
     const pa = extent.pfn * PAGE_BYTES;
     const word = new Uint8Array(4);

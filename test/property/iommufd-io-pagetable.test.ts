@@ -77,6 +77,7 @@ class ModelDomain implements PagingDomain {
 /** Memory whose page n is at BASE_PFN + 2n, so that no two pages are adjacent; counts pins. */
 function memory(pins: Map<number, number>): PageSource {
   return {
+    isDmaBuf: false,
     mm: undefined,
     startByte: 0x10000000n,
     *pin(firstPage, pages) {

@@ -185,6 +185,7 @@ function* pinPart(access: IommufdAccess, part: PinnedPart, write: boolean, runs:
   const { pages } = area;
   if (pages === undefined) return -ENOENT;
   if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0 || (write && !pages.writable)) return -EPERM;
+  if (pages.source.isDmaBuf) return -EINVAL;
   yield* pages.mutex.lock();
   const rc = yield* pages.use(part.first, part.last);
   if (rc === 0) {

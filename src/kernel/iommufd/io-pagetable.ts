@@ -28,7 +28,7 @@ import {
   type ErrorDetail,
   ENOMEM,
 } from '../../uapi/errno.js';
-import { IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
+import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
 import type { PinnedRun } from '../mm/mm.js';
 import { AreaTree, IoptArea } from './area.js';
@@ -374,12 +374,12 @@ export class IoPageTable {
       const runs = pages.runs(area.firstPage, area.lastPage);
       const done: PagingDomain[] = [];
       for (const domain of this.#domains) {
-        rc = yield* this.#mapArea(domain, area, runs);
+        rc = yield* this.#mapArea(domain, area, pages, runs);
         if (rc < 0) break;
         done.push(domain);
       }
       if (rc < 0) {
-        for (const domain of done) yield* this.#unmapArea(domain, area);
+        for (const domain of done) yield* this.#unmapArea(domain, area, pages);
         pages.release(area.firstPage, area.lastPage);
         return rc;
       }
@@ -394,14 +394,17 @@ export class IoPageTable {
   *#unfillArea(area: IoptArea, pages: IoptPages): Task<void> {
     if (!area.isFilled) return;
     yield* pages.mutex.lock();
-    for (const domain of this.#domains) yield* this.#unmapArea(domain, area);
+    for (const domain of this.#domains) yield* this.#unmapArea(domain, area, pages);
     yield 'iommufd:unmap-invalidated';
     area.isFilled = false;
     pages.release(area.firstPage, area.lastPage);
     pages.mutex.unlock();
   }
 
-  *#mapArea(domain: PagingDomain, area: IoptArea, runs: readonly PinnedRun[]): Task<number> {
+  /** Maps an area in a domain; a revoked dma-buf is passed over. Hold the pages' mutex. */
+  *#mapArea(domain: PagingDomain, area: IoptArea, pages: IoptPages, runs: readonly PinnedRun[]): Task<number> {
+    if (pages.isRevoked) return 0;
+    const prot = pages.source.isDmaBuf ? (area.prot & ~IOMMU_CACHE) | IOMMU_MMIO : area.prot;
     const start = Number(area.iova);
     const end = start + Number(area.lengthBytes);
     const maxPageBytes = this.#disableLargePages ? PAGE_BYTES : undefined;
@@ -409,7 +412,7 @@ export class IoPageTable {
     let offset = Number(area.startByte % PAGE_SIZE);
     for (const run of runs) {
       const length = Math.min(run.pages * PAGE_BYTES - offset, end - iova);
-      const rc = yield* domain.map(iova, run.pfn * PAGE_BYTES + offset, length, area.prot, maxPageBytes);
+      const rc = yield* domain.map(iova, run.pfn * PAGE_BYTES + offset, length, prot, maxPageBytes);
       if (rc < 0) {
         if (iova > start) yield* domain.unmap(start, iova - start);
         return rc;
@@ -417,10 +420,13 @@ export class IoPageTable {
       iova += length;
       offset = 0;
     }
+    pages.track(domain, area);
     return 0;
   }
 
-  *#unmapArea(domain: PagingDomain, area: IoptArea): Task<void> {
+  *#unmapArea(domain: PagingDomain, area: IoptArea, pages: IoptPages): Task<void> {
+    if (pages.isRevoked) return;
+    pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
     const unmapped = yield* domain.unmap(Number(area.iova), length);
     invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`);
@@ -449,7 +455,7 @@ export class IoPageTable {
       const pinned = yield* pages.use(area.firstPage, area.lastPage);
       if (pinned < 0) return pinned;
     }
-    const rc = yield* this.#mapArea(domain, area, pages.runs(area.firstPage, area.lastPage));
+    const rc = yield* this.#mapArea(domain, area, pages, pages.runs(area.firstPage, area.lastPage));
     if (rc < 0) {
       if (!area.isFilled) pages.release(area.firstPage, area.lastPage);
       return rc;
@@ -463,7 +469,7 @@ export class IoPageTable {
     const pages = area.pages;
     if (pages === undefined) return;
     yield* pages.mutex.lock();
-    yield* this.#unmapArea(domain, area);
+    yield* this.#unmapArea(domain, area, pages);
     if (this.#domains.length === 0) {
       area.isFilled = false;
       pages.release(area.firstPage, area.lastPage);
@@ -690,6 +696,7 @@ export class IoPageTable {
       return -ENOMEM;
     }
     pages.get();
+    pages.retrack(area, parts);
     return 0;
   }
 

@@ -30,6 +30,7 @@ import {
   type iommu_option,
 } from '../../uapi/iommufd.js';
 import type { Struct } from '../../layout/struct.js';
+import { DmaBufFile } from '../dma-buf.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { UserCommand } from './command.js';
 import type { HwptPaging } from './hw-pagetable.js';
@@ -38,8 +39,8 @@ import { IntervalList, type Range } from './interval-list.js';
 import type { Process } from '../mm/process.js';
 import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
-import { filePages, pinAccount, userPages } from './page-source.js';
-import { IoptPages, PAGE_SIZE, type PageSource } from './pages.js';
+import { dmaBufPages, filePages, pinAccount, userPages } from './page-source.js';
+import { IoptPages, NO_ACCOUNT, PAGE_SIZE, type PageSource } from './pages.js';
 
 /** The fields of a declared struct. */
 export type Fields<S> = S extends Struct<infer F> ? F : never;
@@ -190,18 +191,20 @@ export function isPagesLength(length: bigint): boolean {
   return length > 0n && length <= IOVA_MAX - PAGE_SIZE;
 }
 
-/** Maps `length` bytes that begin `start % PAGE_SIZE` into a source's first page. */
-function* mapSource(
-  ucmd: CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas_map_file>,
-  ioas: Ioas,
-  start: bigint,
-  source: PageSource,
-): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+type MapCommand = CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas_map_file>;
+
+/** The pages of a source that a MAP wants, which begin `start % PAGE_SIZE` into its first page. */
+function newPages({ cmd, ctx, ictx }: MapCommand, start: bigint, source: PageSource): IoptPages {
+  const account = source.isDmaBuf ? NO_ACCOUNT : pinAccount(ctx.process, ictx.accountMode);
+  const isWritable = (cmd.flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0;
+  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account);
+}
+
+/** Maps what a MAP wants of pages that the caller holds, and puts them. */
+function* mapPages(ucmd: MapCommand, ioas: Ioas, start: bigint, pages: IoptPages): Task<number> {
+  const { cmd, ctx } = ucmd;
   const prot = mapProt(cmd.flags);
   const startByte = start % PAGE_SIZE;
-  const account = pinAccount(ctx.process, ictx.accountMode);
-  const pages = new IoptPages(source, startByte + cmd.length, (prot & IOMMU_WRITE) !== 0, account);
   const slice: PagesSlice = { pages, startByte, lengthBytes: cmd.length };
   const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
   pages.put();
@@ -219,7 +222,8 @@ export function* ioasMap(ucmd: CommandOf<typeof iommu_ioas_map>): Task<number> {
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
     if (!isPagesLength(cmd.length)) return -EINVAL;
-    return yield* mapSource(ucmd, ioas, cmd.user_va, userPages(ctx.process, cmd.user_va));
+    const pages = newPages(ucmd, cmd.user_va, userPages(ctx.process, cmd.user_va));
+    return yield* mapPages(ucmd, ioas, cmd.user_va, pages);
   });
 }
 
@@ -233,7 +237,16 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
     const file = ctx.process.files.get(cmd.fd);
     if (file === undefined) return -EBADF;
     if (!isPagesLength(cmd.length)) return -EINVAL;
-    return yield* mapSource(ucmd, ioas, cmd.start, filePages(file, cmd.start));
+    let pages: IoptPages | undefined;
+    const source =
+      file instanceof DmaBufFile
+        ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
+            if (pages !== undefined) yield* pages.revoke();
+          })
+        : filePages(file, cmd.start);
+    if (typeof source === 'number') return source;
+    pages = newPages(ucmd, cmd.start, source);
+    return yield* mapPages(ucmd, ioas, cmd.start, pages);
   });
 }
 
@@ -255,8 +268,8 @@ function convertSyz(
 }
 
 /**
- * IOMMU_IOAS_CHANGE_PROCESS: the caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything was
- * mapped from a process's memory, -EBUSY while something is being mapped or unmapped, -ENOMEM beyond the caller's limit.
+ * IOMMU_IOAS_CHANGE_PROCESS: the caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything
+ * but a file's memory is mapped, -EBUSY while something is being mapped or unmapped, -ENOMEM beyond the caller's limit.
  */
 export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
@@ -272,7 +285,7 @@ function changeProcess(spaces: readonly Ioas[], process: Process): number {
   for (const { iopt } of spaces) {
     for (const { pages } of iopt.areas.overlapping()) {
       if (pages === undefined) return -EBUSY;
-      if (pages.source.mm !== undefined) return -EINVAL;
+      if (pages.source.mm !== undefined || pages.source.isDmaBuf) return -EINVAL;
       all.add(pages);
     }
   }

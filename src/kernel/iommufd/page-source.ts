@@ -8,6 +8,7 @@
  */
 import type { Task } from '../../runtime/task.js';
 import { EINVAL, ENOMEM } from '../../uapi/errno.js';
+import type { DmaBufFile } from '../dma-buf.js';
 import type { OpenFile } from '../files.js';
 import { MemfdFile } from '../mm/memfd.js';
 import type { PinnedRun } from '../mm/mm.js';
@@ -21,6 +22,7 @@ export function userPages(process: Process, address: bigint): PageSource {
   const startByte = address - (address % PAGE_SIZE);
   return {
     startByte,
+    isDmaBuf: false,
     mm,
     *pin(firstPage, pages, write): Task<PinnedRun[] | number> {
       return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
@@ -41,6 +43,7 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
   const reference = memfd?.mmap(0n, memfd.sizeBytes);
   return {
     startByte,
+    isDmaBuf: false,
     mm: undefined,
     *pin(firstPage, pages): Task<PinnedRun[] | number> {
       return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
@@ -49,6 +52,34 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
     close: () => {
       if (typeof reference === 'object') reference.unmapped?.();
     },
+  };
+}
+
+/**
+ * The part of a dma-buf from the page of `offset` on, attached; `revoked` runs when the buffer is taken away. -EINVAL when it
+ * is not `lengthBytes` long there, -ENODEV while it is revoked, -EOPNOTSUPP where the exporter serves no IOMMU.
+ */
+export function* dmaBufPages(
+  file: DmaBufFile,
+  offset: bigint,
+  lengthBytes: bigint,
+  revoked: () => Task<void>,
+): Task<PageSource | number> {
+  if (offset + lengthBytes > file.sizeBytes) return -EINVAL;
+  const importer = { invalidate: revoked };
+  const address = yield* file.attach(importer);
+  if (address < 0) return address;
+  const startByte = offset - (offset % PAGE_SIZE);
+  const firstPfn = (address + Number(startByte)) / PAGE_BYTES;
+  return {
+    startByte,
+    isDmaBuf: true,
+    mm: undefined,
+    *pin(firstPage, pages): Task<PinnedRun[] | number> {
+      return [{ pfn: firstPfn + firstPage, pages }];
+    },
+    unpin: () => undefined,
+    close: () => file.detach(importer),
   };
 }
 

@@ -10,6 +10,9 @@
  * or to nobody with CAP_IPC_LOCK; the process's `pinned_vm` counts in any case. Charged after pinning, so EFAULT wins over
  * ENOMEM, as in Linux.
  *
+ * A dma-buf is neither pinned nor charged. It can be revoked at any time, so its pages know each area and domain they are
+ * mapped in.
+ *
  * Lock order: `domains_rwsem` -> `iova_rwsem` -> `pages.mutex`. Whoever changes the extents holds the mutex.
  * Invariants: extents are disjoint, sorted, users >= 1; charged pages = pages in extents (domain.md INV-3, INV-5).
  *
@@ -17,7 +20,8 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EPERM } from '../../uapi/errno.js';
+import { EFAULT, EINVAL, EPERM } from '../../uapi/errno.js';
+import type { PagingDomain } from '../iommu/domain.js';
 import type { MmStruct, PinnedRun } from '../mm/mm.js';
 import type { Process } from '../mm/process.js';
 
@@ -26,11 +30,13 @@ export const PAGE_BYTES = 4096;
 /** The same for 64-bit arithmetic. */
 export const PAGE_SIZE = 4096n;
 
-/** Where pages come from: an address space or a file. */
+/** Where pages come from: an address space, a file or a dma-buf. */
 export interface PageSource {
   /** Address (or file offset) of page 0, page aligned: what automatic IOVAs are aligned like. */
   readonly startByte: bigint;
-  /** The address space the pages come from; undefined for a file. */
+  /** Not memory but a device's frames: nothing is pinned, and only devices may use it. */
+  readonly isDmaBuf: boolean;
+  /** The address space the pages come from; undefined for files. */
   readonly mm: MmStruct | undefined;
   /** Pins pages of the object; the runs in order, or -errno with nothing pinned. */
   pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number>;
@@ -46,6 +52,21 @@ export interface PinAccount {
   uncharge(pages: number): void;
   /** The same kind of account of another process. */
   of(process: Process): PinAccount;
+}
+
+/** The account of what is not memory. */
+export const NO_ACCOUNT: PinAccount = { charge: () => 0, uncharge: () => undefined, of: () => NO_ACCOUNT };
+
+/** An area that shows pages. */
+export interface PagesUser {
+  readonly iova: bigint;
+  readonly lengthBytes: bigint;
+}
+
+/** An area of a dma-buf in a domain (`struct iopt_pages_dmabuf_track`). */
+interface Track {
+  readonly domain: PagingDomain;
+  readonly area: PagesUser;
 }
 
 interface Extent {
@@ -92,6 +113,9 @@ export class IoptPages {
   #extents: Extent[] = [];
   #npinned = 0;
   #references = 1;
+  /** Of a dma-buf: where it is mapped. */
+  #tracks: Track[] = [];
+  #isRevoked = false;
 
   /** The first `lengthBytes` bytes of a source, rounded up to pages; the creator holds a reference. */
   constructor(source: PageSource, lengthBytes: bigint, writable: boolean, account: PinAccount) {
@@ -138,6 +162,36 @@ export class IoptPages {
   /** Pages pinned now. */
   get npinned(): number {
     return this.#npinned;
+  }
+
+  /** The dma-buf was taken away: these pages show nothing, for good. */
+  get isRevoked(): boolean {
+    return this.#isRevoked;
+  }
+
+  /** An area is in a domain's tables now. Only dma-bufs need to know. */
+  track(domain: PagingDomain, area: PagesUser): void {
+    if (this.source.isDmaBuf) this.#tracks.push({ domain, area });
+  }
+
+  untrack(domain: PagingDomain, area: PagesUser): void {
+    this.#tracks = this.#tracks.filter((track) => track.domain !== domain || track.area !== area);
+  }
+
+  /** An area was split: its parts are in the domains it was in. */
+  retrack(area: PagesUser, parts: readonly PagesUser[]): void {
+    this.#tracks = this.#tracks.flatMap((track) =>
+      track.area === area ? parts.map((part) => ({ domain: track.domain, area: part })) : [track],
+    );
+  }
+
+  /** Takes the pages of a dma-buf out of every domain; the areas stay (`iopt_revoke_notify`). */
+  *revoke(): Task<void> {
+    yield* this.mutex.lock();
+    for (const { domain, area } of this.#tracks) yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
+    this.#tracks = [];
+    this.#isRevoked = true;
+    this.mutex.unlock();
   }
 
   /** Adds a user to every page of first..last and pins those that had none; 0 or -errno with nothing changed. */
@@ -199,12 +253,14 @@ export class IoptPages {
   }
 
   /**
-   * Copies between `data` and bytes startByte.. (`iopt_pages_rw_access`): 0, -EPERM writing to read-only pages, -EFAULT. The
+   * Copies between `data` and bytes startByte.. (`iopt_pages_rw_access`): 0, -EPERM writing to read-only pages, -EINVAL for a
+   * dma-buf, -EFAULT. The
    * process that mapped the pages copies through its address space, which pins nothing and does not ask whether the
    * mapping may be written; others (`isSlow`) pin page by page. Either way bytes before a fault are copied.
    */
   *rw(process: Process, startByte: bigint, data: Uint8Array, write: boolean, isSlow: boolean): Task<number> {
     if (write && !this.writable) return -EPERM;
+    if (this.source.isDmaBuf) return -EINVAL;
     const { mm } = this.source;
     if (mm !== undefined && mm === process.mm && !isSlow) {
       const address = this.source.startByte + startByte;

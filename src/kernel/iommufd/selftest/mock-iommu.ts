@@ -92,13 +92,16 @@ export class MockDevice implements Device {
   }
 }
 
-/** Pages that a vIOMMU offers to be mapped. */
+/** Kernel memory of a mock. */
 export interface MockPages {
   readonly pa: number;
   free(): void;
 }
 
-/** Where the mock IOMMU gets pages from: zeroed, physically contiguous, the first four bytes as given; undefined without memory. */
+/**
+ * Where mocks get memory from: zeroed, physically contiguous, aligned to its length rounded up to a power of two, the first four bytes as given;
+ * undefined without memory.
+ */
 export type MockPageSource = (pages: number, firstWord: number) => MockPages | undefined;
 
 const U32_BYTES = 4;
@@ -253,6 +256,11 @@ export class MockIommu implements IommuDriver {
     group.defaultDomain = group.domain = this.blockedDomain;
     device.group = group;
     return device;
+  }
+
+  /** Memory for a test. */
+  allocPages(pages: number): MockPages | undefined {
+    return this.#pages(pages, 0);
   }
 
   capable(device: Device, capability: IommuCapability): boolean {

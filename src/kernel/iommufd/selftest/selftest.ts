@@ -8,10 +8,11 @@ import type { CommandRow } from '../command.js';
 import { accessRows } from './access.js';
 import { testCommandRow } from './command.js';
 import { deviceRows } from './devices.js';
+import { dmaBufRows } from './dma-buf.js';
 import { MockIommu, type MockPageSource } from './mock-iommu.js';
 import { objectRows } from './objects.js';
 
 /** IOMMU_TEST_CMD with a mock IOMMU of its own. */
 export function selftestCommand(pages: MockPageSource): CommandRow {
-  return testCommandRow([...deviceRows, ...accessRows, ...objectRows], new MockIommu(pages));
+  return testCommandRow([...deviceRows, ...accessRows, ...objectRows, ...dmaBufRows], new MockIommu(pages));
 }
