@@ -13,7 +13,7 @@ import { IommufdContext, IommufdFile } from '../kernel/iommufd/main.js';
 import { selftestCommand } from '../kernel/iommufd/selftest/selftest.js';
 import { MemfdFile } from '../kernel/mm/memfd.js';
 import { MmStruct } from '../kernel/mm/mm.js';
-import { PageAllocator, type PageMemory } from '../kernel/mm/page-allocator.js';
+import { PageAllocator, type PageExtent, type PageMemory } from '../kernel/mm/page-allocator.js';
 import { Process, UserStruct } from '../kernel/mm/process.js';
 import { NodeRuntime } from '../runtime/node-runtime.js';
 import { invariant, WaitQueue, type Task } from '../runtime/task.js';
@@ -24,10 +24,17 @@ const MIB = 1024 * 1024;
 const RAM_PAGES = (64 * MIB) / PAGE_BYTES;
 const RAM_PFN = 0x1000;
 
-/** RAM that knows what it held when it was sealed, and goes back to that. */
+/**
+ * RAM that knows what it held when it was sealed, and goes back to that. Of *leftover* pages nobody knows what they hold
+ * but who wrote them since: they show {@link leftoverByte}, and {@link leftoverReads} tells that somebody looked.
+ */
 class SealedMemory implements PageMemory {
+  leftoverByte = 0;
+  leftoverReads = 0;
   #sealed = new Map<number, Uint8Array>();
   #pages = new Map<number, Uint8Array>();
+  /** Which bytes of a leftover page were written. */
+  readonly #written = new Map<number, Uint8Array>();
 
   seal(): void {
     for (const [pfn, bytes] of this.#pages) this.#sealed.set(pfn, bytes);
@@ -36,6 +43,11 @@ class SealedMemory implements PageMemory {
 
   reset(): void {
     if (this.#pages.size > 0) this.#pages = new Map();
+    for (const written of this.#written.values()) written.fill(0);
+  }
+
+  markLeftover(pfn: number, pages: number): void {
+    for (let i = 0; i < pages; i++) this.#written.set(pfn + i, new Uint8Array(PAGE_BYTES));
   }
 
   read(pa: number, lengthBytes: number): Uint8Array {
@@ -46,6 +58,12 @@ class SealedMemory implements PageMemory {
       const end = Math.min(PAGE_BYTES, from + lengthBytes - done);
       const page = this.#pages.get(pfn) ?? this.#sealed.get(pfn);
       if (page !== undefined) out.set(page.subarray(from, end), done);
+      const written = this.#written.get(pfn);
+      for (let at = from; written !== undefined && at < end; at++) {
+        if (written[at] !== 0) continue;
+        out[done + at - from] = this.leftoverByte;
+        this.leftoverReads++;
+      }
       done += end - from;
     }
     return out;
@@ -55,7 +73,9 @@ class SealedMemory implements PageMemory {
     for (let done = 0; done < bytes.length;) {
       const from = (pa + done) % PAGE_BYTES;
       const end = Math.min(PAGE_BYTES, from + bytes.length - done);
-      this.#writable(Math.floor((pa + done) / PAGE_BYTES)).set(bytes.subarray(done, done + end - from), from);
+      const pfn = Math.floor((pa + done) / PAGE_BYTES);
+      this.#writable(pfn).set(bytes.subarray(done, done + end - from), from);
+      this.#written.get(pfn)?.fill(1, from, end);
       done += end - from;
     }
     return true;
@@ -120,6 +140,10 @@ const ARGUMENT_BYTES = MIB;
 const CLOSED_FD = 1000;
 const FILE_NOT_OPEN = 5;
 const FILE_DMABUF = 6;
+
+/** What the recorder filled its scratch space and the file that is sealed against writing with. */
+const IO_FILL = 0xee;
+const SEALED_FILE_FILL = 0x33;
 
 /** What a buffer holds at the start of a sequence. */
 function initialBytes(buffer: number, offset: number, lengthBytes: number): Uint8Array {
@@ -204,6 +228,7 @@ export class RecordedMachine {
     map('hole', 2 * MIB, MIB, write, 'scattered');
     map('bitmap', 0, MIB, write, 'pages');
     map('io', 0, MIB, write, 'pages');
+    mm.copy_to_user(bufferAddress('io') ?? 0n, new Uint8Array(MIB).fill(IO_FILL));
     const shared = memfd(2 * MIB, 'scattered');
     const view = shared.mmap(0n, BigInt(2 * MIB));
     invariant(typeof view === 'object', 'recorded machine: file 0 cannot be mapped');
@@ -212,10 +237,18 @@ export class RecordedMachine {
     mm.copy_to_user(fileAddress, initialBytes(indexByBuffer.get('file') ?? 0, 0, 2 * MIB));
     mm.mmapAnonymous(ARGUMENT_ADDRESS, BigInt(ARGUMENT_BYTES), write, 'pages');
     const { files } = this.process;
+    const extentsOf = (file: MemfdFile): readonly PageExtent[] => {
+      const mapping = file.mmap(0n, file.sizeBytes);
+      return typeof mapping === 'object' && 'extents' in mapping ? mapping.extents : [];
+    };
+    const huge = memfd(2 * MIB, 'huge-2m');
+    // The recorder never put this file back: it holds what sequences before wrote, those of other recordings included.
+    for (const { pfn, pages } of extentsOf(huge)) this.#memory.markLeftover(pfn, pages);
+    const sealed = memfd(MIB, 'scattered');
+    for (const { pfn, pages } of extentsOf(sealed))
+      this.#memory.write(pfn * PAGE_BYTES, new Uint8Array(pages * PAGE_BYTES).fill(SEALED_FILE_FILL));
     // File 4 is file 0 opened read-only: an opening of its own, the same pages.
-    return [shared, memfd(2 * MIB, 'huge-2m'), new NullFile(), memfd(MIB, 'scattered'), shared].map((file) =>
-      files.install(file),
-    );
+    return [shared, huge, new NullFile(), sealed, shared].map((file) => files.install(file));
   }
 
   /** A fresh descriptor of /dev/iommu. */
@@ -260,6 +293,21 @@ export class RecordedMachine {
     this.store(ARGUMENT_ADDRESS, argument);
     const result = this.ioctl(this.iommufd, command, ARGUMENT_ADDRESS);
     return { result, bytes: this.load(ARGUMENT_ADDRESS, argument.length) };
+  }
+
+  /**
+   * Runs `read` once; a second time, with everything that nobody knows changed, if that could make a difference. Both
+   * results, the second undefined where it would be the first.
+   */
+  twice<T>(read: () => T): readonly [T, T | undefined] {
+    const memory = this.#memory;
+    const before = memory.leftoverReads;
+    const first = read();
+    if (memory.leftoverReads === before) return [first, undefined];
+    memory.leftoverByte = 0xff;
+    const second = read();
+    memory.leftoverByte = 0;
+    return [first, second];
   }
 
   get ctx(): SyscallContext {

@@ -1,4 +1,4 @@
-/** Answers of a real kernel to sequences against mock devices: eight of each kind but the one with dma-bufs. */
+/** Answers of a real kernel to sequences against mock devices: eight of each kind, and some that were hard to agree with. */
 import { readFileSync } from 'node:fs';
 import { gunzipSync } from 'node:zlib';
 import { expect, test } from 'vitest';

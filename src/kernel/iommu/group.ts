@@ -241,13 +241,13 @@ export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
   group.mutex.unlock();
 }
 
-/** Puts a PASID of every member into a domain; on failure those done go back to `old`. */
+/** Puts a PASID of every member that has PASIDs into a domain; on failure those done go back to `old`. */
 function* setGroupPasid(group: IommuGroup, pasid: number, domain: IommuDomain, old: IommuDomain): Task<number> {
-  for (const [i, { driver, device }] of group.members.entries()) {
+  const able = group.members.filter(({ driver, device }) => (driver.maxPasidLog2?.(device) ?? 0) > 0);
+  for (const [i, { driver, device }] of able.entries()) {
     const rc = yield* driver.set_dev_pasid?.(domain, device, pasid) ?? unsupported();
     if (rc === 0) continue;
-    for (const undo of group.members.slice(0, i))
-      yield* undo.driver.set_dev_pasid?.(old, undo.device, pasid) ?? unsupported();
+    for (const undo of able.slice(0, i)) yield* undo.driver.set_dev_pasid?.(old, undo.device, pasid) ?? unsupported();
     return rc;
   }
   return 0;
@@ -262,9 +262,10 @@ function checkPasid(domain: IommuDomain, device: Device, group: IommuGroup, pasi
   const { driver } = group.member(device);
   if (driver.set_dev_pasid === undefined) return -EOPNOTSUPP;
   if (domain.driver !== driver || pasid === 0) return -EINVAL;
+  // Devices without PASIDs beside it issue none and are in nobody's way.
   const isTooLarge = ({ device: member }: GroupMember): boolean => {
     const bits = driver.maxPasidLog2?.(member) ?? 0;
-    return bits > 0 && pasid >= 2 ** bits;
+    return bits > 0 ? pasid >= 2 ** bits : member === device;
   };
   return group.members.some(isTooLarge) ? -EINVAL : 0;
 }

@@ -308,8 +308,9 @@ export function* iommufd_access_rw(
     if (area.iova > at || area.pages === undefined) break;
     const end = area.last < last ? area.last : last;
     const piece = data.subarray(Number(at - iova), Number(end - iova) + 1);
-    if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0) rc = -EPERM;
-    else rc = area.preventAccess ? -EBUSY : yield* area.pages.rw(process, area.byteAt(at), piece, write, isSlow);
+    if (area.preventAccess) rc = -EBUSY;
+    else if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0) rc = -EPERM;
+    else rc = yield* area.pages.rw(process, area.byteAt(at), piece, write, isSlow);
     if (rc < 0) break;
     at = end + 1n;
   }

@@ -326,8 +326,9 @@ function* invalidate(ucmd: CommandOf<typeof iommu_hwpt_invalidate>): Task<UserAr
   const { cmd, ctx, ictx } = ucmd;
   const failed = (errno: number): UserArrayOutcome => ({ rc: -errno, done: 0 });
   if (cmd.__reserved !== 0) return failed(EOPNOTSUPP);
-  if (cmd.entry_num > 0 && (cmd.data_uptr === 0n || cmd.entry_len === 0)) return failed(EINVAL);
-  if (cmd.entry_len > Number(PAGE_SIZE) || cmd.entry_num > MAX_INVALIDATE_ENTRIES) return failed(EINVAL);
+  const isLengthBad = cmd.entry_len === 0 || cmd.entry_len > Number(PAGE_SIZE);
+  if (cmd.entry_num > 0 && (cmd.data_uptr === 0n || isLengthBad)) return failed(EINVAL);
+  if (cmd.entry_num > MAX_INVALIDATE_ENTRIES) return failed(EINVAL);
   const target = ictx.objects.get(cmd.hwpt_id, (object): object is IommufdObject => object instanceof IommufdObject);
   if (target === undefined) return failed(ENOENT);
   try {

@@ -57,6 +57,12 @@ interface ReservedRange extends Range {
   readonly detail: ErrorDetail;
 }
 
+/** How an unmap ended: 0 or -errno, and what is gone in either case. */
+export interface Unmapped {
+  readonly rc: number;
+  readonly unmappedBytes: bigint;
+}
+
 /** Somebody other than a device who reads and writes the address space (`struct iommufd_access`). */
 export interface IoptAccess {
   readonly iova_alignment: bigint;
@@ -509,9 +515,9 @@ export class IoPageTable {
 
   /**
    * Unmaps every area in start..last, lowest first. Stops with -ENOENT at one that the range covers only in part, -EBUSY at
-   * one that somebody is mapping or unmapping or has locked: those before it are gone. Otherwise the number of bytes.
+   * one that somebody is mapping or unmapping or has locked, -EDEADLK when accesses do not let go: those before it are gone.
    */
-  *unmap_iova_range(start: bigint, last: bigint, sink: FailureSink = silentSink): Task<bigint | number> {
+  *unmap_iova_range(start: bigint, last: bigint, sink: FailureSink = silentSink): Task<Unmapped> {
     let unmappedBytes = 0n;
     let from = start;
     let tries = 0;
@@ -523,7 +529,7 @@ export class IoPageTable {
       if (area === undefined || rc < 0) {
         this.iovaRwsem.up_write();
         this.domainsRwsem.up_read();
-        return rc < 0 ? rc : unmappedBytes;
+        return { rc, unmappedBytes };
       }
       if (area.numAccesses === 0) {
         yield* this.#unmapOne(area);
@@ -531,7 +537,7 @@ export class IoPageTable {
         from = area.last + 1n;
       } else {
         yield* this.#evictAccesses(area);
-        if (++tries > MAX_UNMAP_TRIES) return -EDEADLK;
+        if (++tries > MAX_UNMAP_TRIES) return { rc: -EDEADLK, unmappedBytes };
         yield* this.domainsRwsem.down_read();
       }
       yield* this.iovaRwsem.down_write();

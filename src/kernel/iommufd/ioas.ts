@@ -61,8 +61,8 @@ export class Ioas extends IommufdObject {
   }
 
   override *destroy(): Task<void> {
-    const unmapped = yield* this.iopt.unmap_iova_range(0n, IOVA_MAX);
-    invariant(typeof unmapped === 'bigint', 'iommufd: a destroyed IOAS could not be unmapped');
+    const { rc } = yield* this.iopt.unmap_iova_range(0n, IOVA_MAX);
+    invariant(rc === 0, 'iommufd: a destroyed IOAS could not be unmapped');
     this.iopt.destroy();
   }
 }
@@ -234,19 +234,19 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
   if (rc < 0) return rc;
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.start + cmd.length > IOVA_MAX) return -EOVERFLOW;
+    if (!isPagesLength(cmd.length)) return -EINVAL;
     const file = ctx.process.files.get(cmd.fd);
     if (file === undefined) return -EBADF;
-    if (!isPagesLength(cmd.length)) return -EINVAL;
-    let pages: IoptPages | undefined;
+    const held: { pages?: IoptPages } = {};
     const source =
       file instanceof DmaBufFile
         ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
-            if (pages !== undefined) yield* pages.revoke();
+            if (held.pages !== undefined) yield* held.pages.revoke();
           })
         : filePages(file, cmd.start);
     if (typeof source === 'number') return source;
-    pages = newPages(ucmd, cmd.start, source);
-    return yield* mapPages(ucmd, ioas, cmd.start, pages);
+    held.pages = newPages(ucmd, cmd.start, source);
+    return yield* mapPages(ucmd, ioas, cmd.start, held.pages);
   });
 }
 
@@ -337,8 +337,8 @@ export function* ioasUnmap(ucmd: CommandOf<typeof iommu_ioas_unmap>): Task<numbe
     if (cmd.length === 0n) return -EINVAL;
     const last = isAll ? IOVA_MAX : cmd.iova + cmd.length - 1n;
     if (last > IOVA_MAX) return -EOVERFLOW;
-    const unmapped = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
-    if (typeof unmapped === 'number') return unmapped;
+    const { rc, unmappedBytes: unmapped } = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
+    if (rc < 0) return rc;
     if (unmapped === 0n && !isAll) return -ENOENT;
     ctx.runtime.emit('iommufd.unmap', { ioas: cmd.ioas_id, iova: cmd.iova, length: unmapped });
     cmd.length = unmapped;

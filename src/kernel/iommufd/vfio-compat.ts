@@ -42,7 +42,7 @@ import {
 } from '../../uapi/vfio.js';
 import type { SyscallContext } from '../files.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
-import { IOVA_MAX, type PagesSlice } from './io-pagetable.js';
+import { IOVA_MAX, type PagesSlice, type Unmapped } from './io-pagetable.js';
 import { getIoas, isPagesLength, type CommandOf, type Ioas } from './ioas.js';
 import type { IommufdContext } from './main.js';
 import { pinAccount, userPages } from './page-source.js';
@@ -164,10 +164,8 @@ function* unmapDma(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task
       const rc = yield* iopt.cut_iova(iova === 0n ? [last] : [last, iova - 1n]);
       if (rc < 0) return rc;
     }
-    const unmapped = yield* unmapRange(iopt, isAll, iova, size, ctx);
-    const answer = { ...request, size: typeof unmapped === 'number' ? 0n : unmapped };
-    if (!ctx.copy_to_user(arg, struct.encode(answer))) return -EFAULT;
-    return typeof unmapped === 'number' ? unmapped : 0;
+    const { rc, unmappedBytes } = yield* unmapRange(iopt, isAll, iova, size, ctx);
+    return ctx.copy_to_user(arg, struct.encode({ ...request, size: unmappedBytes })) ? rc : -EFAULT;
   });
 }
 
@@ -177,11 +175,12 @@ function* unmapRange(
   iova: bigint,
   size: bigint,
   ctx: SyscallContext,
-): Task<bigint | number> {
+): Task<Unmapped> {
   if (isAll) return yield* iopt.unmap_iova_range(0n, IOVA_MAX, ctx);
-  if (size === 0n) return -EINVAL;
+  if (size === 0n) return { rc: -EINVAL, unmappedBytes: 0n };
   const last = iova + size - 1n;
-  return last > IOVA_MAX ? -EOVERFLOW : yield* iopt.unmap_iova_range(iova, last, ctx);
+  if (last > IOVA_MAX) return { rc: -EOVERFLOW, unmappedBytes: 0n };
+  return yield* iopt.unmap_iova_range(iova, last, ctx);
 }
 
 /** VFIO_IOMMU_GET_INFO: page sizes, then as many capabilities as there is room for. */

@@ -247,7 +247,7 @@ export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
 // --- queues in hardware ---
 
 /** The most pages the kernel can list: one allocation of KMALLOC_MAX_SIZE bytes of pointers. */
-const MAX_QUEUE_PAGES = (4n << 20n) / 8n;
+const MAX_QUEUE_PAGES = (2n ** 31n - 1n) / 8n;
 
 /** `struct iommufd_hw_queue` */
 class IommufdHwQueue extends IommufdObject {
