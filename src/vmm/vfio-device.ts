@@ -14,6 +14,9 @@ import {
   VFIO_DEVICE_ATTACH_IOMMUFD_PT,
   VFIO_DEVICE_BIND_IOMMUFD,
   VFIO_DEVICE_DETACH_IOMMUFD_PT,
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FEATURE_DMA_BUF,
+  VFIO_DEVICE_FEATURE_GET,
   VFIO_DEVICE_GET_REGION_INFO,
   VFIO_DEVICE_RESET,
   VFIO_DEVICE_SET_IRQS,
@@ -22,6 +25,8 @@ import {
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
+  vfio_device_feature_dma_buf,
+  vfio_region_dma_range,
 } from '../uapi/vfio.js';
 
 // PCI configuration space: command register (PCIe 5.0 7.5.1.1.3).
@@ -211,6 +216,14 @@ export class VfioDevice implements DriverDevice {
   /** Maps a BAR into the process; its address. */
   *mmapRegion(index: number, length: bigint): Task<bigint> {
     return yield* this.process.mmapFile(this.fd, yield* this.#regionOffset(index), length);
+  }
+
+  /** Part of a BAR as a dma-buf; its descriptor. */
+  *exportRegion(index: number, offset: bigint, length: bigint): Task<number> {
+    const request = vfio_device_feature_dma_buf.encode({ region_index: index, open_flags: O_RDWR, nr_ranges: 1 });
+    const tail = new Uint8Array([...request, ...vfio_region_dma_range.encode({ offset, length })]);
+    const flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF;
+    return (yield* this.process.ioctl(this.fd, VFIO_DEVICE_FEATURE, { flags }, { tail })).result;
   }
 
   /** Enables MSI-X vectors 0..count-1, each signalling an eventfd of its own. */

@@ -59,6 +59,12 @@ export class VirtualConfigSpace {
     });
   }
 
+  /** Whether a write clears the command register's memory bit. */
+  stopsDecoding(offset: number, bytes: Uint8Array): boolean {
+    const command = bytes[PCI_COMMAND - offset];
+    return command !== undefined && (command & PCI_COMMAND_MEMORY) === 0;
+  }
+
   /** Whether the write asked for a function-level reset, which is the caller's to do: state must survive it. */
   write(offset: number, bytes: Uint8Array): boolean {
     let isReset = false;

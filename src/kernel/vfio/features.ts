@@ -1,5 +1,5 @@
 /**
- * VFIO_DEVICE_FEATURE: migration, its state, its size, and DMA logging.
+ * VFIO_DEVICE_FEATURE: migration, its state, its size, DMA logging, and BARs as dma-bufs.
  *
  * `argsz` covers the header and the feature's struct; DMA logging's ranges and bitmap are user memory of their own. PROBE asks
  * whether GET or SET would be understood and touches nothing. The caller holds the device's lock.
@@ -11,6 +11,7 @@ import type { FieldSpecs, Struct, StructValue } from '../../layout/struct.js';
 import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, EOVERFLOW, ENOTTY } from '../../uapi/errno.js';
 import {
+  VFIO_DEVICE_FEATURE_DMA_BUF,
   VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
   VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
   VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP,
@@ -22,6 +23,7 @@ import {
   VFIO_DEVICE_FEATURE_PROBE,
   VFIO_DEVICE_FEATURE_SET,
   vfio_device_feature,
+  vfio_device_feature_dma_buf,
   vfio_device_feature_dma_logging_control,
   vfio_device_feature_dma_logging_range,
   vfio_device_feature_dma_logging_report,
@@ -30,6 +32,7 @@ import {
   vfio_device_feature_migration,
 } from '../../uapi/vfio.js';
 import type { SyscallContext } from '../files.js';
+import type { VfioDmaBufs } from './dma-buf.js';
 import type { VfioMigration } from './migration.js';
 
 const { GET, SET, PROBE } = {
@@ -55,6 +58,7 @@ interface FeatureCall {
 export function* vfio_ioctl_device_feature(
   ctx: SyscallContext,
   migration: VfioMigration | undefined,
+  dmaBufs: VfioDmaBufs,
   arg: bigint,
 ): Task<number> {
   const head = ctx.copy_from_user(arg, vfio_device_feature.sizeBytes);
@@ -69,6 +73,8 @@ export function* vfio_ioctl_device_feature(
     data: arg + BigInt(vfio_device_feature.sizeBytes),
     dataBytes: argsz - vfio_device_feature.sizeBytes,
   };
+  if ((flags & VFIO_DEVICE_FEATURE_MASK) === VFIO_DEVICE_FEATURE_DMA_BUF)
+    return check(call, GET, vfio_device_feature_dma_buf) ?? dmaBufs.get(ctx, call.data);
   if (migration === undefined) return -ENOTTY;
   switch (flags & VFIO_DEVICE_FEATURE_MASK) {
     case VFIO_DEVICE_FEATURE_MIGRATION:

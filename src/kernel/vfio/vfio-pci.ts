@@ -63,6 +63,7 @@ import {
 import { IommufdFile } from '../iommufd/main.js';
 import type { IrqCore, MsiVector } from '../irq.js';
 import { VirtualConfigSpace } from './config-space.js';
+import { VfioDmaBufs } from './dma-buf.js';
 import { vfio_ioctl_device_feature } from './features.js';
 import { pci_can_reset, pci_reset_function } from '../pci/reset.js';
 import { readFrame, writeFrame } from '../../hardware/bus.js';
@@ -92,6 +93,7 @@ export class VfioPciFile extends OpenFile {
   readonly #vfio: VfioDevice;
   readonly #irq: IrqCore;
   readonly #config: VirtualConfigSpace;
+  readonly #dmaBufs: VfioDmaBufs;
   /** `dev_set->lock`: bind, attach, detach, interrupts, reset. */
   readonly #lock = new Mutex('vfio:device_lock');
   #idev: IommufdDevice | undefined;
@@ -107,6 +109,7 @@ export class VfioPciFile extends OpenFile {
     this.#vfio = vfio;
     this.#irq = irq;
     this.#config = new VirtualConfigSpace(vfio.device.function);
+    this.#dmaBufs = new VfioDmaBufs(vfio.device.function);
     vfio.openCount++;
     vfio.onRequest(this, () => this.#notifiers.get(VFIO_PCI_REQ_IRQ_INDEX)?.signal());
   }
@@ -130,7 +133,7 @@ export class VfioPciFile extends OpenFile {
       case VFIO_DEVICE_RESET:
         return yield* this.#locked(() => this.#reset());
       case VFIO_DEVICE_FEATURE.number:
-        return yield* this.#locked(() => vfio_ioctl_device_feature(ctx, this.#vfio.migration, arg));
+        return yield* this.#locked(() => vfio_ioctl_device_feature(ctx, this.#vfio.migration, this.#dmaBufs, arg));
       default:
         return -ENOTTY;
     }
@@ -160,7 +163,10 @@ export class VfioPciFile extends OpenFile {
     if (typeof access === 'number') return access;
     yield 'vfio:region-write';
     if (access.bar === undefined) {
+      const stops = this.#config.stopsDecoding(access.offset, bytes);
+      if (stops) yield* this.#dmaBufs.revoke();
       if (this.#config.write(access.offset, bytes)) yield* this.#locked(() => this.#reset());
+      if (!stops) yield* this.#dmaBufs.restore();
       return bytes.length;
     }
     const { function: fn } = this.#vfio.device;
@@ -201,6 +207,7 @@ export class VfioPciFile extends OpenFile {
     yield* this.#lock.lock();
     if (this.#idev !== undefined) {
       yield* this.#disableMsix();
+      yield* this.#dmaBufs.cleanup();
       this.#vfio.device.function.configWrite(PCI_COMMAND, 2, 0);
       if (this.#isAttached) yield* iommufd_device_detach(this.#idev);
       yield* iommufd_device_unbind(this.#idev);
@@ -517,9 +524,11 @@ export class VfioPciFile extends OpenFile {
     if (!pci_can_reset(this.#vfio.device)) return -EINVAL;
     // The device's lock is with the remover, who waits for this descriptor.
     if (this.#vfio.isGoing) return -EAGAIN;
+    yield* this.#dmaBufs.revoke();
     yield FLR_NS;
     const triggers = this.#triggers;
     const rc = pci_reset_function(this.#vfio.device);
+    yield* this.#dmaBufs.restore();
     if (rc < 0) return rc;
     this.#vfio.migration?.wasReset();
     for (const [vector, trigger] of triggers.entries())
