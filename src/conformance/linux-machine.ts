@@ -192,6 +192,7 @@ export class RecordedMachine {
   readonly #ctx: SyscallContext;
   readonly #files: readonly number[];
   #firstOwnFd = 0;
+  #ictx: IommufdContext | undefined;
 
   constructor() {
     this.#pages = new PageAllocator(this.#memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
@@ -251,11 +252,20 @@ export class RecordedMachine {
     return [shared, huge, new NullFile(), sealed, shared].map((file) => files.install(file));
   }
 
+  /** What is behind {@link iommufd}; undefined before the first {@link open}. */
+  get ictx(): IommufdContext | undefined {
+    return this.#ictx;
+  }
+
+  /** Pins held now, in pages. */
+  get pinnedPages(): number {
+    return this.#pages.pinnedPages;
+  }
+
   /** A fresh descriptor of /dev/iommu. */
   open(): void {
-    this.iommufd = this.process.files.install(
-      new IommufdFile(new IommufdContext(this.#arena, false), this.#testCommand),
-    );
+    this.#ictx = new IommufdContext(this.#arena, false);
+    this.iommufd = this.process.files.install(new IommufdFile(this.#ictx, this.#testCommand));
   }
 
   /** Ends a sequence. @throws InvariantError when something stayed behind */

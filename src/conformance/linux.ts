@@ -80,7 +80,7 @@ export class SequencePlayer {
   #play(machine: RecordedMachine, { ops }: RecordedSequence): SequenceDifference | undefined {
     for (const [index, { op, in: input, ret, out }] of ops.entries()) {
       this.#index = index;
-      const got = attempt(machine, op, input);
+      const got = playOperation(machine, op, input);
       const expected = out === undefined ? { ret } : { ret, out };
       if (got.isPossible !== undefined) this.partlyCompared++;
       if (got.isPossible?.(expected) ?? (got.ret === ret && isSame(got.out, out))) continue;
@@ -93,7 +93,8 @@ export class SequencePlayer {
 
 const queueOperations = new Map(QUEUE_OPERATIONS);
 
-function attempt(machine: RecordedMachine, op: string, input: JsonFields): Answer {
+/** Makes one recorded operation on a machine that is open. */
+export function playOperation(machine: RecordedMachine, op: string, input: JsonFields): Answer {
   const operation = OPERATIONS.get(op) ?? queueOperations.get(op);
   return operation === undefined ? { ret: 'not replayed' } : operation(machine, input);
 }

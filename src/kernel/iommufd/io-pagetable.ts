@@ -136,6 +136,15 @@ export class IoPageTable {
     return this.#domains;
   }
 
+  /** Everything that is reserved, and what user space wants kept: to look at, not to hold on to. */
+  get ranges(): { readonly reserved: readonly ReservedRange[]; readonly allowed: readonly Range[] } {
+    return { reserved: [...this.#reserved], allowed: [...this.#allowed] };
+  }
+
+  get accesses(): readonly IoptAccess[] {
+    return this.#accesses;
+  }
+
   /** Frees the table: everything must be unmapped, every domain and access gone. */
   destroy(): void {
     invariant(this.#domains.length === 0 && this.#accesses.length === 0, 'io_pagetable: destroyed in use');

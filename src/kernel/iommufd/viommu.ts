@@ -246,7 +246,7 @@ export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
 
 // --- queues in hardware ---
 
-/** The most pages the kernel can list: one allocation of KMALLOC_MAX_SIZE bytes of pointers. */
+/** The most pages the kernel can list: kvmalloc gives INT_MAX bytes of pointers at most. */
 const MAX_QUEUE_PAGES = (2n ** 31n - 1n) / 8n;
 
 /** `struct iommufd_hw_queue` */
