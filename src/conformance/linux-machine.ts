@@ -176,6 +176,8 @@ export class RecordedMachine {
   /** The last dma-buf. */
   dmabuf = CLOSED_FD;
   readonly #runtime = new NodeRuntime('recorded', 0);
+  /** Fault switches of its kernel. */
+  readonly faults = this.#runtime.faults;
   readonly #arena = Arena.create({ kernelFrames: 16, storageFrames: 4096, kernelBasePfn: RAM_PFN });
   readonly #memory = new SealedMemory();
   readonly #pages: PageAllocator;
@@ -264,7 +266,7 @@ export class RecordedMachine {
 
   /** A fresh descriptor of /dev/iommu. */
   open(): void {
-    this.#ictx = new IommufdContext(this.#arena, false);
+    this.#ictx = new IommufdContext(this.#arena, false, false, this.faults);
     this.iommufd = this.process.files.install(new IommufdFile(this.#ictx, this.#testCommand));
   }
 

@@ -78,17 +78,28 @@ export class SequencePlayer {
   }
 
   #play(machine: RecordedMachine, { ops }: RecordedSequence): SequenceDifference | undefined {
-    for (const [index, { op, in: input, ret, out }] of ops.entries()) {
+    for (const [index, operation] of ops.entries()) {
       this.#index = index;
-      const got = playOperation(machine, op, input);
-      const expected = out === undefined ? { ret } : { ret, out };
-      if (got.isPossible !== undefined) this.partlyCompared++;
-      if (got.isPossible?.(expected) ?? (got.ret === ret && isSame(got.out, out))) continue;
-      return { index, op, input, expected, got };
+      const difference = judgeOperation(machine, operation, index, () => this.partlyCompared++);
+      if (difference !== undefined) return difference;
     }
     this.#index = ops.length;
     return undefined;
   }
+}
+
+/** Makes an operation and compares its answer; `partly` is called when not all of it could be. */
+export function judgeOperation(
+  machine: RecordedMachine,
+  { op, in: input, ret, out }: RecordedOperation,
+  index: number,
+  partly?: () => void,
+): SequenceDifference | undefined {
+  const got = playOperation(machine, op, input);
+  const expected = out === undefined ? { ret } : { ret, out };
+  if (got.isPossible !== undefined) partly?.();
+  const isRight = got.isPossible?.(expected) ?? (got.ret === ret && isSame(got.out, out));
+  return isRight ? undefined : { index, op, input, expected, got };
 }
 
 const queueOperations = new Map(QUEUE_OPERATIONS);

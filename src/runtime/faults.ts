@@ -15,6 +15,7 @@ export interface FaultDescription {
 /** Every fault there is. */
 export const FAULTS = {
   'core.kernel-alloc': { layer: 'core', effect: 'an allocation of kernel memory (page tables, queues) fails: ENOMEM' },
+  'kernel.kmalloc': { layer: 'kernel', effect: 'an allocation of a kernel object fails: ENOMEM' },
   'mm.pin': { layer: 'kernel', effect: 'pinning user pages fails: EFAULT' },
   'smmu.drop-tlbi': { layer: 'hardware', effect: 'a TLB invalidation command is consumed but invalidates nothing' },
   'smmu.dirty-lost': { layer: 'hardware', effect: 'a write does not set the dirty state of its descriptor' },
@@ -84,6 +85,11 @@ export class FaultSwitches {
   /** Switches a fault on (again: starts counting anew). */
   arm(id: FaultId, rule: FaultRule = {}): void {
     this.#armed.set(id, { calls: 0, skip: rule.skip ?? 0, count: rule.count ?? Infinity });
+  }
+
+  /** How often a switched-on fault could have struck since it was switched on. */
+  calls(id: FaultId): number {
+    return this.#armed.get(id)?.calls ?? 0;
   }
 
   disarm(id: FaultId): void {

@@ -5,6 +5,7 @@ import { SyscallContext } from '../../src/kernel/files.js';
 import {
   iommufd_access_attach,
   iommufd_access_create,
+  type AccessOps,
   iommufd_access_destroy,
   iommufd_access_pin_pages,
   iommufd_access_unpin_pages,
@@ -418,12 +419,18 @@ describe('hardware page tables', () => {
   });
 });
 
+function accessOf({ file }: Bench, ops: AccessOps): IommufdAccess {
+  const access = iommufd_access_create(file, ops);
+  if (typeof access === 'number') throw new Error(`no access: ${access}`);
+  return access;
+}
+
 describe('accesses', () => {
   it('pin without a domain, block an unmap until they let go, and keep their number', () => {
     const b = new Bench();
     const ioas = b.ioas();
     let pinned = false;
-    const access: IommufdAccess = iommufd_access_create(b.file, {
+    const access: IommufdAccess = accessOf(b, {
       needsPinPages: true,
       *unmap(): Task<void> {
         if (pinned) yield* iommufd_access_unpin_pages(access, 0x100000n, 0x2000n);
@@ -452,7 +459,7 @@ describe('accesses', () => {
   it('one that never lets go makes the unmap fail in the end', () => {
     const b = new Bench();
     const ioas = b.ioas();
-    const access = iommufd_access_create(b.file, {
+    const access = accessOf(b, {
       needsPinPages: true,
       *unmap(): Task<void> {
         // Holds on.

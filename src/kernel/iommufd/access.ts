@@ -65,10 +65,11 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   }
 }
 
-/** An access of its own number that uses no address space yet. */
-export function iommufd_access_create({ ictx }: Pick<IommufdFile, 'ictx'>, ops: AccessOps): IommufdAccess {
+/** An access of its own number that uses no address space yet; -ENOMEM. */
+export function iommufd_access_create({ ictx }: Pick<IommufdFile, 'ictx'>, ops: AccessOps): IommufdAccess | number {
   const access = new IommufdAccess(ictx, ops);
-  ictx.objects.alloc(access);
+  const allocated = ictx.objects.alloc(access);
+  if (allocated < 0) return allocated;
   access.users++;
   ictx.get();
   ictx.objects.finalize(access);
@@ -76,10 +77,11 @@ export function iommufd_access_create({ ictx }: Pick<IommufdFile, 'ictx'>, ops: 
 }
 
 /** An access of the kernel's own (`iommufd_access_create_internal`): what it pins cannot be unmapped at all. */
-export function iommufd_access_create_internal(ictx: IommufdContext): IommufdAccess {
+export function iommufd_access_create_internal(ictx: IommufdContext): IommufdAccess | number {
   const access = new IommufdAccess(ictx, { needsPinPages: true, *unmap() {} });
   access.isInternal = true;
-  ictx.objects.alloc(access);
+  const allocated = ictx.objects.alloc(access);
+  if (allocated < 0) return allocated;
   access.users++;
   ictx.objects.finalize(access);
   return access;

@@ -12,7 +12,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EBUSY, EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
+import { EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import {
   IOMMU_HW_CAP_DIRTY_TRACKING,
   IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
@@ -172,6 +172,7 @@ export function* iommufd_device_bind(
   if (!iommu_group_has_isolated_msi(group) && !ictx.allowUnsafeInterrupts) {
     return sink.fail(EPERM, { why: 'MSI interrupts are not isolated', group: group.id });
   }
+  if (!ictx.groups.has(group) && ictx.allocFails()) return -ENOMEM;
   const igroup = ictx.groups.get(ictx, group);
   const rc = yield* iommu_device_claim_dma_owner(device, ictx);
   if (rc < 0) {
@@ -179,8 +180,13 @@ export function* iommufd_device_bind(
     return sink.fail(-rc, { why: 'DMA ownership', group: group.id });
   }
   const idev = new IommufdDevice(ictx, device, igroup, keepsContext);
+  const allocated = ictx.objects.alloc(idev);
+  if (allocated < 0) {
+    yield* iommu_device_release_dma_owner(device);
+    ictx.groups.put(igroup);
+    return allocated;
+  }
   if (keepsContext) ictx.get();
-  ictx.objects.alloc(idev);
   idev.users++;
   ictx.objects.finalize(idev);
   return { idev, id: idev.id };
@@ -248,6 +254,7 @@ function* attachHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<A
   const { igroup } = idev;
   let rc = checkPasidCompat(igroup, hwpt, pasid);
   if (rc < 0) return rc;
+  if (igroup.ictx.allocFails()) return -ENOMEM;
   const handle = igroup.handle(idev, hwpt);
   if (pasid === IOMMU_NO_PASID) rc = yield* iommu_attach_group_handle(hwpt.domain, igroup.group, handle);
   else rc = yield* iommu_attach_device_pasid(hwpt.domain, idev.device, pasid, handle);
@@ -263,6 +270,7 @@ function* hwptAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt, sink: Failu
     const attachment = igroup.attachments.get(pasid);
     if (attachment?.devices.includes(idev) === true) return -EBUSY;
     if (attachment !== undefined && attachment.hwpt !== hwpt) return -EINVAL;
+    if (attachment === undefined && igroup.ictx.allocFails()) return -ENOMEM;
     if (reserving !== undefined) {
       const rc = yield* attachReservedIova(idev, reserving, sink);
       if (rc < 0) return rc;
@@ -351,6 +359,7 @@ function* replaceHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<
   const { igroup } = idev;
   let rc = checkPasidCompat(igroup, hwpt, pasid);
   if (rc < 0) return rc;
+  if (igroup.ictx.allocFails()) return -ENOMEM;
   const handle = igroup.handle(idev, hwpt);
   if (pasid === IOMMU_NO_PASID) rc = yield* iommu_replace_group_handle(igroup.group, hwpt.domain, handle);
   else rc = yield* iommu_replace_device_pasid(hwpt.domain, idev.device, pasid, handle);

@@ -9,7 +9,7 @@
  * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
  */
 import type { Task } from '../../runtime/task.js';
-import { EEXIST, EINVAL, EMFILE, ENOENT, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
+import { EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
 import {
   IOMMU_VEVENTQ_FLAG_LOST_EVENTS,
   IOMMU_VEVENTQ_TYPE_DEFAULT,
@@ -147,7 +147,8 @@ export function* faultQueueAlloc(ucmd: CommandOf<typeof iommu_fault_alloc>): Tas
   const { cmd, ctx, ictx } = ucmd;
   if (cmd.flags !== 0) return -EOPNOTSUPP;
   const fault = new IommufdFault(ictx);
-  ictx.objects.alloc(fault);
+  const allocated = ictx.objects.alloc(fault);
+  if (allocated < 0) return allocated;
   return yield* openQueue(ictx, ctx, fault, new FaultFile(fault), (fd) => {
     cmd.out_fault_id = fault.id;
     cmd.out_fault_fd = fd;
@@ -164,9 +165,9 @@ function* openQueue(
   answer: (fd: number) => number,
 ): Task<number> {
   const { files } = ctx.process;
-  const fd = files.install(file);
+  const fd = ictx.allocFails() ? -ENOMEM : files.install(file);
   if (fd < 0) yield* file.release();
-  const rc = fd < 0 ? -EMFILE : answer(fd);
+  const rc = fd < 0 ? fd : answer(fd);
   if (rc < 0) {
     if (fd >= 0) yield* files.close(fd);
     ictx.objects.abort(queue);
@@ -213,9 +214,9 @@ export class IommufdVeventq extends IommufdObject {
     this.depth = depth;
   }
 
-  /** Adds an event; a full queue notes that it was lost. */
-  report(bytes: Uint8Array): void {
-    const isLost = this.#events === this.depth;
+  /** Adds an event; a full queue, or one that there was no memory for (undefined), notes that it was lost. */
+  report(bytes: Uint8Array | undefined): void {
+    const isLost = bytes === undefined || this.#events === this.depth;
     if (this.deliver.at(-1)?.bytes === undefined) this.deliver.pop();
     this.deliver.push({ sequence: this.#sequence, bytes: isLost ? undefined : bytes });
     if (!isLost) this.#events++;
@@ -276,7 +277,8 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
     if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
     if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
     const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
-    ictx.objects.alloc(queue);
+    const allocated = ictx.objects.alloc(queue);
+    if (allocated < 0) return allocated;
     viommu.veventqs.push(queue);
     viommu.users++;
     return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {

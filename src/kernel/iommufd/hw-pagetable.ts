@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/hw_pagetable.c, io_pagetable.c (dirty tracking); domain.md A1.11 to A1.14, A6.13.
  */
 import { invariant, type Task } from '../../runtime/task.js';
-import { E2BIG, EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
@@ -160,11 +160,16 @@ export function* hwptPagingAlloc(
   if (wantsDirty && !driver.capable(idev.device, 'DIRTY_TRACKING')) return -EOPNOTSUPP;
   const isNestParent = (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0;
   if (isNestParent && (flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0) return -EOPNOTSUPP;
+  if (ictx.allocFails()) return -ENOMEM;
   const domain = yield* driver.domain_alloc_paging_flags(idev.device, flags & ~IOMMU_HWPT_FAULT_ID_VALID, data);
   if (typeof domain === 'number') return domain;
   const hwpt = new HwptPaging(ioas, domain, isNestParent);
   hwpt.isPasidCompat = (flags & IOMMU_HWPT_ALLOC_PASID) !== 0;
-  ictx.objects.alloc(hwpt);
+  const allocated = ictx.objects.alloc(hwpt);
+  if (allocated < 0) {
+    yield* domain.free();
+    return allocated;
+  }
   ioas.users++;
 
   const attached = spec.attach === undefined ? 0 : yield* spec.attach(hwpt);
@@ -286,7 +291,11 @@ function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObje
   if (typeof domain === 'number') return domain;
   const hwpt = new HwptNested(domain, parent, viommu);
   hwpt.isPasidCompat = (cmd.flags & IOMMU_HWPT_ALLOC_PASID) !== 0;
-  ictx.objects.alloc(hwpt);
+  const allocated = ictx.objects.alloc(hwpt);
+  if (allocated < 0) {
+    yield* domain.free();
+    return allocated;
+  }
   (viommu ?? parent).users++;
   return hwpt;
 }
@@ -456,6 +465,7 @@ export function* hwptGetDirtyBitmap(ucmd: CommandOf<typeof iommu_hwpt_get_dirty_
     try {
       const ops = domain.dirtyOps;
       if (ops === undefined) return -EOPNOTSUPP;
+      if (ictx.allocFails()) return -ENOMEM;
       const bitmap = new DirtyBitmap(ctx, cmd.data, cmd.iova, cmd.length, cmd.page_size);
       const last = cmd.iova + cmd.length - 1n;
       const noClear = (cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;

@@ -110,17 +110,19 @@ export class IoPageTable {
   #allowed = new IntervalList<Range>();
   readonly #domains: PagingDomain[] = [];
   readonly #accesses: IoptAccess[] = [];
+  readonly #allocFails: () => boolean;
   #iovaAlignment = 1n;
   #disableLargePages = false;
 
-  /** An empty table, or -ENOMEM. */
-  static create(arena: Arena): IoPageTable | number {
+  /** An empty table, or -ENOMEM. `allocFails`: whether the next allocation of a record fails. */
+  static create(arena: Arena, allocFails: () => boolean = () => false): IoPageTable | number {
     const areas = AreaTree.create(arena);
-    return typeof areas === 'number' ? areas : new IoPageTable(areas);
+    return typeof areas === 'number' ? areas : new IoPageTable(areas, allocFails);
   }
 
-  private constructor(areas: AreaTree) {
+  private constructor(areas: AreaTree, allocFails: () => boolean) {
     this.areas = areas;
+    this.#allocFails = allocFails;
   }
 
   /** What addresses and lengths must be multiples of; 1 without domains and accesses. */
@@ -175,7 +177,7 @@ export class IoPageTable {
     }
   }
 
-  /** Reserves a range; -EADDRINUSE over an area or an allowed range. Hold `iova_rwsem` for writing. */
+  /** Reserves a range; -EADDRINUSE over an area or an allowed range, -ENOMEM. Hold `iova_rwsem` for writing. */
   reserve_iova(
     start: bigint,
     last: bigint,
@@ -190,6 +192,7 @@ export class IoPageTable {
     if (allowed !== undefined) {
       return sink.fail(EADDRINUSE, { ...detail, allowedStart: allowed.start, allowedLast: allowed.last });
     }
+    if (this.#allocFails()) return -ENOMEM;
     this.#reserved.insert({ start, last, owner, detail });
     return 0;
   }
@@ -301,6 +304,7 @@ export class IoPageTable {
       if ((slice.startByte % PAGE_SIZE) % this.#iovaAlignment !== 0n) {
         return sink.fail(EINVAL, { why: 'page offset', alignment: this.#iovaAlignment });
       }
+      if (this.#allocFails()) return -ENOMEM;
       const area = new IoptArea(iova, slice.lengthBytes, slice.startByte, prot);
       const inserted = this.areas.insert(area);
       if (inserted < 0) return inserted;
@@ -427,7 +431,8 @@ export class IoPageTable {
     let offset = Number(area.startByte % PAGE_SIZE);
     for (const run of runs) {
       const length = Math.min(run.pages * PAGE_BYTES - offset, end - iova);
-      const rc = yield* domain.map(iova, run.pfn * PAGE_BYTES + offset, length, prot, maxPageBytes);
+      const pa = run.pfn * PAGE_BYTES + offset;
+      const rc = this.#allocFails() ? -ENOMEM : yield* domain.map(iova, pa, length, prot, maxPageBytes);
       if (rc < 0) {
         if (iova > start) yield* domain.unmap(start, iova - start);
         return rc;
@@ -496,7 +501,7 @@ export class IoPageTable {
 
   /**
    * The memory behind a range that is mapped without holes, with a reference to each pages object for the caller to put;
-   * -ENOENT otherwise, -EINVAL, -EOVERFLOW.
+   * -ENOENT otherwise, -EINVAL, -EOVERFLOW, -ENOMEM.
    */
   *get_pages(iova: bigint, length: bigint): Task<PagesSlice[] | number> {
     if (length === 0n) return -EINVAL;
@@ -508,6 +513,7 @@ export class IoPageTable {
       let at = iova;
       for (const area of this.areas.overlapping(iova, last)) {
         if (area.iova > at || area.pages === undefined) return -ENOENT;
+        if (this.#allocFails()) return -ENOMEM;
         const end = area.last < last ? area.last : last;
         slices.push({ pages: area.pages, startByte: area.byteAt(at), lengthBytes: end - at + 1n });
         at = end + 1n;
@@ -653,9 +659,10 @@ export class IoPageTable {
     return 0;
   }
 
-  /** Adds an access; -EADDRINUSE when an existing mapping does not have its alignment. */
+  /** Adds an access; -EADDRINUSE when an existing mapping does not have its alignment, -ENOMEM. */
   *add_access(access: IoptAccess, sink: FailureSink = silentSink): Task<number> {
     return yield* this.#withDomains(() => {
+      if (this.#allocFails()) return -ENOMEM;
       this.#accesses.push(access);
       const rc = this.#recalculateAlignment(sink);
       if (rc < 0) this.#accesses.pop();
@@ -697,6 +704,7 @@ export class IoPageTable {
     const alignment = this.#iovaAlignment;
     if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
     if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
+    if (this.#allocFails()) return -ENOMEM;
     const parts = [
       new IoptArea(area.iova, next - area.iova, area.startByte, area.prot),
       new IoptArea(next, area.last - iova, area.byteAt(next), area.prot),

@@ -9,7 +9,18 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EBADF, EBUSY, EFAULT, EINVAL, EMSGSIZE, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM } from '../../uapi/errno.js';
+import {
+  EBADF,
+  EBUSY,
+  EFAULT,
+  EINVAL,
+  EMSGSIZE,
+  ENOENT,
+  ENOMEM,
+  EOPNOTSUPP,
+  EOVERFLOW,
+  EPERM,
+} from '../../uapi/errno.js';
 import {
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
@@ -73,11 +84,13 @@ function isIoas(object: IommufdObject): object is Ioas {
 
 /** `iommufd_ioas_alloc`: a new address space with its number, not to be found yet; -ENOMEM. */
 export function newIoas(ictx: IommufdContext): Ioas | number {
-  const iopt = IoPageTable.create(ictx.arena);
+  const iopt = IoPageTable.create(ictx.arena, () => ictx.allocFails());
   if (typeof iopt === 'number') return iopt;
   const ioas = new Ioas(iopt);
-  ictx.objects.alloc(ioas);
-  return ioas;
+  const allocated = ictx.objects.alloc(ioas);
+  if (allocated === 0) return ioas;
+  iopt.destroy();
+  return allocated;
 }
 
 /** The address space with this number, to be given back with `objects.put`. */
@@ -149,7 +162,9 @@ function loadRanges(
     const bytes = ucmd.ctx.copy_from_user(at, iommu_iova_range.sizeBytes);
     if (bytes === undefined) return -EFAULT;
     const { start, last } = iommu_iova_range.decode(bytes);
-    if (start >= last || ranges.firstOverlap(start, last) !== undefined) return -EINVAL;
+    if (start >= last) return -EINVAL;
+    if (ucmd.ictx.allocFails()) return -ENOMEM;
+    if (ranges.firstOverlap(start, last) !== undefined) return -EINVAL;
     ranges.insert({ start, last });
   }
   return ranges;
@@ -197,7 +212,7 @@ type MapCommand = CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas
 function newPages({ cmd, ctx, ictx }: MapCommand, start: bigint, source: PageSource): IoptPages {
   const account = source.isDmaBuf ? NO_ACCOUNT : pinAccount(ctx.process, ictx.accountMode);
   const isWritable = (cmd.flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0;
-  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account);
+  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account, () => ictx.allocFails());
 }
 
 /** Maps what a MAP wants of pages that the caller holds, and puts them. */
@@ -222,6 +237,7 @@ export function* ioasMap(ucmd: CommandOf<typeof iommu_ioas_map>): Task<number> {
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
     if (!isPagesLength(cmd.length)) return -EINVAL;
+    if (ictx.allocFails()) return -ENOMEM;
     const pages = newPages(ucmd, cmd.user_va, userPages(ctx.process, cmd.user_va));
     return yield* mapPages(ucmd, ioas, cmd.user_va, pages);
   });
@@ -237,6 +253,7 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
     if (!isPagesLength(cmd.length)) return -EINVAL;
     const file = ctx.process.files.get(cmd.fd);
     if (file === undefined) return -EBADF;
+    if (ictx.allocFails()) return -ENOMEM;
     const held: { pages?: IoptPages } = {};
     const source =
       file instanceof DmaBufFile

@@ -72,7 +72,7 @@ export class IommufdContext {
   readonly allowUnsafeInterrupts: boolean;
   /** Attach devices that have a hardware and a software MSI region (HostDescription.allowMixedMsi). */
   readonly allowMixedMsi: boolean;
-  readonly objects = new ObjectTable();
+  readonly objects = new ObjectTable(() => this.allocFails());
   readonly groups = new IommufdGroups();
   readonly swMsi = new SwMsiPages();
   readonly mmaps = new MmapOffsets();
@@ -91,6 +91,11 @@ export class IommufdContext {
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
     this.faults = faults;
+  }
+
+  /** Whether the next allocation of memory fails. */
+  allocFails(): boolean {
+    return this.faults?.fires('kernel.kmalloc') === true;
   }
 
   /** A bound device keeps the context. */

@@ -10,7 +10,7 @@
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
  */
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
-import { EBUSY, ENOENT } from '../../uapi/errno.js';
+import { EBUSY, ENOENT, ENOMEM } from '../../uapi/errno.js';
 
 /** `enum iommufd_object_type`, as far as there are such objects. */
 export type ObjectType =
@@ -47,6 +47,7 @@ export class ObjectTable {
   readonly #isTaken: boolean[] = [true];
   /** Numbers whose objects are gone and which user space has not given back yet. */
   readonly #tombstones = new Set<number>();
+  readonly #allocFails: () => boolean;
   #taken = 0;
 
   get isEmpty(): boolean {
@@ -57,13 +58,20 @@ export class ObjectTable {
     return this.#taken;
   }
 
-  /** Gives an object its number. */
-  alloc(object: IommufdObject): void {
+  /** `allocFails`: whether the next allocation of memory fails (fault switch `kernel.kmalloc`). */
+  constructor(allocFails: () => boolean = () => false) {
+    this.#allocFails = allocFails;
+  }
+
+  /** Gives an object its number: 0 or -ENOMEM. */
+  alloc(object: IommufdObject): number {
+    if (this.#allocFails()) return -ENOMEM;
     const free = this.#isTaken.indexOf(false);
     object.id = free < 0 ? this.#isTaken.length : free;
     this.#isTaken[object.id] = true;
     this.#slots[object.id] = undefined;
     this.#taken++;
+    return 0;
   }
 
   /** Lets an allocated object be found. */

@@ -20,7 +20,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, EPERM } from '../../uapi/errno.js';
+import { EFAULT, EINVAL, ENOMEM, EPERM } from '../../uapi/errno.js';
 import type { PagingDomain } from '../iommu/domain.js';
 import type { MmStruct, PinnedRun } from '../mm/mm.js';
 import type { Process } from '../mm/process.js';
@@ -107,6 +107,7 @@ export class IoptPages {
   readonly source: PageSource;
   readonly npages: number;
   readonly writable: boolean;
+  readonly #allocFails: () => boolean;
   #account: PinAccount;
   /** Who pays from the end of an IOMMU_IOAS_CHANGE_PROCESS on. */
   #nextAccount: PinAccount | undefined;
@@ -118,7 +119,14 @@ export class IoptPages {
   #isRevoked = false;
 
   /** The first `lengthBytes` bytes of a source, rounded up to pages; the creator holds a reference. */
-  constructor(source: PageSource, lengthBytes: bigint, writable: boolean, account: PinAccount) {
+  constructor(
+    source: PageSource,
+    lengthBytes: bigint,
+    writable: boolean,
+    account: PinAccount,
+    allocFails: () => boolean = () => false,
+  ) {
+    this.#allocFails = allocFails;
     this.source = source;
     this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
     this.writable = writable;
@@ -201,6 +209,10 @@ export class IoptPages {
     const added: Extent[] = [];
     let rc = 0;
     for (const [from, to] of this.#gaps(first, last)) {
+      if (this.#allocFails()) {
+        rc = -ENOMEM;
+        break;
+      }
       const runs = yield* this.source.pin(from, to - from + 1, this.writable);
       if (typeof runs === 'number') {
         rc = runs;

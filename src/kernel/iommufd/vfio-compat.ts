@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/vfio_compat.c; domain.md A1.10, A5 (compat layer).
  */
 import type { Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
+import { EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, ENOTTY, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
 import {
   IOMMU_VFIO_IOAS_CLEAR,
   IOMMU_VFIO_IOAS_GET,
@@ -138,10 +138,11 @@ function* mapDma(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task<n
   return yield* withCompatIoas(ictx, function* (ioas) {
     if (vaddr + size > IOVA_MAX) return -EOVERFLOW;
     if (!isPagesLength(size)) return -EINVAL;
+    if (ictx.allocFails()) return -ENOMEM;
     const startByte = vaddr % PAGE_SIZE;
     const account = pinAccount(ctx.process, ictx.accountMode);
     const source = userPages(ctx.process, vaddr);
-    const pages = new IoptPages(source, startByte + size, (prot & IOMMU_WRITE) !== 0, account);
+    const pages = new IoptPages(source, startByte + size, (prot & IOMMU_WRITE) !== 0, account, () => ictx.allocFails());
     const slice: PagesSlice = { pages, startByte, lengthBytes: size };
     const mapped = yield* ioas.iopt.map_pages([slice], iova, prot, ctx);
     pages.put();

@@ -67,8 +67,9 @@ export class IommufdViommu extends IommufdObject {
       report_event: (type, bytes) => {
         const queue = this.veventqs.find((candidate) => candidate.eventType === type);
         if (queue === undefined) return -EOPNOTSUPP;
-        queue.report(bytes);
-        return 0;
+        const isLost = this.ictx.allocFails();
+        queue.report(isLost ? undefined : bytes);
+        return isLost ? -ENOMEM : 0;
       },
     };
   }
@@ -128,7 +129,8 @@ function* makeViommu(
     data = { type: cmd.type, bytes };
   }
   const viommu = new IommufdViommu(ictx, hwpt, driver);
-  ictx.objects.alloc(viommu);
+  const allocated = ictx.objects.alloc(viommu);
+  if (allocated < 0) return allocated;
   hwpt.users++;
   const copyToUser = (bytes: Uint8Array): number =>
     ctx.copy_to_user(cmd.data_uptr, bytes.subarray(0, cmd.data_len)) ? 0 : -EFAULT;
@@ -210,7 +212,8 @@ function* makeVdevice(
     if (idev.isDestroying) return -ENOENT;
     if (idev.vdev !== undefined || viommu.vdevs.has(cmd.virt_id)) return -EEXIST;
     const vdev = new IommufdVdevice(viommu, idev, cmd.virt_id);
-    ictx.objects.alloc(vdev);
+    const allocated = ictx.objects.alloc(vdev);
+    if (allocated < 0) return allocated;
     viommu.vdevs.set(cmd.virt_id, vdev);
     let rc = yield* viommu.driver.vdevice_init?.(idev.device, cmd.virt_id) ?? ready();
     if (rc === 0) {
@@ -323,10 +326,15 @@ function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: Iomm
   const { cmd, ictx } = ucmd;
   const pages = pagesOf(cmd.nesting_parent_iova, cmd.length);
   const queue = new IommufdHwQueue(viommu, pages);
-  ictx.objects.alloc(queue);
+  const allocated = ictx.objects.alloc(queue);
+  if (allocated < 0) return allocated;
   const access = iommufd_access_create_internal(ictx);
-  yield* iommufd_access_attach_internal(access, viommu.hwpt.ioas);
-  const basePa = yield* pinQueue(access, pages);
+  if (typeof access === 'number') {
+    ictx.objects.abort(queue);
+    return access;
+  }
+  const attached = yield* iommufd_access_attach_internal(access, viommu.hwpt.ioas);
+  const basePa = attached < 0 ? attached : yield* pinQueue(access, pages);
   if (basePa < 0) {
     yield* iommufd_access_destroy(access);
     ictx.objects.abort(queue);

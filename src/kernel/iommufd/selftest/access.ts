@@ -104,7 +104,9 @@ function* createAccess(command: TestCommandOf<Members['create_access']>): Task<n
   if ((cmd.flags & ~MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES) !== 0) return -EOPNOTSUPP;
   const file = new SelftestAccessFile((cmd.flags & MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES) !== 0);
   const access = iommufd_access_create({ ictx }, file.ops());
+  if (typeof access === 'number') return access;
   let rc = yield* iommufd_access_attach(access, command.id, ctx);
+  if (rc === 0 && ictx.allocFails()) rc = -ENOMEM;
   const fd = rc < 0 ? rc : ctx.process.files.install(file);
   if (fd >= 0) {
     cmd.out_access_fd = fd;
@@ -148,6 +150,7 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
   const { file, access } = found;
   if (!file.needsPinPages) return -EOPNOTSUPP;
   const { iova, length, uptr } = cmd;
+  if (command.ictx.allocFails()) return -ENOMEM;
   yield* file.lock.lock();
   try {
     const write = (cmd.flags & MOCK_FLAGS_ACCESS_WRITE) !== 0;

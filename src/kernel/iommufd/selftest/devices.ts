@@ -79,7 +79,8 @@ function* mockDomain(
   const { cmd, ctx, ictx, mock } = command;
   if ((flags & ~DEVICE_FLAGS) !== 0) return -EINVAL;
   const device = new SelftestDevice(mock.createDevice(flags));
-  ictx.objects.alloc(device);
+  const allocated = ictx.objects.alloc(device);
+  if (allocated < 0) return allocated;
   const rc = yield* bindAndAttach();
   if (rc < 0) ictx.objects.abort(device);
   else ictx.objects.finalize(device);
