@@ -164,7 +164,11 @@ export type IommuCapability = 'CACHE_COHERENCY' | 'DIRTY_TRACKING' | 'ENFORCE_CA
 /** What user space says about the domain it wants (`IOMMU_HWPT_ALLOC`). */
 export interface UserDomainData {
   readonly type: number;
-  readonly bytes: Uint8Array;
+  /**
+   * The data as a struct of `sizeBytes`, of which the caller may have left out what comes after `minimumBytes`
+   * (`iommu_copy_struct_from_user`). -EINVAL for another type or length, -EFAULT.
+   */
+  copy(type: number, minimumBytes: number, sizeBytes: number): Uint8Array | number;
 }
 
 /** Hardware information for `IOMMU_GET_HW_INFO`. */

@@ -21,7 +21,7 @@ import { IOVA_MAX, type IoptAccess } from './io-pagetable.js';
 import { getIoas, type Ioas } from './ioas.js';
 import type { IommufdContext, IommufdFile } from './main.js';
 import { IommufdObject } from './object.js';
-import { PAGE_SIZE } from './pages.js';
+import { appendRuns, PAGE_SIZE } from './pages.js';
 
 /** What the owner of an access does (`struct iommufd_access_ops`). */
 export interface AccessOps {
@@ -189,9 +189,13 @@ function* pinPart(access: IommufdAccess, part: PinnedPart, write: boolean, runs:
   if ((area.prot & (write ? IOMMU_WRITE : IOMMU_READ)) === 0 || (write && !pages.writable)) return -EPERM;
   if (pages.source.isDmaBuf) return -EINVAL;
   yield* pages.mutex.lock();
-  const rc = yield* pages.use(part.first, part.last);
+  let rc = yield* pages.use(part.first, part.last);
   if (rc === 0) {
-    runs.push(...pages.runs(part.first, part.last));
+    rc = pages.charge();
+    if (rc < 0) pages.release(part.first, part.last);
+  }
+  if (rc === 0) {
+    appendRuns(runs, pages.runs(part.first, part.last));
     area.numAccesses++;
     if (access.isInternal) area.numLocks++;
   }

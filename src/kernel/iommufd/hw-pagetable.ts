@@ -40,6 +40,7 @@ import { Ioas, type CommandOf } from './ioas.js';
 import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
 import { PAGE_SIZE } from './pages.js';
+import { userData } from './user-data.js';
 import { IommufdViommu } from './viommu.js';
 
 /** `struct iommufd_hw_pagetable` */
@@ -234,11 +235,9 @@ export function* hwptAlloc(ucmd: AllocCommand): Task<number> {
   }
 }
 
-/** The caller's description of a page table; undefined when there is none, -EFAULT. */
-function userData({ cmd, ctx }: AllocCommand): UserDomainData | undefined | number {
-  if (cmd.data_len === 0) return undefined;
-  const bytes = ctx.copy_from_user(cmd.data_uptr, cmd.data_len);
-  return bytes === undefined ? -EFAULT : { type: cmd.data_type, bytes };
+/** The caller's description of a page table; undefined when there is none. */
+function allocData({ cmd, ctx }: AllocCommand): UserDomainData | undefined {
+  return cmd.data_len === 0 ? undefined : userData(ctx, cmd.data_type, cmd.data_uptr, cmd.data_len);
 }
 
 /** Gives the page table its fault queue and its number; takes it back when that fails. */
@@ -281,8 +280,8 @@ function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObje
   if ((cmd.flags & ~NESTED_FLAGS) !== 0 || cmd.data_len === 0 || !canNest) return -EOPNOTSUPP;
   if (viommu === undefined && (parent.isAuto || !parent.isNestParent || parent.domain.driver !== driver))
     return -EINVAL;
-  const data = userData(ucmd);
-  if (typeof data === 'number' || data === undefined) return data ?? -EOPNOTSUPP;
+  const data = allocData(ucmd);
+  if (data === undefined) return -EOPNOTSUPP;
   const flags = cmd.flags & ~IOMMU_HWPT_FAULT_ID_VALID;
   const domain =
     viommu === undefined
@@ -306,8 +305,7 @@ function* cannotNest(): Task<number> {
 
 function* hwptAllocOnIoas(ucmd: AllocCommand, idev: IommufdDevice, ioas: Ioas): Task<number> {
   const { cmd, ctx, ictx } = ucmd;
-  const data = userData(ucmd);
-  if (typeof data === 'number') return data;
+  const data = allocData(ucmd);
   yield* ioas.mutex.lock();
   try {
     const hwpt = yield* hwptPagingAlloc(ictx, ioas, idev, { flags: cmd.flags, data }, ctx);
@@ -443,8 +441,8 @@ function* clearDirty(
 
 /** Checks a bitmap's range against the alignments: 0, -EINVAL, -EOVERFLOW. */
 function checkBitmapRange(iova: bigint, length: bigint, pageSize: bigint, alignment: bigint): number {
-  if (length === 0n && iova !== 0n) return -EINVAL;
-  const last = length === 0n ? IOVA_MAX : iova + length - 1n;
+  if (length === 0n) return -EINVAL;
+  const last = iova + length - 1n;
   if (last > IOVA_MAX) return -EOVERFLOW;
   const end = (last + 1n) & IOVA_MAX;
   if (iova % alignment !== 0n || end % alignment !== 0n || pageSize === 0n) return -EINVAL;

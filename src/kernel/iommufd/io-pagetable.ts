@@ -23,6 +23,7 @@ import {
   EINVAL,
   ENOENT,
   ENOSPC,
+  EOPNOTSUPP,
   EOVERFLOW,
   EPERM,
   type ErrorDetail,
@@ -98,7 +99,8 @@ function areaDetail(area: IoptArea): ErrorDetail {
 function fitIn(span: Range, length: bigint, alignment: bigint, offset: bigint): bigint | undefined {
   if (span.last - span.start < length - 1n) return undefined;
   const start = alignUp(span.start, alignment) | offset;
-  return start > span.last || span.last - start < length - 1n ? undefined : start;
+  // The last IOVA of a span is never a start (`__alloc_iova_check_range`).
+  return start >= span.last || span.last - start < length - 1n ? undefined : start;
 }
 
 /** One address space's mappings. */
@@ -397,6 +399,7 @@ export class IoPageTable {
         if (rc < 0) break;
         done.push(domain);
       }
+      if (rc === 0) rc = pages.charge();
       if (rc < 0) {
         for (const domain of done) yield* this.#unmapArea(domain, area, pages);
         pages.release(area.firstPage, area.lastPage);
@@ -475,7 +478,11 @@ export class IoPageTable {
       const pinned = yield* pages.use(area.firstPage, area.lastPage);
       if (pinned < 0) return pinned;
     }
-    const rc = yield* this.#mapArea(domain, area, pages, pages.runs(area.firstPage, area.lastPage));
+    let rc = yield* this.#mapArea(domain, area, pages, pages.runs(area.firstPage, area.lastPage));
+    if (rc === 0) {
+      rc = pages.charge();
+      if (rc < 0) yield* this.#unmapArea(domain, area, pages);
+    }
     if (rc < 0) {
       if (!area.isFilled) pages.release(area.firstPage, area.lastPage);
       return rc;
@@ -536,6 +543,7 @@ export class IoPageTable {
     let unmappedBytes = 0n;
     let from = start;
     let tries = 0;
+    let asked: IoptArea | undefined;
     yield* this.domainsRwsem.down_read();
     yield* this.iovaRwsem.down_write();
     for (;;) {
@@ -551,6 +559,8 @@ export class IoPageTable {
         unmappedBytes += area.lengthBytes;
         from = area.last + 1n;
       } else {
+        tries = area === asked ? tries : 0;
+        asked = area;
         yield* this.#evictAccesses(area);
         if (++tries > MAX_UNMAP_TRIES) return { rc: -EDEADLK, unmappedBytes };
         yield* this.domainsRwsem.down_read();
@@ -680,7 +690,7 @@ export class IoPageTable {
   }
 
   /**
-   * Cuts the areas that reach beyond one of these IOVAs behind it (`iopt_cut_iova`): 0, -EBUSY while one is mapped or unmapped, -EINVAL
+   * Cuts the areas that reach beyond one of these IOVAs behind it (`iopt_cut_iova`): 0, -EBUSY while one is mapped or unmapped, -EOPNOTSUPP of a dma-buf, -EINVAL
    * where a cut would not be aligned, an access has pages pinned, or a domain may have a large entry there, -ENOMEM.
    */
   *cut_iova(iovas: readonly bigint[]): Task<number> {
@@ -701,6 +711,7 @@ export class IoPageTable {
     const next = iova + 1n;
     if (iova === area.iova || iova === area.last) return 0;
     if (pages === undefined || area.preventAccess) return -EBUSY;
+    if (pages.source.isDmaBuf) return -EOPNOTSUPP;
     const alignment = this.#iovaAlignment;
     if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
     if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
@@ -719,8 +730,17 @@ export class IoPageTable {
       return -ENOMEM;
     }
     pages.get();
-    pages.retrack(area, parts);
     return 0;
+  }
+
+  /**
+   * The IOVA that a fuzzer means (`__iommufd_test_syz_conv_iova`): the low 32 bits count areas, the high ones are an offset into that
+   * one; 0 when there are not so many.
+   */
+  syzIova(wanted: bigint): bigint {
+    let skip = Number(wanted & 0xffff_ffffn);
+    for (const area of this.areas.overlapping()) if (skip-- === 0) return area.iova + (wanted >> 32n);
+    return 0n;
   }
 
   /** Bytes a page of every domain can have, as a bitmap of their logarithms. */

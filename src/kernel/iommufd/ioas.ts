@@ -249,10 +249,11 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
   const rc = checkMapping(cmd.flags, 0, [cmd.iova, cmd.length]);
   if (rc < 0) return rc;
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
-    if (cmd.start + cmd.length > IOVA_MAX) return -EOVERFLOW;
-    if (!isPagesLength(cmd.length)) return -EINVAL;
+    if (cmd.length === 0n) return -EINVAL;
+    if (cmd.start + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
     const file = ctx.process.files.get(cmd.fd);
     if (file === undefined) return -EBADF;
+    if (!isPagesLength(cmd.length)) return -EINVAL;
     if (ictx.allocFails()) return -ENOMEM;
     const held: { pages?: IoptPages } = {};
     const source =
@@ -265,23 +266,6 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
     held.pages = newPages(ucmd, cmd.start, source);
     return yield* mapPages(ucmd, ioas, cmd.start, held.pages);
   });
-}
-
-/** MOCK_FLAGS_ACCESS_SYZ: in kernels with the selftest, an IOVA is a number of an area and an offset into it. */
-const SYZ_FLAG = 0x10000;
-
-/** `iommufd_test_syz_conv_iova_id` */
-function convertSyz(
-  ictx: IommufdContext,
-  cmd: { flags: number; src_iova: bigint; readonly src_ioas_id: number },
-): void {
-  if ((cmd.flags & SYZ_FLAG) === 0) return;
-  cmd.flags &= ~SYZ_FLAG;
-  const ioas = getIoas(ictx, cmd.src_ioas_id);
-  if (ioas === undefined) return;
-  const area = [...ioas.iopt.areas.overlapping()][Number(cmd.src_iova & 0xffff_ffffn)];
-  cmd.src_iova = area === undefined ? 0n : area.iova + (cmd.src_iova >> 32n);
-  ictx.objects.put(ioas);
 }
 
 /**
@@ -319,10 +303,20 @@ function changeProcess(spaces: readonly Ioas[], process: Process): number {
   return 0;
 }
 
+/** MOCK_FLAGS_ACCESS_SYZ, in kernels with the selftest ({@link IoPageTable.syzIova}). */
+const SYZ_FLAG = 0x10000;
+
 /** IOMMU_IOAS_COPY */
 export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number> {
   const { cmd, ctx, ictx } = ucmd;
-  if (ictx.hasSelftest) convertSyz(ictx, cmd);
+  if (ictx.hasSelftest && (cmd.flags & SYZ_FLAG) !== 0) {
+    cmd.flags &= ~SYZ_FLAG;
+    const ioas = getIoas(ictx, cmd.src_ioas_id);
+    if (ioas !== undefined) {
+      cmd.src_iova = ioas.iopt.syzIova(cmd.src_iova);
+      ictx.objects.put(ioas);
+    }
+  }
   const rc = checkMapping(cmd.flags, 0, [cmd.length, cmd.src_iova, cmd.dst_iova]);
   if (rc < 0) return rc;
   let slices: readonly PagesSlice[] = [];

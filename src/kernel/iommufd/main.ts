@@ -10,7 +10,7 @@
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
 import type { Task } from '../../runtime/task.js';
-import { E2BIG, EFAULT, EINVAL, EOPNOTSUPP } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
   IOMMU_FAULT_QUEUE_ALLOC,
@@ -146,17 +146,22 @@ const rows: readonly CommandRow[] = [
 const rowByNumber = new Map(rows.map((entry) => [entry.number, entry]));
 
 const SIZE_BYTES = 4;
+/** Bits of an ioctl's number that count it (_IOC_NR). */
+const NR_MASK = 0xff;
+const IOMMUFD_CMD_BASE = 0x80;
+const LAST_NUMBER = Math.max(...rows.map(({ number }) => number));
 
 /** Copies the argument struct in as `copy_struct_from_user` does: its bytes, or -errno. */
-function copyStruct(ctx: SyscallContext, command: CommandRow, address: bigint): Uint8Array | number {
-  const head = ctx.copy_from_user(address, SIZE_BYTES);
-  if (head === undefined) return -EFAULT;
-  const userSize = new DataView(head.buffer, head.byteOffset).getUint32(0, true);
+function copyStruct(ctx: SyscallContext, command: CommandRow, address: bigint, userSize: number): Uint8Array | number {
   if (userSize < command.minimumBytes) return -EINVAL;
-  if (userSize > command.sizeBytes) {
-    const tail = ctx.copy_from_user(address + BigInt(command.sizeBytes), userSize - command.sizeBytes);
+  // The first byte that is wrong decides: one that is not 0 or one that is not there.
+  for (let at = command.sizeBytes; at < userSize;) {
+    const from = address + BigInt(at);
+    const length = Math.min(userSize - at, PAGE_BYTES - Number(from % BigInt(PAGE_BYTES)));
+    const tail = ctx.copy_from_user(from, length);
     if (tail === undefined) return -EFAULT;
     if (tail.some((byte) => byte !== 0)) return -E2BIG;
+    at += length;
   }
   return ctx.copy_from_user(address, Math.min(userSize, command.sizeBytes)) ?? -EFAULT;
 }
@@ -175,9 +180,15 @@ export class IommufdFile extends OpenFile {
   }
 
   override *ioctl(ctx: SyscallContext, cmd: number, arg: bigint): Task<number> {
+    const nr = cmd & NR_MASK;
+    const last = (this.#testCommand?.number ?? LAST_NUMBER) & NR_MASK;
+    if (nr < IOMMUFD_CMD_BASE || nr > last) return yield* iommufd_vfio_ioctl(this.ictx, ctx, cmd, arg);
+    const head = ctx.copy_from_user(arg, SIZE_BYTES);
+    if (head === undefined) return -EFAULT;
     const command = rowByNumber.get(cmd) ?? (cmd === this.#testCommand?.number ? this.#testCommand : undefined);
-    if (command === undefined) return yield* iommufd_vfio_ioctl(this.ictx, ctx, cmd, arg);
-    const bytes = copyStruct(ctx, command, arg);
+    if (command === undefined) return -ENOTTY;
+    const userSize = new DataView(head.buffer, head.byteOffset).getUint32(0, true);
+    const bytes = copyStruct(ctx, command, arg, userSize);
     if (typeof bytes === 'number') return bytes;
     return yield* command.run(this.ictx, ctx, bytes, arg);
   }

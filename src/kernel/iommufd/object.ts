@@ -45,7 +45,7 @@ export class ObjectTable {
   /** Undefined: the number is taken, the object cannot be found (yet). */
   readonly #slots: (IommufdObject | undefined)[] = [undefined];
   readonly #isTaken: boolean[] = [true];
-  /** Numbers whose objects are gone and which user space has not given back yet. */
+  /** Numbers whose objects are gone and which stay taken until everything is (XA_ZERO_ENTRY). */
   readonly #tombstones = new Set<number>();
   readonly #allocFails: () => boolean;
   #taken = 0;
@@ -109,10 +109,6 @@ export class ObjectTable {
   /** Destroys by number as IOMMU_DESTROY does: 0, -ENOENT, -EBUSY. */
   *remove(id: number): Task<number> {
     const object = this.#slots[id];
-    if (this.#tombstones.delete(id)) {
-      this.#free(id);
-      return -ENOENT;
-    }
     if (object === undefined) return -ENOENT;
     if (object.users !== 1) return -EBUSY;
     yield* this.#destroy(object);
@@ -127,7 +123,7 @@ export class ObjectTable {
     yield* this.#destroy(object);
   }
 
-  /** As {@link destroyUser} for an object that nobody else keeps, but its number stays taken until user space destroys it. */
+  /** As {@link destroyUser} for an object that nobody else keeps, but its number stays taken while the table does. */
   *tombstone(object: IommufdObject): Task<void> {
     while (object.shortTerm > 0) yield object.idle;
     const { id } = object;
@@ -147,7 +143,8 @@ export class ObjectTable {
   *destroyAll(): Task<void> {
     while (!this.isEmpty) {
       const before = this.#taken;
-      for (const id of [...this.#tombstones]) yield* this.remove(id);
+      for (const id of this.#tombstones) this.#free(id);
+      this.#tombstones.clear();
       for (const object of this.objects()) if (object.users === 1) yield* this.#destroy(object);
       invariant(this.#taken < before, 'iommufd: objects refer to each other in a circle');
     }

@@ -108,6 +108,9 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
       if (counter !== undefined) counter.lockedVm -= pages;
       mm.pinnedVm -= pages;
     },
-    of: (other) => accountOf(other, mode),
+    of: (other) => {
+      const paysAlready = other.mm === mm && (mode === 'mm' || other.user === process.user);
+      return mode === 'none' || paysAlready ? undefined : accountOf(other, mode);
+    },
   };
 }

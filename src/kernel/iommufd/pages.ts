@@ -7,8 +7,8 @@
  * terabyte of contiguous memory is a handful of records.
  *
  * Accounting: pages that are pinned are charged to the user's `locked_vm` (against RLIMIT_MEMLOCK), or to the process's,
- * or to nobody with CAP_IPC_LOCK; the process's `pinned_vm` counts in any case. Charged after pinning, so EFAULT wins over
- * ENOMEM, as in Linux.
+ * or to nobody with CAP_IPC_LOCK; the process's `pinned_vm` counts in any case. Charged after pinning and mapping, whose
+ * errors win over ENOMEM, as in Linux.
  *
  * A dma-buf is neither pinned nor charged. It can be revoked at any time, so its pages know each area and domain they are
  * mapped in.
@@ -50,12 +50,12 @@ export interface PinAccount {
   /** Adds to what is counted; -ENOMEM over the limit, with nothing added. */
   charge(pages: number): number;
   uncharge(pages: number): void;
-  /** The same kind of account of another process. */
-  of(process: Process): PinAccount;
+  /** The same kind of account of another process; undefined when that pays the same way already. */
+  of(process: Process): PinAccount | undefined;
 }
 
 /** The account of what is not memory. */
-export const NO_ACCOUNT: PinAccount = { charge: () => 0, uncharge: () => undefined, of: () => NO_ACCOUNT };
+export const NO_ACCOUNT: PinAccount = { charge: () => 0, uncharge: () => undefined, of: () => undefined };
 
 /** An area that shows pages. */
 export interface PagesUser {
@@ -90,7 +90,31 @@ function sliceRuns(runs: readonly PinnedRun[], base: number, first: number, last
   return slice;
 }
 
-function appendRuns(into: PinnedRun[], runs: readonly PinnedRun[]): void {
+/** Copies between `data` and physical memory from byte `offset` of the first run on: 0 or -EFAULT. */
+function copyRuns(
+  memory: MmStruct['memory'],
+  runs: readonly PinnedRun[],
+  offset: number,
+  data: Uint8Array,
+  write: boolean,
+): number {
+  let skip = offset;
+  let done = 0;
+  for (const { pfn, pages } of runs) {
+    const length = Math.min(pages * PAGE_BYTES - skip, data.length - done);
+    const piece = data.subarray(done, done + length);
+    const pa = pfn * PAGE_BYTES + skip;
+    const bytes = write ? undefined : memory.read(pa, length);
+    if (write ? !memory.write(pa, piece) : bytes === undefined) return -EFAULT;
+    if (bytes !== undefined) piece.set(bytes);
+    done += length;
+    skip = 0;
+  }
+  return 0;
+}
+
+/** Physical runs behind each other as one where they touch. */
+export function appendRuns(into: PinnedRun[], runs: readonly PinnedRun[]): void {
   for (const run of runs) {
     const before = into.at(-1);
     if (before !== undefined && before.pfn + before.pages === run.pfn) {
@@ -113,6 +137,8 @@ export class IoptPages {
   #nextAccount: PinAccount | undefined;
   #extents: Extent[] = [];
   #npinned = 0;
+  /** Pages the account has been charged for. */
+  #charged = 0;
   #references = 1;
   /** Of a dma-buf: where it is mapped. */
   #tracks: Track[] = [];
@@ -136,21 +162,21 @@ export class IoptPages {
   /** Charges another process for what is pinned, beside the one that pays now; 0 or -ENOMEM. */
   chargeTo(process: Process): number {
     const next = this.#account.of(process);
-    const rc = next.charge(this.#npinned);
+    const rc = next?.charge(this.#charged) ?? 0;
     if (rc === 0) this.#nextAccount = next;
     return rc;
   }
 
   /** Takes {@link chargeTo} back. */
   keepPayer(): void {
-    this.#nextAccount?.uncharge(this.#npinned);
+    this.#nextAccount?.uncharge(this.#charged);
     this.#nextAccount = undefined;
   }
 
   /** The one that was charged last pays alone. */
   changePayer(): void {
     if (this.#nextAccount === undefined) return;
-    this.#account.uncharge(this.#npinned);
+    this.#account.uncharge(this.#charged);
     this.#account = this.#nextAccount;
     this.#nextAccount = undefined;
   }
@@ -186,13 +212,6 @@ export class IoptPages {
     this.#tracks = this.#tracks.filter((track) => track.domain !== domain || track.area !== area);
   }
 
-  /** An area was split: its parts are in the domains it was in. */
-  retrack(area: PagesUser, parts: readonly PagesUser[]): void {
-    this.#tracks = this.#tracks.flatMap((track) =>
-      track.area === area ? parts.map((part) => ({ domain: track.domain, area: part })) : [track],
-    );
-  }
-
   /** Takes the pages of a dma-buf out of every domain; the areas stay (`iopt_revoke_notify`). */
   *revoke(): Task<void> {
     yield* this.mutex.lock();
@@ -202,7 +221,10 @@ export class IoptPages {
     this.mutex.unlock();
   }
 
-  /** Adds a user to every page of first..last and pins those that had none; 0 or -errno with nothing changed. */
+  /**
+   * Adds a user to every page of first..last and pins those that had none; 0 or -errno with nothing changed. What is pinned
+   * is charged by {@link charge}, after it was mapped.
+   */
   *use(first: number, last: number): Task<number> {
     invariant(this.mutex.isHeld, 'iopt_pages: use without the mutex');
     invariant(first <= last && last < this.npages, 'iopt_pages: use beyond the object');
@@ -221,17 +243,23 @@ export class IoptPages {
       added.push({ first: from, last: to, users: 0, runs });
     }
     yield 'iommufd:pages-pinned';
-    const newPages = added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
-    if (rc === 0 && newPages > 0) rc = this.#account.charge(newPages);
     if (rc < 0) {
       for (const extent of added) this.source.unpin(extent.runs);
       return rc;
     }
-    this.#npinned += newPages;
+    this.#npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
     this.#extents = [...this.#extents, ...added].sort((a, b) => a.first - b.first);
     this.#cut(first, last);
     for (const extent of this.#within(first, last)) extent.users++;
     return 0;
+  }
+
+  /** Charges for what has been pinned since; -ENOMEM with nothing charged. */
+  charge(): number {
+    const more = this.#npinned - this.#charged;
+    const rc = more === 0 ? 0 : this.#account.charge(more);
+    if (rc === 0) this.#charged = this.#npinned;
+    return rc;
   }
 
   /** Takes a user from every page of first..last and unpins those that have none left. */
@@ -246,7 +274,11 @@ export class IoptPages {
     }
     this.#extents = this.#extents.filter((extent) => extent.users > 0);
     this.#npinned -= freed;
-    if (freed > 0) this.#account.uncharge(freed);
+    const less = this.#charged - this.#npinned;
+    if (less > 0) {
+      this.#account.uncharge(less);
+      this.#charged = this.#npinned;
+    }
     this.#join();
   }
 
@@ -268,7 +300,7 @@ export class IoptPages {
    * Copies between `data` and bytes startByte.. (`iopt_pages_rw_access`): 0, -EPERM writing to read-only pages, -EINVAL for a
    * dma-buf, -EFAULT. The
    * process that mapped the pages copies through its address space, which pins nothing and does not ask whether the
-   * mapping may be written; others (`isSlow`) pin page by page. Either way bytes before a fault are copied.
+   * mapping may be written: bytes before a fault are copied. Others (`isSlow`) pin everything first.
    */
   *rw(process: Process, startByte: bigint, data: Uint8Array, write: boolean, isSlow: boolean): Task<number> {
     if (write && !this.writable) return -EPERM;
@@ -287,35 +319,21 @@ export class IoptPages {
     // A single page of user memory is pinned for what is done with it, not for what the mapping allows.
     const pinForWrite = mm !== undefined && first === last ? write : this.writable;
     yield* this.mutex.lock();
+    const pinned: PinnedRun[][] = [];
+    const runs: PinnedRun[] = [];
     let rc = 0;
-    let done = 0;
     for (let page = first; page <= last && rc === 0; page++) {
-      const offset = page === first ? Number(startByte % PAGE_SIZE) : 0;
-      const piece = data.subarray(done, done + Math.min(PAGE_BYTES - offset, data.length - done));
-      rc = yield* this.#rwPage(process, page, offset, piece, write, pinForWrite);
-      done += piece.length;
+      const own = this.#gaps(page, page).length === 0 ? undefined : yield* this.source.pin(page, 1, pinForWrite);
+      if (typeof own === 'number') rc = own;
+      else {
+        if (own !== undefined) pinned.push(own);
+        appendRuns(runs, own ?? this.runs(page, page));
+      }
     }
+    if (rc === 0) rc = copyRuns(process.mm.memory, runs, Number(startByte % PAGE_SIZE), data, write);
+    for (const own of pinned) this.source.unpin(own);
     this.mutex.unlock();
     return rc;
-  }
-
-  *#rwPage(
-    { mm: { memory } }: Process,
-    page: number,
-    offset: number,
-    data: Uint8Array,
-    write: boolean,
-    pinForWrite: boolean,
-  ): Task<number> {
-    const isPinned = this.#gaps(page, page).length === 0;
-    const runs = isPinned ? this.runs(page, page) : yield* this.source.pin(page, 1, pinForWrite);
-    if (typeof runs === 'number') return runs;
-    const pa = (runs[0]?.pfn ?? 0) * PAGE_BYTES + offset;
-    const bytes = write ? undefined : memory.read(pa, data.length);
-    const isDone = write ? memory.write(pa, data) : bytes !== undefined;
-    if (bytes !== undefined) data.set(bytes);
-    if (!isPinned) this.source.unpin(runs);
-    return isDone ? 0 : -EFAULT;
   }
 
   #within(first: number, last: number): Extent[] {

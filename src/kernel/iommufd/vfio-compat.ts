@@ -195,7 +195,7 @@ function* getInfo(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task<
   return yield* withCompatIoas(ictx, function* (ioas) {
     const capabilities = [dmaAvail(), iovaRanges(ioas)];
     let total: number = struct.sizeBytes;
-    const writes: { readonly at: number; readonly bytes: Uint8Array }[] = [];
+    const writes: Write[] = [];
     for (const [i, capability] of capabilities.entries()) {
       const length = Math.ceil(capability.bytes.length / 8) * 8;
       const hasNext = i + 1 < capabilities.length;
@@ -204,6 +204,7 @@ function* getInfo(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task<
       const bytes = new Uint8Array(capability.bytes);
       bytes.set(vfio_info_cap_header.encode(header));
       if (argsz >= total + capability.bytes.length) writes.push({ at: total, bytes });
+      else writes.push(...elementsThatFit(total, capability, argsz));
       total += length;
     }
     for (const { at, bytes } of writes) if (!ctx.copy_to_user(arg + BigInt(at), bytes)) return -EFAULT;
@@ -228,6 +229,22 @@ function pageSizes({ iopt }: Ioas): bigint {
 interface Capability {
   readonly header: { readonly id: number; readonly version: number };
   readonly bytes: Uint8Array;
+  /** Elements of its array, each of which is written where it fits, whatever becomes of the rest. */
+  readonly elements?: { readonly at: number; readonly sizeBytes: number };
+}
+
+interface Write {
+  readonly at: number;
+  readonly bytes: Uint8Array;
+}
+
+function elementsThatFit(base: number, { bytes, elements }: Capability, argsz: number): Write[] {
+  if (elements === undefined) return [];
+  const { at: first, sizeBytes } = elements;
+  const writes: Write[] = [];
+  for (let at = first; at < bytes.length && base + at + sizeBytes <= argsz; at += sizeBytes)
+    writes.push({ at: base + at, bytes: bytes.subarray(at, at + sizeBytes) });
+  return writes;
 }
 
 const U32_MAX = 0xffff_ffff;
@@ -245,5 +262,6 @@ function iovaRanges({ iopt }: Ioas): Capability {
   ranges.forEach(({ start, last }, i) => {
     bytes.set(vfio_iova_range.encode({ start, end: last }), head.length + i * vfio_iova_range.sizeBytes);
   });
-  return { header: { id: VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, version: 1 }, bytes };
+  const elements = { at: head.length, sizeBytes: vfio_iova_range.sizeBytes };
+  return { header: { id: VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, version: 1 }, bytes, elements };
 }

@@ -7,7 +7,7 @@
  * Lock: `igroup.lock` covers a device's vDEVICE. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
  */
 import type { Task } from '../../runtime/task.js';
-import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
+import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, ERANGE } from '../../uapi/errno.js';
 import {
   IOMMU_HW_QUEUE_TYPE_DEFAULT,
   IOMMU_VIOMMU_TYPE_DEFAULT,
@@ -32,6 +32,7 @@ import type { CommandOf } from './ioas.js';
 import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
 import { PAGE_BYTES, PAGE_SIZE } from './pages.js';
+import { userData } from './user-data.js';
 
 /** `struct iommufd_viommu` */
 export class IommufdViommu extends IommufdObject {
@@ -124,9 +125,7 @@ function* makeViommu(
   const { driver } = igroup.group;
   let data: UserDomainData | undefined;
   if (cmd.data_len > 0) {
-    const bytes = ctx.copy_from_user(cmd.data_uptr, cmd.data_len);
-    if (bytes === undefined) return -EFAULT;
-    data = { type: cmd.type, bytes };
+    data = userData(ctx, cmd.type, cmd.data_uptr, cmd.data_len);
   }
   const viommu = new IommufdViommu(ictx, hwpt, driver);
   const allocated = ictx.objects.alloc(viommu);
@@ -298,7 +297,6 @@ export function* hwQueueAlloc(ucmd: CommandOf<typeof iommu_hw_queue_alloc>): Tas
 
 /** Pins a queue's pages for good and finds where they lie: the physical address of its first byte, or -errno. */
 function* pinQueue(access: IommufdAccess, { start, length, offset }: QueuePages): Task<number> {
-  if (length / PAGE_SIZE > MAX_QUEUE_PAGES) return -ENOMEM;
   const runs = yield* iommufd_access_pin_pages(access, start, length, false);
   if (typeof runs === 'number') return runs;
   const [first] = runs;
@@ -325,6 +323,8 @@ function pagesOf(iova: bigint, length: bigint): QueuePages {
 function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: IommufdViommu): Task<number> {
   const { cmd, ictx } = ucmd;
   const pages = pagesOf(cmd.nesting_parent_iova, cmd.length);
+  if (pages.length > IOVA_MAX) return -ERANGE;
+  if (pages.length / PAGE_SIZE > MAX_QUEUE_PAGES) return -ENOMEM;
   const queue = new IommufdHwQueue(viommu, pages);
   const allocated = ictx.objects.alloc(queue);
   if (allocated < 0) return allocated;

@@ -149,7 +149,8 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
   if (found === undefined) return -EBADFD;
   const { file, access } = found;
   if (!file.needsPinPages) return -EOPNOTSUPP;
-  const { iova, length, uptr } = cmd;
+  const { length, uptr } = cmd;
+  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
   if (command.ictx.allocFails()) return -ENOMEM;
   yield* file.lock.lock();
   try {
@@ -195,8 +196,10 @@ function* accessRw({ id, cmd, ctx }: TestCommandOf<Members['access_rw']>): Task<
   const length = Number(cmd.length);
   const data = write ? ctx.copy_from_user(cmd.uptr, length) : new Uint8Array(length);
   if (data === undefined) return -EFAULT;
+  const { access } = found;
+  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
   const isSlow = (cmd.flags & MOCK_ACCESS_RW_SLOW_PATH) !== 0;
-  const rc = yield* iommufd_access_rw(found.access, ctx.process, cmd.iova, data, { write, isSlow });
+  const rc = yield* iommufd_access_rw(access, ctx.process, iova, data, { write, isSlow });
   if (rc < 0 || write) return rc;
   return ctx.copy_to_user(cmd.uptr, data) ? 0 : -EFAULT;
 }

@@ -7,7 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/selftest.c.
  */
 import { invariant, type Task } from '../../../runtime/task.js';
-import { EFAULT, EINVAL, EIO, ENOENT, EOVERFLOW } from '../../../uapi/errno.js';
+import { EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOVERFLOW } from '../../../uapi/errno.js';
 import {
   iommu_test_member,
   IOMMU_TEST_OP_ADD_RESERVED,
@@ -178,6 +178,9 @@ function* checkRefs({ cmd, ctx }: TestCommandOf<Members['check_refs']>): Task<nu
   return 0;
 }
 
+/** The most that kvmalloc gives. */
+const MAX_KVMALLOC_BYTES = 2 ** 31 - 1;
+
 /** IOMMU_TEST_OP_DIRTY */
 function* dirty(command: TestCommandOf<Members['dirty']>): Task<number> {
   const { id, cmd, ctx, ictx } = command;
@@ -188,6 +191,7 @@ function* dirty(command: TestCommandOf<Members['dirty']>): Task<number> {
   return yield* withMockDomain(ictx, id, function* (domain) {
     if (!domain.tracksDirty) return -EINVAL;
     const bits = Number(length / pageSize);
+    if (Math.ceil(bits / 64) * 8 > MAX_KVMALLOC_BYTES) return -ENOMEM;
     const bitmap = ctx.copy_from_user(uptr, Math.ceil(bits / 8));
     if (bitmap === undefined) return -EFAULT;
     let count = 0;

@@ -27,7 +27,8 @@ function* dmabufGet({ cmd, ctx, mock }: TestCommandOf<Members['dmabuf_get']>): T
   if (cmd.length === 0 || cmd.length > MAX_BYTES) return -EINVAL;
   const memory = mock.allocPages(Math.ceil(cmd.length / PAGE_BYTES));
   if (memory === undefined) return -ENOMEM;
-  const file = new SelftestDmaBuf(BigInt(cmd.length), { phys: () => memory.pa, release: () => memory.free() });
+  const wholePages = Math.ceil(cmd.length / PAGE_BYTES) * PAGE_BYTES;
+  const file = new SelftestDmaBuf(BigInt(wholePages), { phys: () => memory.pa, release: () => memory.free() });
   const fd = ctx.process.files.install(file);
   if (fd < 0) memory.free();
   return fd;
@@ -37,7 +38,9 @@ function* dmabufGet({ cmd, ctx, mock }: TestCommandOf<Members['dmabuf_get']>): T
 function* dmabufRevoke({ cmd, ctx }: TestCommandOf<Members['dmabuf_revoke']>): Task<number> {
   const file = ctx.process.files.get(cmd.dmabuf_fd);
   if (!(file instanceof SelftestDmaBuf)) return file === undefined ? -EBADF : -EINVAL;
-  yield* file.revoke(cmd.revoked !== 0);
+  // Importers are told in any case; what they had mapped is gone.
+  yield* file.revoke(true);
+  if (cmd.revoked === 0) yield* file.revoke(false);
   return 0;
 }
 

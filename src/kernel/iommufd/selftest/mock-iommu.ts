@@ -104,8 +104,6 @@ export interface MockPages {
  */
 export type MockPageSource = (pages: number, firstWord: number) => MockPages | undefined;
 
-const U32_BYTES = 4;
-
 /** A nested page table's IOTLB. */
 export class MockNested implements NestedDomain {
   readonly type = 'nested';
@@ -139,17 +137,9 @@ export class MockNested implements NestedDomain {
   }
 }
 
-/** Caller's data as a struct: -EINVAL for another type or length, -EOPNOTSUPP where the type is not asked for. */
-function structOf(data: UserDomainData, minimumBytes: number, sizeBytes: number): Uint8Array | number {
-  if (data.bytes.length < minimumBytes || data.bytes.length > sizeBytes) return -EINVAL;
-  const out = new Uint8Array(sizeBytes);
-  out.set(data.bytes);
-  return out;
-}
-
 function nestedOf(driver: IommuDriver, viommu: MockViommu | undefined, data: UserDomainData): MockNested | number {
   if (data.type !== IOMMU_HWPT_DATA_SELFTEST) return -EOPNOTSUPP;
-  const bytes = structOf(data, U32_BYTES, iommu_hwpt_selftest.sizeBytes);
+  const bytes = data.copy(IOMMU_HWPT_DATA_SELFTEST, HWPT_DATA_MINIMUM_BYTES, iommu_hwpt_selftest.sizeBytes);
   return typeof bytes === 'number' ? bytes : new MockNested(driver, viommu, iommu_hwpt_selftest.decode(bytes).iotlb);
 }
 
@@ -168,8 +158,9 @@ export class MockViommu implements ViommuDriver {
     this.hw_queue = {
       supports: (type) => type === IOMMU_HW_QUEUE_TYPE_SELFTEST,
       init: (queue, index, iova, pa) => this.#initQueue(queue, index, iova, pa),
-      destroy: (queue) => {
-        this.#queues[this.#queues.indexOf(queue)] = undefined;
+      // The driver never notes a queue's index: whichever goes, it is the first one's place that is free (selftest.c).
+      destroy: () => {
+        this.#queues[0] = undefined;
       },
     };
   }
@@ -297,8 +288,11 @@ export class MockIommu implements IommuDriver {
     const viommu = domain instanceof MockNested ? domain.viommu : undefined;
     const virtId = viommu?.host.vdevId(device) ?? 0n;
     if (typeof virtId === 'number') return virtId;
-    device.viommu = viommu;
-    device.virtId = virtId;
+    // A device that stays behind its vIOMMU keeps the ID it was attached with.
+    if (device.viommu !== viommu) {
+      device.viommu = viommu;
+      device.virtId = virtId;
+    }
     return 0;
   }
 
@@ -321,7 +315,7 @@ export class MockIommu implements IommuDriver {
   *#initViommu(host: ViommuHost, data: UserDomainData | undefined): Task<ViommuDriver | number> {
     if (data === undefined) return new MockViommu(this, host, undefined);
     const { sizeBytes } = iommu_viommu_selftest;
-    const bytes = structOf(data, iommu_viommu_selftest.endOf('out_data'), sizeBytes);
+    const bytes = data.copy(IOMMU_VIOMMU_TYPE_SELFTEST, iommu_viommu_selftest.endOf('out_data'), sizeBytes);
     if (typeof bytes === 'number') return bytes;
     const { in_data } = iommu_viommu_selftest.decode(bytes);
     // Two pages that show the number to whoever maps them.
@@ -363,12 +357,11 @@ function lacksDirty(device: Device): boolean {
 }
 
 /** The kind of page table a caller wants: -EINVAL data of another kind or size, -EOPNOTSUPP no such kind. */
-function formatOf({ type, bytes }: UserDomainData): MockFormat | number {
-  if (type !== IOMMU_HWPT_DATA_SELFTEST) return -EOPNOTSUPP;
-  if (bytes.length < HWPT_DATA_MINIMUM_BYTES || bytes.length > iommu_hwpt_selftest.sizeBytes) return -EINVAL;
-  const padded = new Uint8Array(iommu_hwpt_selftest.sizeBytes);
-  padded.set(bytes);
-  switch (iommu_hwpt_selftest.decode(padded).pagetable_type) {
+function formatOf(data: UserDomainData): MockFormat | number {
+  if (data.type !== IOMMU_HWPT_DATA_SELFTEST) return -EOPNOTSUPP;
+  const bytes = data.copy(IOMMU_HWPT_DATA_SELFTEST, HWPT_DATA_MINIMUM_BYTES, iommu_hwpt_selftest.sizeBytes);
+  if (typeof bytes === 'number') return bytes;
+  switch (iommu_hwpt_selftest.decode(bytes).pagetable_type) {
     case MOCK_IOMMUPT_DEFAULT:
       return MOCK_FORMAT_DEFAULT;
     case MOCK_IOMMUPT_HUGE:
