@@ -172,7 +172,7 @@ class Sequence {
 
   #call(op: string, input: Record<string, unknown>): { readonly ret: string; readonly out: Record<string, unknown> } {
     const { ret, out } = playOperation(this.#machine, op, input as never);
-    return { ret, out: (out ?? {}) };
+    return { ret, out: out ?? {} };
   }
 
   #userBytes(): Uint8Array {
