@@ -66,7 +66,9 @@ function parseJson(file: string, line: number, text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new UsageError(`${file}:${line}:1: ${error instanceof Error ? error.message : String(error)}`);
+    const message = error instanceof Error ? error.message : String(error);
+    const column = Number(/position (\d+)/.exec(message)?.[1] ?? 0) + 1;
+    throw new UsageError(`${file}:${line}:${column}: ${message}`);
   }
 }
 
@@ -142,9 +144,11 @@ async function conformLinux(files: readonly string[], options: ConformOptions, t
       const what = `${recorded.profile}/${recorded.seed}`;
       if (options.only !== undefined && !what.includes(options.only)) continue;
       count++;
+      if (count % 500 === 0 && process.stderr.isTTY)
+        process.stderr.write(`\r${basename(file)}: ${count} sequences ...`);
       const difference = player.judge(recorded);
       if (difference === undefined) tally.passed++;
-      else tally.fail({ file, what, differences: differenceLines(difference) });
+      else tally.fail({ file, what, differences: differenceLines(difference, recorded.ops) });
     }
     const skipped = tally.skippedCount - before.skipped;
     if (player.partlyCompared > partly)
@@ -152,7 +156,9 @@ async function conformLinux(files: readonly string[], options: ConformOptions, t
         `${player.partlyCompared - partly} answers compared in part: the recording does not determine the rest`,
       );
     if (skipped > 0) tally.write(`skipped ${skipped} lines of ${basename(file)}: ${HARDWARE_REASON}`);
-    process.stderr.write(`${basename(file)}: ${count} sequences, ${tally.passed - before.passed} passed\n`);
+    process.stderr.write(
+      `${process.stderr.isTTY ? '\r' : ''}${basename(file)}: ${count} sequences, ${tally.passed - before.passed} passed\n`,
+    );
   }
 }
 

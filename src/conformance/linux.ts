@@ -25,7 +25,14 @@ export interface RecordedSequence {
 export function isRecordedSequence(value: unknown): value is RecordedSequence {
   if (typeof value !== 'object' || value === null) return false;
   const { seed, profile, ops } = value as Partial<Record<keyof RecordedSequence, unknown>>;
-  return typeof seed === 'number' && typeof profile === 'string' && Array.isArray(ops);
+  return typeof seed === 'number' && typeof profile === 'string' && Array.isArray(ops) && ops.every(isOperation);
+}
+
+function isOperation(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  const { op, in: input, ret, out = {} } = value as Partial<Record<keyof RecordedOperation, unknown>>;
+  const areFields = [input, out].every((fields) => typeof fields === 'object' && fields !== null);
+  return typeof op === 'string' && typeof ret === 'string' && areFields;
 }
 
 /** Whether parsed JSON is a line of the recordings with real IOMMU models, which are not replayed here. */
@@ -110,11 +117,45 @@ export function playOperation(machine: RecordedMachine, op: string, input: JsonF
   return operation === undefined ? { ret: 'not replayed' } : operation(machine, input);
 }
 
-/** A difference as lines for people. */
-export function differenceLines({ index, op, input, expected, got }: SequenceDifference): string[] {
+function fieldText(value: Json): string {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    return typeof value === 'string' ? value : JSON.stringify(value);
+  }
+  const { buf, off, raw } = value as JsonFields;
+  return typeof buf === 'string' ? `${buf}+${String(off)}` : String(raw);
+}
+
+/** An operation as the recordings' README writes it: `IOAS_MAP flags=7 ioas_id=1 …`. */
+function operationText(op: string, input: JsonFields): string {
+  return [op, ...Object.entries(input).map(([name, value]) => `${name}=${fieldText(value)}`)].join(' ');
+}
+
+/** A column of the table of a difference. */
+const COLUMN = 40;
+
+/** A difference as lines for people: the calls before, the call, and what was recorded beside what ours answered. */
+export function differenceLines(
+  { index, op, input, expected, got }: SequenceDifference,
+  ops: readonly RecordedOperation[] = [],
+): string[] {
+  const before = ops.slice(Math.max(0, index - CONTEXT), index);
+  const names = [...new Set([...Object.keys(expected.out ?? {}), ...Object.keys(got.out ?? {})])];
+  const row = (name: string, left: string, right: string): string =>
+    `    ${name.padEnd(20)} ${left.padEnd(COLUMN)} ${right}`;
+  const outOf = (answer: Answer, name: string): string => {
+    const value = answer.out?.[name];
+    return value === undefined ? '-' : fieldText(value);
+  };
   return [
-    `op ${index} ${op} ${JSON.stringify(input)}`,
-    `  expected ${expected.ret} ${JSON.stringify(expected.out ?? {})}`,
-    `  got      ${got.ret} ${JSON.stringify(got.out ?? {})}`,
+    ...before.map((each, i) => `  ${index - before.length + i}: ${operationText(each.op, each.in)} -> ${each.ret}`),
+    `  ${index}: ${operationText(op, input)}`,
+    row('', 'expected', 'got'),
+    row('ret', expected.ret, got.ret),
+    ...names
+      .filter((name) => !isSame(expected.out?.[name], got.out?.[name]))
+      .map((name) => row(name, outOf(expected, name), outOf(got, name))),
   ];
 }
+
+/** How many operations before a difference are shown. */
+const CONTEXT = 4;

@@ -36,5 +36,7 @@ test('an answer that is another one is noticed, with its operation', () => {
   const [first] = sequence.ops;
   if (first === undefined) throw new Error('no operation');
   const wrong = { ...sequence, ops: [{ ...first, ret: 'EBUSY' }, ...sequence.ops.slice(1)] };
-  expect(differences([wrong]).join('\n')).toMatch(new RegExp(`op 0 ${first.op}[^]*expected EBUSY`, 'u'));
+  expect(differences([wrong]).join('\n')).toMatch(
+    new RegExp(`0: ${first.op}[^]*expected[^]*ret +EBUSY +${first.ret}`, 'u'),
+  );
 });
