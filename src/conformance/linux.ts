@@ -122,7 +122,7 @@ function fieldText(value: Json): string {
     return typeof value === 'string' ? value : JSON.stringify(value);
   }
   const { buf, off, raw } = value as JsonFields;
-  return typeof buf === 'string' ? `${buf}+${String(off)}` : String(raw);
+  return typeof buf === 'string' ? `${buf}+${fieldText(off ?? '')}` : fieldText(raw ?? '');
 }
 
 /** An operation as the recordings' README writes it: `IOAS_MAP flags=7 ioas_id=1 …`. */
