@@ -51,6 +51,10 @@ export interface SmmuDescription {
   /** Width of StreamIDs (IDR1.SIDSIZE). */
   readonly streamIdBits: number;
   readonly rangeInvalidation: boolean;
+  /** Stage 2 forces write-back (IDR3.FWB): a guest's stage 1 may lie under it. */
+  readonly forcedWriteBack?: boolean;
+  /** All masters are coherent whatever the memory type (IORT's CANWBS): the same without IDR3.FWB. */
+  readonly fullyCoherentMasters?: boolean;
   /** VT-d caching mode, AMD-Vi NpCache: a virtual IOMMU that must be told of every mapping; its kernel does not defer flushes. */
   readonly cachesNotPresent?: boolean;
   /** virtio-iommu: what it tells about its endpoints (PROBE, RESV_MEM). */

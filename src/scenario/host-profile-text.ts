@@ -80,6 +80,8 @@ function iommu(smmu: SmmuDescription): object {
     granules: smmu.granules,
     'stream-id-bits': smmu.streamIdBits,
     'range-invalidation': smmu.rangeInvalidation,
+    'forced-write-back': smmu.forcedWriteBack,
+    'fully-coherent-masters': smmu.fullyCoherentMasters,
     'caches-not-present': smmu.cachesNotPresent,
     'ignores-ht-range': smmu.ignoresHtRange,
     'probed-regions': smmu.probedRegions?.map(region),

@@ -49,6 +49,7 @@ export function identificationOf(description: SmmuDescription): Identification {
         HAD: 1,
         XNX: Number(description.stage2),
         RIL: Number(description.rangeInvalidation),
+        FWB: Number(description.forcedWriteBack ?? false),
         BBML: 2,
       }),
     ),

@@ -32,6 +32,8 @@ const ATTRIBUTES = {
   1: { normal: 0, cached: 1, device: 2 },
   2: { normal: 0x5, cached: 0xf, device: 0x1 },
 } as const;
+/** MemAttr of stage 2 with S2FWB. */
+const FORCED_ATTRIBUTES = { normal: 0x5, cached: 0x6, device: 0x1 } as const;
 const OUTER_SHAREABLE = 2;
 const INNER_SHAREABLE = 3;
 
@@ -52,6 +54,8 @@ export interface SmmuDomainSpec {
   /** ASID of a stage 1, VMID of a stage 2 domain. */
   readonly tag: number;
   readonly recordsDirty: boolean;
+  /** Guests' stage 1 tables may lie under it. */
+  readonly isNestParent?: boolean;
 }
 
 /** `struct arm_smmu_domain` */
@@ -61,18 +65,20 @@ export class ArmSmmuDomain implements PagingDomain {
   readonly table: PageTable;
   readonly tag: number;
   readonly recordsDirty: boolean;
+  readonly isNestParent: boolean;
   readonly apertureStart = 0n;
   readonly apertureLast: bigint;
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
   readonly #pageBytes: number;
 
-  constructor({ smmu, type, table, tag, recordsDirty }: SmmuDomainSpec) {
+  constructor({ smmu, type, table, tag, recordsDirty, isNestParent = false }: SmmuDomainSpec) {
     this.driver = smmu;
     this.type = type;
     this.table = table;
     this.tag = tag;
     this.recordsDirty = recordsDirty;
+    this.isNestParent = isNestParent;
     this.apertureLast = (1n << BigInt(table.inputBits)) - 1n;
     this.pageSizes = pageSizesOf(table.granuleShift);
     this.#pageBytes = 2 ** table.granuleShift;
@@ -90,6 +96,11 @@ export class ArmSmmuDomain implements PagingDomain {
   /** 1 or 2. */
   get stage(): 1 | 2 {
     return this.table.stage === 2 ? 2 : 1;
+  }
+
+  /** Whether its leaves are those of S2FWB. */
+  get usesForcedWriteBack(): boolean {
+    return this.isNestParent && this.driver.features.hasForcedWriteBack;
   }
 
   *map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes = Infinity): Task<number> {
@@ -160,7 +171,7 @@ export class ArmSmmuDomain implements PagingDomain {
 
   /** Attribute bits of a leaf as low and high words (io-pgtable-arm's arm_lpae_prot_to_pte). */
   #attributes(prot: number): readonly [number, number] {
-    const { normal, cached, device } = ATTRIBUTES[this.stage];
+    const { normal, cached, device } = this.usesForcedWriteBack ? FORCED_ATTRIBUTES : ATTRIBUTES[this.stage];
     const isDevice = (prot & IOMMU_MMIO) !== 0;
     const isCached = (prot & IOMMU_CACHE) !== 0;
     const descriptor = VMSA_DESCRIPTOR.make({
@@ -198,6 +209,9 @@ export class ArmSmmuDomain implements PagingDomain {
     else if (pages <= MAX_TLBI_COMMANDS) commands = this.#pageCommands(iova, pages, leafOnly);
     else commands = [this.#tagCommand()];
     yield* this.driver.commandQueue.issueAndSync(commands);
+    // What TLBs keep of both stages together is found by stage 1's addresses only: all of the guest's goes.
+    if (this.isNestParent)
+      yield* this.driver.commandQueue.issueAndSync([CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NH_ALL, VMID: this.tag })]);
     this.table.freeGathered(gather);
   }
 

@@ -15,7 +15,7 @@
 import type { Arena } from '../../../core/arena.js';
 import { PageTable, pageSizesOf } from '../../../core/page-table.js';
 import type { SmmuDescription } from '../../../hardware/description.js';
-import { CD, CMD_CFGI, CMD_OP, CMD_TLBI } from '../../../hardware/smmu/records.js';
+import { CD, CMD_CFGI, CMD_OP, CMD_TLBI, EVT, STE_CONFIG } from '../../../hardware/smmu/records.js';
 import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../uapi/smmuv3-registers.js';
 import { Mutex } from '../../../runtime/locks.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
@@ -26,12 +26,22 @@ import {
   IOMMU_HWPT_ALLOC_NEST_PARENT,
   IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
   IOMMU_HW_INFO_TYPE_DEFAULT,
+  IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
   iommu_hw_info_arm_smmuv3,
 } from '../../../uapi/iommufd.js';
 import type { Device } from '../../device.js';
 import { DmaMemory } from '../dma-memory.js';
 import { sharesStreams } from '../flavours.js';
-import type { HwInfo, IommuCapability, IommuDomain, IommuDriver, PagingDomain, UserDomainData } from '../domain.js';
+import type {
+  HwInfo,
+  IommuCapability,
+  IommuDomain,
+  IommuDriver,
+  PagingDomain,
+  UserDomainData,
+  ViommuDriver,
+  ViommuHost,
+} from '../domain.js';
 import { ArmSmmuDomain } from './domain.js';
 import {
   abortSte,
@@ -49,6 +59,7 @@ import { probeFeatures, type SmmuFeatures } from './features.js';
 import { COMMAND_BYTES, CommandQueue } from './queue.js';
 import { SmmuRegisters, type MmioPort } from './registers.js';
 import { StreamTable, type StePlace } from './stream-table.js';
+import { ArmSmmuNestedDomain, ArmVsmmu, type Vmaster } from './vsmmu.js';
 
 const INNER_SHAREABLE = 3;
 const WRITE_BACK = 1;
@@ -84,6 +95,8 @@ interface Master {
   readonly streams: readonly { readonly id: number; readonly ste: StePlace }[];
   /** Its context descriptor table, from the first stage 1 attachment on. */
   cdTable: DmaMemory | undefined;
+  /** While it is behind a guest's SMMU. */
+  vmaster: Vmaster | undefined;
 }
 
 /** What an instance needs of its host. */
@@ -102,6 +115,7 @@ export class ArmSmmuV3 implements IommuDriver {
   readonly blockedDomain: IommuDomain = { type: 'blocked', driver: this };
   readonly commandQueue: CommandQueue;
   readonly features: SmmuFeatures;
+  readonly viommu: NonNullable<IommuDriver['viommu']>;
   readonly #host: SmmuHost;
   readonly #description: SmmuDescription;
   readonly #registers: SmmuRegisters;
@@ -132,7 +146,12 @@ export class ArmSmmuV3 implements IommuDriver {
     this.#streamTable = streams;
     this.commandQueue = new CommandQueue(host.runtime, this.name, this.#registers, commands, cmdqLog2);
     const client = (streamId: number): string => this.#clientName(streamId);
-    this.#eventQueue = new EventQueue(host.runtime, this.name, this.#registers, events, eventqLog2, client);
+    const forward = (record: Uint32Array): boolean => this.#reportToGuest(record);
+    this.#eventQueue = new EventQueue(host.runtime, this.name, this.#registers, events, eventqLog2, client, forward);
+    this.viommu = {
+      supports: (_device, wanted) => wanted === IOMMU_VIOMMU_TYPE_ARM_SMMUV3 && this.#canNest,
+      init: (_device, viommu) => this.#initVsmmu(viommu),
+    };
   }
 
   // --- bring-up ---
@@ -176,6 +195,28 @@ export class ArmSmmuV3 implements IommuDriver {
     }
   }
 
+  // --- guests ---
+
+  /** Both stages, and no way for a guest to get past the caches. */
+  get #canNest(): boolean {
+    const { hasStage1, hasStage2, hasForcedWriteBack } = this.features;
+    return hasStage1 && hasStage2 && (hasForcedWriteBack || this.#description.fullyCoherentMasters === true);
+  }
+
+  *#initVsmmu(host: ViommuHost): Task<ViommuDriver | number> {
+    const { parent } = host;
+    return parent instanceof ArmSmmuDomain && parent.driver === this ? new ArmVsmmu(this, parent, host) : -EINVAL;
+  }
+
+  /** Gives an event to the guest whose device it is of; false when it is the host's. */
+  #reportToGuest(record: Uint32Array): boolean {
+    const sid = EVT.get(record, 'StreamID');
+    for (const { streams, vmaster } of this.#masters.values())
+      if (vmaster !== undefined && streams.some(({ id }) => id === sid))
+        return vmaster.vsmmu.report(record, vmaster.vsid);
+    return false;
+  }
+
   #clientName(streamId: number): string {
     for (const { device, streams } of this.#masters.values())
       if (streams.some((stream) => stream.id === streamId)) return device.name;
@@ -196,7 +237,7 @@ export class ArmSmmuV3 implements IommuDriver {
       }
       streams.push({ id, ste });
     }
-    this.#masters.set(device, { device, streams, cdTable: undefined });
+    this.#masters.set(device, { device, streams, cdTable: undefined, vmaster: undefined });
     return 0;
   }
 
@@ -225,7 +266,10 @@ export class ArmSmmuV3 implements IommuDriver {
     const master = this.#masters.get(device);
     if (domain.driver !== this || master === undefined) return -EINVAL;
     yield* this.#mutex.lock();
-    const rc = yield* this.#attach(domain, master);
+    const rc =
+      domain instanceof ArmSmmuNestedDomain
+        ? yield* this.#attachNested(domain, master)
+        : yield* this.#attach(domain, master);
     this.#mutex.unlock();
     if (rc === 0) {
       const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
@@ -234,7 +278,18 @@ export class ArmSmmuV3 implements IommuDriver {
     return rc;
   }
 
+  /** A guest's stream table entry. A device that translates needs a number there, without which nobody could tell it of faults: -ENOENT. */
+  *#attachNested(domain: ArmSmmuNestedDomain, master: Master): Task<number> {
+    const vsid = domain.vsmmu.host.vdevId(master.device);
+    if (typeof vsid === 'number' && domain.config === STE_CONFIG.S1_TRANS) return vsid;
+    yield* this.#writeSte(master, domain.ste());
+    if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
+    master.vmaster = typeof vsid === 'number' ? undefined : { vsmmu: domain.vsmmu, vsid: Number(vsid) };
+    return 0;
+  }
+
   *#attach(domain: IommuDomain, master: Master): Task<number> {
+    master.vmaster = undefined;
     if (domain instanceof ArmSmmuDomain && domain.stage === 1) {
       master.cdTable ??= this.#mates(master).find((mate) => mate.cdTable !== undefined)?.cdTable;
       master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
@@ -244,7 +299,7 @@ export class ArmSmmuV3 implements IommuDriver {
       return 0;
     }
     let ste = abortSte();
-    if (domain instanceof ArmSmmuDomain) ste = stage2Ste(domain.table, domain.tag);
+    if (domain instanceof ArmSmmuDomain) ste = stage2Ste(domain.table, domain.tag, domain.usesForcedWriteBack);
     else if (domain.type === 'identity') ste = bypassSte();
     yield* this.#writeSte(master, ste);
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
@@ -313,7 +368,7 @@ export class ArmSmmuV3 implements IommuDriver {
       case 0:
         return this.#allocDomain('unmanaged', hasStage1 ? 1 : 2, false);
       case IOMMU_HWPT_ALLOC_NEST_PARENT:
-        return hasStage1 && hasStage2 ? this.#allocDomain('unmanaged', 2, false) : -EOPNOTSUPP;
+        return hasStage1 && hasStage2 ? this.#allocDomain('unmanaged', 2, false, true) : -EOPNOTSUPP;
       case IOMMU_HWPT_ALLOC_DIRTY_TRACKING:
         return hasStage1 && hasDirtyState ? this.#allocDomain('unmanaged', 1, true) : -EOPNOTSUPP;
       default:
@@ -321,7 +376,12 @@ export class ArmSmmuV3 implements IommuDriver {
     }
   }
 
-  #allocDomain(type: 'unmanaged' | 'dma', stage: 1 | 2, recordsDirty: boolean): ArmSmmuDomain | number {
+  #allocDomain(
+    type: 'unmanaged' | 'dma',
+    stage: 1 | 2,
+    recordsDirty: boolean,
+    isNestParent = false,
+  ): ArmSmmuDomain | number {
     const { granuleShifts, outputBits, stage1Bits } = this.features;
     const granuleShift = this.#granuleShift(granuleShifts);
     const widest = granuleShift === 16 ? 52 : 48;
@@ -339,7 +399,7 @@ export class ArmSmmuV3 implements IommuDriver {
       table.destroy();
       return tag;
     }
-    return new ArmSmmuDomain({ smmu: this, type, table, tag, recordsDirty });
+    return new ArmSmmuDomain({ smmu: this, type, table, tag, recordsDirty, isNestParent });
   }
 
   /** The kernel's page size if the SMMU walks it, else the largest smaller, else the smallest larger one. */

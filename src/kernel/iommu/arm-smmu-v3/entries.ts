@@ -55,6 +55,7 @@ const STE_USED_S1 = [
   'S1STALLD',
   'STRW',
   'EATS',
+  'MEV',
   'SHCFG',
 ] as const;
 const STE_USED_S2 = [
@@ -194,12 +195,13 @@ function startLevelField(granuleShift: number, startLevel: number): number {
   return granuleShift === 12 ? 2 - startLevel : 3 - startLevel;
 }
 
-/** Stage 2 through a table. */
-export function stage2Ste(table: PageTable, vmid: number): Uint32Array {
+/** Stage 2 through a table; `forcesWriteBack`: its leaves are those of S2FWB. */
+export function stage2Ste(table: PageTable, vmid: number, forcesWriteBack = false): Uint32Array {
   return STE.make({
     V: 1,
     Config: STE_CONFIG.S2_TRANS,
     SHCFG: STE_SHCFG_INCOMING,
+    S2FWB: forcesWriteBack ? 1 : 0,
     S2VMID: vmid,
     S2T0SZ: 64 - table.inputBits,
     S2SL0: startLevelField(table.granuleShift, table.startLevel),

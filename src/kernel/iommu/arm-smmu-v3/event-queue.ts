@@ -68,7 +68,7 @@ export function eventLog(record: Uint32Array, client: string): string[] {
   return lines;
 }
 
-/** One SMMU's event queue, from the consumer's side. */
+/** One SMMU's event queue, from the consumer's side. `forward` takes what is a guest's to know: that is not logged. */
 export class EventQueue {
   readonly #runtime: NodeRuntime;
   readonly #name: string;
@@ -76,6 +76,7 @@ export class EventQueue {
   readonly #memory: DmaMemory;
   readonly #index: QueueIndex;
   readonly #clientName: (streamId: number) => string;
+  readonly #forward: (record: Uint32Array) => boolean;
   readonly #wake: WaitQueue;
   #pending = false;
   #cons = 0;
@@ -89,6 +90,7 @@ export class EventQueue {
     memory: DmaMemory,
     log2: number,
     clientName: (streamId: number) => string,
+    forward: (record: Uint32Array) => boolean,
   ) {
     this.#runtime = runtime;
     this.#name = name;
@@ -96,6 +98,7 @@ export class EventQueue {
     this.#memory = memory;
     this.#index = new QueueIndex(log2);
     this.#clientName = clientName;
+    this.#forward = forward;
     this.#wake = new WaitQueue(`event queue of ${name}`);
   }
 
@@ -145,6 +148,7 @@ export class EventQueue {
   #handle(record: Uint32Array): void {
     const streamId = EVT.get(record, 'StreamID');
     const client = this.#clientName(streamId);
+    const isGuests = this.#forward(record);
     const low = EVT.get(record, 'InputAddrLow');
     this.#runtime.emit('smmu.event', {
       smmu: this.#name,
@@ -155,8 +159,9 @@ export class EventQueue {
       ipa: BigInt(EVT.get(record, 'IPA') * 4096),
       access: EVT.get(record, 'RnW') === 1 ? 'read' : 'write',
       stage: EVT.get(record, 'S2') === 1 ? 2 : 1,
+      ...(isGuests && { to: 'guest' }),
     });
-    this.#log(eventLog(record, client));
+    if (!isGuests) this.#log(eventLog(record, client));
   }
 
   /** Logs unless too much was logged lately. */
