@@ -29,7 +29,7 @@ import {
   iommu_hwpt_arm_smmuv3,
 } from '../../src/uapi/iommufd.js';
 import { DmaEngineDriver } from '../../src/vmm/dma-engine-driver.js';
-import { VfioDevice } from '../../src/vmm/vfio-device.js';
+import type { VfioDevice } from '../../src/vmm/vfio-device.js';
 import { ampereLike } from '../fixtures/hosts.js';
 import { errorOf, ioasOf, mapAt, onHost, opened } from './on-host.js';
 
