@@ -65,6 +65,7 @@ export class Kernel {
   readonly #pages: PageAllocator;
   readonly #iommu: IommuCore;
   readonly #irq: IrqCore;
+  #saidWhoIsVfio = false;
   readonly #vfio = new VfioCore();
   readonly #pci: PciCore;
   readonly #sysfs: Sysfs;
@@ -252,10 +253,15 @@ export class Kernel {
 
   #open(ctx: SyscallContext, path: string): number {
     const { files } = ctx.process;
-    if (path === '/dev/iommu') {
-      const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
-      const context = new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime.faults);
-      return files.install(new IommufdFile(context));
+    if (path === '/dev/iommu') return files.install(this.#iommufd());
+    if (path === '/dev/vfio/vfio') {
+      const file = this.#iommufd();
+      // What VFIO's own containers do.
+      file.ictx.accountMode = 'mm';
+      if (!this.#saidWhoIsVfio)
+        this.#runtime.emit('kernel.log', { text: 'iommufd: IOMMUFD is providing /dev/vfio/vfio, not VFIO.' });
+      this.#saidWhoIsVfio = true;
+      return files.install(file);
     }
     if (path.startsWith('/dev/vfio/devices/')) {
       const vfio = this.#vfio.byName(path.slice('/dev/vfio/devices/'.length));
@@ -264,6 +270,13 @@ export class Kernel {
     const node = path.startsWith('/sys/') ? this.#sysfs.lookup(path) : this.#textFile(path);
     if (node === undefined) return -ENOENT;
     return node.kind === 'directory' ? -EISDIR : files.install(new SysfsFile(node));
+  }
+
+  #iommufd(): IommufdFile {
+    const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
+    return new IommufdFile(
+      new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime.faults),
+    );
   }
 
   #textFile(path: string): SysfsNode | undefined {

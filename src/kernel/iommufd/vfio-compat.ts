@@ -3,6 +3,7 @@
  *
  * The address space is the one that IOMMU_VFIO_IOAS says. Type1 (v1) may unmap in the middle of a mapping: choosing it switches large
  * entries off for good, and mappings are cut where a range begins and ends. There is no dirty tracking and no update of addresses.
+ * /dev/vfio/vfio is an iommufd, too (CONFIG_IOMMUFD_VFIO_CONTAINER): one that charges each process apart.
  *
  * Source: Linux drivers/iommu/iommufd/vfio_compat.c; domain.md A1.10, A5 (compat layer).
  */
