@@ -68,16 +68,6 @@ export const EXCUSES: readonly Excuse[] = [
     covers: isOurAbort(/^abort \[\] F_ADDR_SIZE /),
   },
   {
-    tag: 'dev.s2-httu-fields',
-    reason: 'S2HA and S2HD without hardware update make the STE illegal, the model ignores them',
-    covers: ({ subject, found }) => subject === 'transfer' && found.startsWith('abort [] C_BAD_STE '),
-  },
-  {
-    tag: 'dev.cdmax-ssidsize0',
-    reason: 'S1CDMax is ignored where SSIDSIZE is 0, the model calls the STE illegal',
-    covers: ({ subject, expected }) => subject === 'transfer' && expected.startsWith('abort [] C_BAD_STE '),
-  },
-  {
     tag: 'check.ssec',
     reason: 'SSec on a command of the Non-secure queue: left open for commands without the field',
     covers: isCommandQueue,

@@ -156,7 +156,7 @@ export class StreamConfigurations {
 
   /** SteIllegal() of IHI 0070 5.2.2 for a valid STE that does not abort, Non-secure, VMSAv8-64. */
   #steIllegal(ste: Uint32Array, config: number): boolean {
-    const { stage1, stage2, stallModel, ats, vmidBits, outputBits } = this.#features;
+    const { stage1, stage2, stallModel, ats, vmidBits, outputBits, substreamIdBits } = this.#features;
     const usesStage1 = (config & 1) !== 0;
     const usesStage2 = (config & 2) !== 0;
     if ((usesStage1 && !stage1) || (usesStage2 && !stage2)) return true;
@@ -168,6 +168,7 @@ export class StreamConfigurations {
     }
     if (usesStage1) {
       if (STE.get(ste, 'S1STALLD') !== 0 && stallModel !== 0) return true;
+      if (STE.get(ste, 'S1CDMax') > substreamIdBits) return true;
       if (STE.get(ste, 'S1ContextPtr') * 64 >= 2 ** outputBits && !usesStage2) return true;
     }
     if (usesStage2 && this.#stage2Illegal(ste)) return true;
@@ -179,8 +180,6 @@ export class StreamConfigurations {
     const stalls = STE.get(ste, 'S2S') !== 0;
     if (stalls ? features.stallModel === 1 : features.stallModel === 2) return true;
     if (STE.get(ste, 'S2AA64') === 0) return true;
-    if (STE.get(ste, 'S2HA') !== 0 && !features.accessFlagUpdate) return true;
-    if (STE.get(ste, 'S2HD') !== 0 && !features.dirtyStateUpdate) return true;
     if (this.#endianIllegal(STE.get(ste, 'S2ENDI'))) return true;
     const granule = TG0_SHIFTS[STE.get(ste, 'S2TG')];
     if (granule === undefined || !features.granuleShifts.includes(granule)) return true;
@@ -206,7 +205,7 @@ export class StreamConfigurations {
     const inputBits = 64 - STE.get(ste, 'S2T0SZ');
     const startLevel = this.#s2StartLevel(granuleShift, STE.get(ste, 'S2SL0'));
     const tableShift = inputBits - levelShift(granuleShift, startLevel) + 3;
-    const updatesAccessFlag = STE.get(ste, 'S2HA') !== 0;
+    const updatesAccessFlag = this.#features.accessFlagUpdate && STE.get(ste, 'S2HA') !== 0;
     return {
       granuleShift,
       inputBits,
@@ -215,7 +214,7 @@ export class StreamConfigurations {
       startLevel,
       accessFlagFaultDisabled: STE.get(ste, 'S2AFFD') !== 0,
       updatesAccessFlag,
-      updatesDirtyState: updatesAccessFlag && STE.get(ste, 'S2HD') !== 0,
+      updatesDirtyState: updatesAccessFlag && this.#features.dirtyStateUpdate && STE.get(ste, 'S2HD') !== 0,
       protectsTableWalks: STE.get(ste, 'S2PTW') !== 0,
       recordsFaults: STE.get(ste, 'S2R') !== 0,
     };

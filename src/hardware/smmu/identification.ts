@@ -85,6 +85,8 @@ export interface SmmuFeatures {
   readonly asidBits: number;
   readonly vmidBits: number;
   readonly ats: boolean;
+  /** IDR1.SSIDSIZE. */
+  readonly substreamIdBits: number;
   readonly stallModel: number;
   readonly termModel: boolean;
   readonly tableEndian: number;
@@ -119,6 +121,7 @@ export function featuresOf(identification: Identification): SmmuFeatures {
     asidBits: idr0.ASID16 !== 0 ? 16 : 8,
     vmidBits: idr0.VMID16 !== 0 ? 16 : 8,
     ats: idr0.ATS !== 0,
+    substreamIdBits: idr1.SSIDSIZE,
     stallModel: idr0.STALL_MODEL,
     termModel: idr0.TERM_MODEL !== 0,
     tableEndian: idr0.TTENDIAN,
