@@ -117,6 +117,7 @@ export class CommandQueue {
       case CMD_OP.CFGI_STE_RANGE:
         return this.#invalidateStreams(command, opcode === CMD_OP.CFGI_STE_RANGE);
       case CMD_OP.CFGI_CD:
+        return this.#invalidateCd(command);
       case CMD_OP.CFGI_CD_ALL:
         return this.#invalidateStreams(command, false);
       case CMD_OP.SYNC:
@@ -128,6 +129,14 @@ export class CommandQueue {
 
   #secureIsIllegal(command: Uint32Array): number {
     return CMD.get(command, 'SSec') !== 0 ? CERROR.ILL : CERROR.NONE;
+  }
+
+  #invalidateCd(command: Uint32Array): number {
+    if (this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
+    const { configurations, features } = this.#targets;
+    const substreamId = CMD_CFGI.get(command, 'SubstreamID') % 2 ** features.substreamIdBits;
+    configurations.invalidateCd(CMD_CFGI.get(command, 'StreamID'), substreamId);
+    return CERROR.NONE;
   }
 
   #invalidateStreams(command: Uint32Array, isRange: boolean): number {

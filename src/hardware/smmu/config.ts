@@ -2,16 +2,20 @@
  * Configuration of streams: finds a StreamID's stream table entry and context descriptor in memory, checks them as
  * IHI 0070 5.2.2 (SteIllegal) and 5.4.2 (CdIllegal) say, and keeps what was found until it is invalidated.
  *
- * The cache holds, per StreamID, the STE together with the CD reached through it: one entry, as the architecture
- * allows. CMD_CFGI_CD therefore drops the STE too; it is never less than what was asked for. Structures that ended in a
- * fault are not cached. An STE changed in memory without CMD_CFGI_* goes on being used in its old form.
+ * The cache holds, per StreamID and SubstreamID, the STE together with the CD reached through it: one entry, as the
+ * architecture allows. CMD_CFGI_CD therefore drops the STE too; it is never less than what was asked for. Structures that
+ * ended in a fault are not cached. An STE changed in memory without CMD_CFGI_* goes on being used in its old form.
+ *
+ * Substreams (3.9, 5.2): with S1CDMax 0 a stream has one CD and no substreams. Else CDs are an array, or two levels of it
+ * (S1Fmt), and S1DSS says what becomes of transactions without a substream: they are terminated, bypass stage 1, or use
+ * CD 0, which no substream may use then.
  *
  * Registers are passed in as they are at the moment of the lookup; nothing here looks at the kernel's objects.
  */
 import type { Task } from '../../runtime/task.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
-import { ADDRESS_SIZE_BITS, CD, EVENT_CLASS, L1STD, STE, STE_CONFIG, TG0_SHIFTS, TG1_SHIFTS } from './records.js';
+import { ADDRESS_SIZE_BITS, CD, EVENT_CLASS, L1CD, L1STD, STE, STE_CONFIG, TG0_SHIFTS, TG1_SHIFTS } from './records.js';
 import { STRTAB_FMT } from '../../uapi/smmuv3-registers.js';
 import {
   alignDown,
@@ -25,6 +29,11 @@ import {
   type Stage2Config,
   type TableWalker,
 } from './walk.js';
+
+/** STE.S1DSS. IHI 0070 5.2. */
+const S1DSS = { TERMINATE: 0, BYPASS: 1, SUBSTREAM0: 2 } as const;
+/** log2 of the CDs in a leaf table, by S1Fmt; 0: one linear table. */
+const CD_LEAF_LOG2 = [0, 6, 10];
 
 /** What a stream table entry makes of its stream's transactions. */
 export type StreamConfig =
@@ -49,6 +58,7 @@ export interface StreamTable {
   readonly split: number;
 }
 
+const NO_SUBSTREAM = -1;
 const STE_WORDS = STE.sizeBytes / 4;
 const CD_WORDS = CD.sizeBytes / 4;
 const CD_READ: Access = { write: false, instruction: false, privileged: true };
@@ -71,7 +81,8 @@ export class StreamConfigurations {
   readonly #memory: SmmuMemory;
   readonly #features: SmmuFeatures;
   readonly #walker: TableWalker;
-  readonly #cache = new Map<number, StreamConfig>();
+  /** By StreamID, then by SubstreamID (none: -1). */
+  readonly #cache = new Map<number, Map<number, StreamConfig>>();
   #invalidations = 0;
 
   constructor(memory: SmmuMemory, features: SmmuFeatures, walker: TableWalker) {
@@ -80,9 +91,9 @@ export class StreamConfigurations {
     this.#walker = walker;
   }
 
-  /** The configuration of a stream, from the cache or from memory; `table` reads the registers when memory is needed. */
-  *find(table: () => StreamTable, streamId: number): Task<StreamConfig | Fault> {
-    const cached = this.#cache.get(streamId);
+  /** The configuration of a stream or substream, from the cache or from memory; `table` reads the registers when memory is needed. */
+  *find(table: () => StreamTable, streamId: number, substreamId?: number): Task<StreamConfig | Fault> {
+    const cached = this.#cache.get(streamId)?.get(substreamId ?? NO_SUBSTREAM);
     if (cached !== undefined) return cached;
     const before = this.#invalidations;
     const address = this.#steAddress(table(), streamId);
@@ -90,10 +101,21 @@ export class StreamConfigurations {
     yield 'smmu:ste-fetch';
     const ste = new Uint32Array(STE_WORDS);
     if (!this.#memory.loadWords(address, ste)) return faultOf('F_STE_FETCH', { fetchAddress: address });
-    const config = yield* this.#configOf(ste);
+    const config = yield* this.#configOf(ste, substreamId);
     // An invalidation during the fetch means that what was fetched may be old: use it once, do not keep it.
-    if (config.ok && before === this.#invalidations) this.#cache.set(streamId, config);
+    if (config.ok && before === this.#invalidations) {
+      const stream = this.#cache.get(streamId) ?? new Map<number, StreamConfig>();
+      this.#cache.set(streamId, stream.set(substreamId ?? NO_SUBSTREAM, config));
+    }
     return config;
+  }
+
+  /** Forgets one CD of a stream, and what transactions without a substream made of CD 0. */
+  invalidateCd(streamId: number, substreamId: number): void {
+    this.#invalidations++;
+    const stream = this.#cache.get(streamId);
+    stream?.delete(substreamId);
+    if (substreamId === 0) stream?.delete(NO_SUBSTREAM);
   }
 
   /** Forgets the streams `first`..`last`. */
@@ -129,16 +151,20 @@ export class StreamConfigurations {
     return alignDown(L1STD.get(l1, 'L2Ptr') * 64, 6 + span - 1) + index * STE.sizeBytes;
   }
 
-  *#configOf(ste: Uint32Array): Task<StreamConfig | Fault> {
+  *#configOf(ste: Uint32Array, substreamId: number | undefined): Task<StreamConfig | Fault> {
     const config = STE.get(ste, 'Config');
     if (STE.get(ste, 'V') === 0) return faultOf('C_BAD_STE');
     if (config < STE_CONFIG.BYPASS) return { ok: true, kind: 'abort' };
     if (this.#steIllegal(ste, config)) return faultOf('C_BAD_STE');
-    if (config === STE_CONFIG.BYPASS) return { ok: true, kind: 'bypass' };
+    const usesStage1 = (config & 1) !== 0;
+    const cdIndex = this.#cdIndexOf(ste, usesStage1, substreamId);
+    if (typeof cdIndex === 'object') return cdIndex;
     const stage2 = (config & 2) !== 0 ? this.#stage2Of(ste) : undefined;
+    // Stage 1 may be passed by, too: by S1DSS.
+    if (stage2 === undefined && (!usesStage1 || cdIndex === undefined)) return { ok: true, kind: 'bypass' };
     let stage1: Stage1Config | undefined;
-    if ((config & 1) !== 0) {
-      const found = yield* this.#fetchCd(ste, stage2);
+    if (usesStage1 && cdIndex !== undefined) {
+      const found = yield* this.#fetchCd(ste, cdIndex, stage2);
       if ('ok' in found) return found;
       stage1 = found;
     }
@@ -154,9 +180,22 @@ export class StreamConfigurations {
     };
   }
 
+  /** Which CD a transaction uses: undefined for none, or why it may not be (7.3.7, 7.3.9). */
+  #cdIndexOf(ste: Uint32Array, usesStage1: boolean, substreamId: number | undefined): number | undefined | Fault {
+    const hasSubstreams = usesStage1 && STE.get(ste, 'S1CDMax') > 0;
+    if (!hasSubstreams) return substreamId === undefined ? 0 : faultOf('C_BAD_SUBSTREAMID');
+    const s1dss = STE.get(ste, 'S1DSS');
+    if (substreamId !== undefined) {
+      if (substreamId >= 2 ** STE.get(ste, 'S1CDMax')) return faultOf('C_BAD_SUBSTREAMID');
+      return substreamId === 0 && s1dss === S1DSS.SUBSTREAM0 ? faultOf('F_STREAM_DISABLED') : substreamId;
+    }
+    if (s1dss === S1DSS.TERMINATE) return faultOf('F_STREAM_DISABLED');
+    return s1dss === S1DSS.BYPASS ? undefined : 0;
+  }
+
   /** SteIllegal() of IHI 0070 5.2.2 for a valid STE that does not abort, Non-secure, VMSAv8-64. */
   #steIllegal(ste: Uint32Array, config: number): boolean {
-    const { stage1, stage2, stallModel, ats, vmidBits, outputBits, substreamIdBits } = this.#features;
+    const { stage1, stage2, stallModel, ats, vmidBits, outputBits, substreamIdBits, twoLevelCdTable } = this.#features;
     const usesStage1 = (config & 1) !== 0;
     const usesStage2 = (config & 2) !== 0;
     if ((usesStage1 && !stage1) || (usesStage2 && !stage2)) return true;
@@ -168,7 +207,11 @@ export class StreamConfigurations {
     }
     if (usesStage1) {
       if (STE.get(ste, 'S1STALLD') !== 0 && stallModel !== 0) return true;
-      if (STE.get(ste, 'S1CDMax') > substreamIdBits) return true;
+      const cdMax = STE.get(ste, 'S1CDMax');
+      if (cdMax > substreamIdBits) return true;
+      if (cdMax > 0 && STE.get(ste, 'S1DSS') > S1DSS.SUBSTREAM0) return true;
+      const leafLog2 = CD_LEAF_LOG2[STE.get(ste, 'S1Fmt')];
+      if (cdMax > 0 && (leafLog2 === undefined || (leafLog2 > 0 && !twoLevelCdTable))) return true;
       if (STE.get(ste, 'S1ContextPtr') * 64 >= 2 ** outputBits && !usesStage2) return true;
     }
     if (usesStage2 && this.#stage2Illegal(ste)) return true;
@@ -220,14 +263,38 @@ export class StreamConfigurations {
     };
   }
 
-  /** Fetches the stream's only context descriptor (no substreams), through stage 2 where its address is an IPA. */
-  *#fetchCd(ste: Uint32Array, stage2: Stage2Config | undefined): Task<Stage1Config | Fault> {
-    let address = STE.get(ste, 'S1ContextPtr') * 64;
-    if (stage2 !== undefined) {
-      const where = yield* this.#walker.stage2(stage2, address, CD_READ, EVENT_CLASS.CD);
-      if (!where.ok) return where;
-      address = where.address;
-    }
+  /** Address of a CD, through the level 1 table where there is one (5.3, 5.5). */
+  *#cdAddress(ste: Uint32Array, index: number, stage2: Stage2Config | undefined): Task<number | Fault> {
+    const base = STE.get(ste, 'S1ContextPtr') * 64;
+    const cdMax = STE.get(ste, 'S1CDMax');
+    const leafLog2 = cdMax === 0 ? 0 : (CD_LEAF_LOG2[STE.get(ste, 'S1Fmt')] ?? 0);
+    if (leafLog2 === 0) return alignDown(base, 6 + cdMax) + index * CD.sizeBytes;
+    const l1Bytes = Math.max(64, 2 ** Math.max(0, cdMax - leafLog2) * L1CD.sizeBytes);
+    const at = yield* this.#throughStage2(
+      alignDown(base, Math.log2(l1Bytes)) + Math.floor(index / 2 ** leafLog2) * L1CD.sizeBytes,
+      stage2,
+    );
+    if (typeof at === 'object') return at;
+    yield 'smmu:l1cd-fetch';
+    const l1 = new Uint32Array(L1CD.sizeBytes / 4);
+    if (!this.#memory.loadWords(at, l1)) return faultOf('F_CD_FETCH', { fetchAddress: at });
+    if (L1CD.get(l1, 'V') === 0) return faultOf('C_BAD_SUBSTREAMID');
+    const leaf = alignDown(L1CD.get(l1, 'L2Ptr') * 4096, leafLog2 + 6);
+    return leaf + (index % 2 ** leafLog2) * CD.sizeBytes;
+  }
+
+  /** A configuration address as a physical one. */
+  *#throughStage2(address: number, stage2: Stage2Config | undefined): Task<number | Fault> {
+    if (stage2 === undefined) return address;
+    const where = yield* this.#walker.stage2(stage2, address, CD_READ, EVENT_CLASS.CD);
+    return where.ok ? where.address : where;
+  }
+
+  /** Fetches a context descriptor, through stage 2 where its address is an IPA. */
+  *#fetchCd(ste: Uint32Array, index: number, stage2: Stage2Config | undefined): Task<Stage1Config | Fault> {
+    const named = yield* this.#cdAddress(ste, index, stage2);
+    const address = typeof named === 'object' ? named : yield* this.#throughStage2(named, stage2);
+    if (typeof address === 'object') return address;
     yield 'smmu:cd-fetch';
     const cd = new Uint32Array(CD_WORDS);
     if (!this.#memory.loadWords(address, cd)) return faultOf('F_CD_FETCH', { fetchAddress: address });

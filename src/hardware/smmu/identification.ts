@@ -87,6 +87,7 @@ export interface SmmuFeatures {
   readonly ats: boolean;
   /** IDR1.SSIDSIZE. */
   readonly substreamIdBits: number;
+  readonly twoLevelCdTable: boolean;
   readonly stallModel: number;
   readonly termModel: boolean;
   readonly tableEndian: number;
@@ -122,6 +123,7 @@ export function featuresOf(identification: Identification): SmmuFeatures {
     vmidBits: idr0.VMID16 !== 0 ? 16 : 8,
     ats: idr0.ATS !== 0,
     substreamIdBits: idr1.SSIDSIZE,
+    twoLevelCdTable: idr0.CD2L !== 0,
     stallModel: idr0.STALL_MODEL,
     termModel: idr0.TERM_MODEL !== 0,
     tableEndian: idr0.TTENDIAN,

@@ -69,6 +69,9 @@ export const STE = defineRecord('STE', 64, {
   VMSPtr: bits(332, 40),
 });
 
+/** Level 1 context descriptor, 8 bytes. L2Ptr in units of 4096 bytes. IHI 0070 5.3. */
+export const L1CD = defineRecord('L1CD', 8, { V: bit(0), L2Ptr: bits(12, 40) });
+
 /** Context descriptor, 64 bytes. TTB0 and TTB1 in units of 16 bytes. IHI 0070 5.4. */
 export const CD = defineRecord('CD', 64, {
   T0SZ: bits(0, 6),

@@ -200,12 +200,10 @@ export class Smmu {
       instruction: request.instruction ?? false,
       privileged: request.privileged ?? false,
     };
-    const config = yield* this.#configurations.find(() => this.#streamTable(), request.streamId);
+    const { streamId, substreamId } = request;
+    const config = yield* this.#configurations.find(() => this.#streamTable(), streamId, substreamId);
     if (!config.ok) return this.#terminate(config, request, incoming);
     if (config.kind === 'abort') return ABORT;
-    if (request.substreamId !== undefined) {
-      return this.#terminate(faultOf('C_BAD_SUBSTREAMID'), request, incoming);
-    }
     if (config.kind === 'bypass') {
       if (inside) return this.#bypass(request.iova);
       return this.#terminate(faultOf('F_ADDR_SIZE'), request, incoming);
