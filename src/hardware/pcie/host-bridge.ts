@@ -215,7 +215,7 @@ export class HostBridge implements UpstreamPort {
       let pa = address;
       if (smmu !== undefined && stream !== undefined) {
         const write = direction !== 'read';
-        const result = yield* smmu.translate({ streamId: stream.id, iova: BigInt(address), write });
+        const result = yield* smmu.translate({ streamId: stream.id, iova: BigInt(address), write }, ticket);
         if (!result.ok) return ended('aborted', result.event ?? `aborted by ${smmu.name}`, smmu.name);
         pa = result.pa;
       }

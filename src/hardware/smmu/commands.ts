@@ -8,18 +8,19 @@
  * acknowledged.
  *
  * What a command may be is decided by the identification registers (4.1.3, 4.4.5): without stage 1 the NH commands are
- * illegal, without stage 2 the S12 and S2 ones; EL2, EL3, ATC_INV, PRI and stall commands belong to features that
- * these SMMUs do not have. Fault `smmu.drop-tlbi`: an invalidation of translations is consumed and does nothing.
+ * illegal, without stage 2 the S12 and S2 ones, without stalls those that end one; EL2, EL3, ATC_INV and PRI commands belong
+ * to features that these SMMUs do not have. Fault `smmu.drop-tlbi`: an invalidation of translations is consumed and does nothing.
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../runtime/task.js';
 import type { StreamConfigurations } from './config.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
-import { CERROR, CMD, CMD_CFGI, CMD_OP, CMD_SYNC, CMD_TLBI, SYNC_CS, TLBI_TG_SHIFTS } from './records.js';
+import { CERROR, CMD, CMD_CFGI, CMD_OP, CMD_RESUME, CMD_SYNC, CMD_TLBI, SYNC_CS, TLBI_TG_SHIFTS } from './records.js';
 import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0 } from '../../uapi/smmuv3-registers.js';
 import type { RegisterFile } from './register-file.js';
 import type { InFlight } from './in-flight.js';
+import type { Stalls } from './stalls.js';
 import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';
 
 /** Virtual time one command takes, CMD_SYNC included. */
@@ -43,6 +44,7 @@ export interface CommandTargets {
   readonly configurations: StreamConfigurations;
   readonly tlb: Tlb;
   readonly inFlight: InFlight;
+  readonly stalls: Stalls;
   readonly name: string;
 }
 
@@ -120,6 +122,9 @@ export class CommandQueue {
         return this.#invalidateCd(command);
       case CMD_OP.CFGI_CD_ALL:
         return this.#invalidateStreams(command, false);
+      case CMD_OP.RESUME:
+      case CMD_OP.STALL_TERM:
+        return this.#endStall(command, opcode);
       case CMD_OP.SYNC:
         return yield* this.#sync(command);
       default:
@@ -129,6 +134,20 @@ export class CommandQueue {
 
   #secureIsIllegal(command: Uint32Array): number {
     return CMD.get(command, 'SSec') !== 0 ? CERROR.ILL : CERROR.NONE;
+  }
+
+  /** CMD_RESUME, CMD_STALL_TERM: illegal without the stall model. */
+  #endStall(command: Uint32Array, opcode: number): number {
+    const { features, stalls } = this.#targets;
+    if (features.stallModel === 1 || this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
+    const streamId = CMD_RESUME.get(command, 'StreamID');
+    if (opcode === CMD_OP.STALL_TERM) stalls.abortAll(streamId);
+    else {
+      const isAbort = features.termModel || CMD_RESUME.get(command, 'Ab') !== 0;
+      const end = CMD_RESUME.get(command, 'Ac') !== 0 ? 'retry' : isAbort ? 'abort' : 'terminate';
+      stalls.resume(streamId, CMD_RESUME.get(command, 'STAG'), end);
+    }
+    return CERROR.NONE;
   }
 
   #invalidateCd(command: Uint32Array): number {

@@ -260,6 +260,7 @@ export class StreamConfigurations {
       updatesDirtyState: updatesAccessFlag && this.#features.dirtyStateUpdate && STE.get(ste, 'S2HD') !== 0,
       protectsTableWalks: STE.get(ste, 'S2PTW') !== 0,
       recordsFaults: STE.get(ste, 'S2R') !== 0,
+      stallsFaults: STE.get(ste, 'S2S') !== 0,
     };
   }
 
@@ -310,6 +311,8 @@ export class StreamConfigurations {
       writableNeverExecutes: CD.get(cd, 'WXN') !== 0,
       privilegedAccessNever: CD.get(cd, 'PAN') !== 0,
       recordsFaults: CD.get(cd, 'R') !== 0,
+      stallsFaults: CD.get(cd, 'S') !== 0,
+      abortsFaults: this.#features.termModel || CD.get(cd, 'A') !== 0,
     };
   }
 

@@ -24,10 +24,15 @@ export interface EventOrigin {
   readonly access: Access;
 }
 
-/** Faults that CD.R and STE.S2R can silence. */
-const SILENCEABLE: ReadonlySet<EventName> = new Set(['F_TRANSLATION', 'F_ADDR_SIZE', 'F_ACCESS', 'F_PERMISSION']);
+/** Faults of translations: those that CD.R and STE.S2R can silence, and CD.S and STE.S2S stall. */
+export const TRANSLATION_FAULTS: ReadonlySet<EventName> = new Set([
+  'F_TRANSLATION',
+  'F_ADDR_SIZE',
+  'F_ACCESS',
+  'F_PERMISSION',
+]);
 /** Events whose record describes the access. */
-const DESCRIBES_ACCESS: ReadonlySet<EventName> = new Set([...SILENCEABLE, 'F_WALK_EABT']);
+const DESCRIBES_ACCESS: ReadonlySet<EventName> = new Set([...TRANSLATION_FAULTS, 'F_WALK_EABT']);
 const HAS_FETCH_ADDRESS: ReadonlySet<EventName> = new Set(['F_STE_FETCH', 'F_WALK_EABT']);
 
 /** The event record of a fault. IHI 0070 7.3. */
@@ -59,6 +64,8 @@ export class EventQueue {
   readonly #registers: RegisterFile;
   readonly #name: string;
   readonly #maxLog2: number;
+  /** Records of stalled transactions that found no room. */
+  readonly #waiting: Uint32Array[] = [];
 
   constructor(runtime: NodeRuntime, memory: SmmuMemory, registers: RegisterFile, name: string, maxLog2: number) {
     this.#runtime = runtime;
@@ -68,10 +75,34 @@ export class EventQueue {
     this.#maxLog2 = maxLog2;
   }
 
-  /** Reports a fault: into the history always, into the queue unless its stage silences it or the queue is not writable. */
-  report(fault: Fault, origin: EventOrigin): void {
-    const silenced = fault.silenced && SILENCEABLE.has(fault.event);
-    const written = !silenced && this.#write(eventRecord(fault, origin));
+  /**
+   * Reports a fault: into the history always, into the queue unless its stage silences it or the queue is not writable. That
+   * of a stalled transaction (`stag`) is never lost: it waits for room.
+   */
+  report(fault: Fault, origin: EventOrigin, stag?: number): void {
+    if (stag !== undefined) {
+      const record = eventRecord(fault, origin);
+      EVT.set(record, 'Stall', 1);
+      EVT.set(record, 'STAG', stag);
+      this.#waiting.push(record);
+      this.flush();
+      this.#tell(fault, origin, true);
+      return;
+    }
+
+    const silenced = fault.silenced && TRANSLATION_FAULTS.has(fault.event);
+    this.#tell(fault, origin, !silenced && this.#write(eventRecord(fault, origin)));
+  }
+
+  /** Writes what waited for room: the queue was read, enabled or repaired. */
+  flush(): void {
+    for (let record = this.#waiting[0]; record !== undefined; record = this.#waiting[0]) {
+      if (!this.#hasRoom() || !this.#write(record)) return;
+      this.#waiting.shift();
+    }
+  }
+
+  #tell(fault: Fault, origin: EventOrigin, written: boolean): void {
     this.#runtime.emit('smmu.fault', {
       smmu: this.#name,
       event: fault.event,
@@ -83,6 +114,13 @@ export class EventQueue {
       ipa: BigInt(fault.ipa),
       recorded: written,
     });
+  }
+
+  #hasRoom(): boolean {
+    const registers = this.#registers;
+    const wrap = 2 ** Math.min(registers.field(EVENTQ_BASE, 'LOG2SIZE'), this.#maxLog2);
+    const used = registers.field(EVENTQ_PROD, 'WR') ^ registers.field(EVENTQ_CONS, 'RD');
+    return (used & (2 * wrap - 1)) !== wrap;
   }
 
   #write(record: Uint32Array): boolean {

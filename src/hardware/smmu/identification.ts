@@ -88,7 +88,9 @@ export interface SmmuFeatures {
   /** IDR1.SSIDSIZE. */
   readonly substreamIdBits: number;
   readonly twoLevelCdTable: boolean;
+  /** 0: stall or terminate, 1: no stalls, 2: stalls only. */
   readonly stallModel: number;
+  readonly maxStalls: number;
   readonly termModel: boolean;
   readonly tableEndian: number;
   readonly twoLevelStreamTable: boolean;
@@ -125,6 +127,7 @@ export function featuresOf(identification: Identification): SmmuFeatures {
     substreamIdBits: idr1.SSIDSIZE,
     twoLevelCdTable: idr0.CD2L !== 0,
     stallModel: idr0.STALL_MODEL,
+    maxStalls: idr5.STALL_MAX,
     termModel: idr0.TERM_MODEL !== 0,
     tableEndian: idr0.TTENDIAN,
     twoLevelStreamTable: idr0.ST_LEVEL !== 0,

@@ -2,8 +2,8 @@
  * Transactions on their way through the SMMU and beyond, so that CMD_SYNC can wait for those that may still use what
  * an earlier command invalidated (IHI 0070 3.21.1, 4.7.3).
  *
- * A transaction begins before its configuration is looked up and ends when its access is done. Tickets count up, so the
- * oldest unfinished one is the first of the set.
+ * A transaction begins before its configuration is looked up and ends when its access is done. One that stalls is put aside
+ * meanwhile. Tickets count up.
  */
 import { WaitQueue, type Task } from '../../runtime/task.js';
 
@@ -30,13 +30,14 @@ export class InFlight {
     if (this.#ended.length > 0) this.#ended.wakeAll();
   }
 
+  /** A stalled transaction goes on. */
+  again(ticket: number): void {
+    this.#tickets.add(ticket);
+  }
+
   /** Waits until every transaction that has begun by now has ended. */
   *drain(): Task<void> {
     const horizon = this.#next;
-    for (;;) {
-      const oldest = this.#tickets.values().next();
-      if (oldest.done === true || oldest.value >= horizon) return;
-      yield this.#ended;
-    }
+    while ([...this.#tickets].some((ticket) => ticket < horizon)) yield this.#ended;
   }
 }

@@ -225,6 +225,16 @@ export const CMD_ATC_INV = defineRecord('CMD_ATC_INV', 16, {
   Address: bits(76, 52),
 });
 
+/** CMD_RESUME and CMD_STALL_TERM. Ac: try again; else Ab: abort, or end as if done. IHI 0070 4.6. */
+export const CMD_RESUME = defineRecord('CMD_RESUME', 16, {
+  Opcode: bits(0, 8),
+  SSec: bit(10),
+  Ac: bit(12),
+  Ab: bit(13),
+  StreamID: bits(32, 32),
+  STAG: bits(64, 16),
+});
+
 /** CMD_SYNC. MSIAddress in units of 4 bytes. 4.7.3. */
 export const CMD_SYNC = defineRecord('CMD_SYNC', 16, {
   Opcode: bits(0, 8),

@@ -10,8 +10,9 @@
  * an invalidation happened is used once and never cached.
  *
  * Modelled: Non-secure state, StreamWorld NS-EL1, stage 1, stage 2 and both, VMSAv8-64 with 4, 16 and 64 KiB granules,
- * hardware update of access flag and dirty state, linear and 2-level stream tables, range invalidation. Not there, and
- * not claimed by the identification registers: substreams, ATS, PRI, stalls, MSIs of its own, Secure state. Source:
+ * hardware update of access flag and dirty state, linear and 2-level stream tables, substreams with linear and 2-level CD
+ * tables, stalls, range invalidation. Not there, and not claimed by the identification registers: ATS, PRI, MSIs of its own,
+ * Secure state. Source:
  * Arm IHI 0070, chapters 3 to 7.
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
@@ -19,7 +20,7 @@ import type { Task } from '../../runtime/task.js';
 import type { SmmuDescription } from '../description.js';
 import { CommandQueue } from './commands.js';
 import { StreamConfigurations, type StreamConfig, type StreamTable } from './config.js';
-import { EventQueue, type EventOrigin } from './events.js';
+import { EventQueue, TRANSLATION_FAULTS, type EventOrigin } from './events.js';
 import { featuresOf, identificationOf, type Identification, type SmmuFeatures } from './identification.js';
 import { InFlight } from './in-flight.js';
 import { TLB_WORDS, type SmmuIrqLine, type SmmuMemory, type TlbStorage } from './ports.js';
@@ -30,6 +31,7 @@ import {
   CMDQ_PROD,
   CR0,
   CR0ACK,
+  EVENTQ_CONS,
   EVENTQ_PROD,
   GBPA,
   GERRORN,
@@ -38,6 +40,7 @@ import {
   STRTAB_BASE,
   STRTAB_BASE_CFG,
 } from '../../uapi/smmuv3-registers.js';
+import { Stalls } from './stalls.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
 import {
   accessKind,
@@ -72,7 +75,8 @@ export type TranslateResult =
     }
   | {
       readonly ok: false;
-      readonly abort: true;
+      /** False: it ends as if it had been done: reads zero, writes nothing (RAZ/WI). */
+      readonly abort: boolean;
       /** The fault; absent for transactions terminated by configuration (STE.Config abort, GBPA.ABORT). */
       readonly event?: EventName;
     };
@@ -110,6 +114,7 @@ export class Smmu {
   readonly #events: EventQueue;
   readonly #commands: CommandQueue;
   readonly #inFlight: InFlight;
+  readonly #stalls: Stalls;
   /** 2^OAS. */
   readonly #outputEnd: bigint;
 
@@ -129,6 +134,7 @@ export class Smmu {
     this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
     this.#events = new EventQueue(runtime, memory, registers, this.name, features.eventQueueLog2);
     this.#inFlight = new InFlight(this.name);
+    this.#stalls = new Stalls(this.name, features.maxStalls);
     this.#commands = new CommandQueue({
       runtime,
       memory,
@@ -137,6 +143,7 @@ export class Smmu {
       configurations: this.#configurations,
       tlb: this.#tlb,
       inFlight: this.#inFlight,
+      stalls: this.#stalls,
       name: this.name,
     });
     runtime.spawn(`${this.name}/commands`, this.#commands.run(), { daemon: true });
@@ -179,17 +186,34 @@ export class Smmu {
     this.#inFlight.end(ticket);
   }
 
-  /** Translates one access that does not cross a 4 KiB boundary. A fault becomes an event record. */
-  *translate(request: TranslateRequest): Task<TranslateResult> {
-    const ticket = this.#inFlight.begin();
+  /**
+   * Translates one access that does not cross a 4 KiB boundary. A fault becomes an event record; one that stalls ends when
+   * software says so. `held`: the ticket of the transaction it is part of.
+   */
+  *translate(request: TranslateRequest, held?: number): Task<TranslateResult> {
+    const ticket = held ?? this.#inFlight.begin();
     try {
-      return yield* this.#translate(request);
+      return yield* this.#translate(request, ticket);
     } finally {
-      this.#inFlight.end(ticket);
+      if (held === undefined) this.#inFlight.end(ticket);
     }
   }
 
-  *#translate(request: TranslateRequest): Task<TranslateResult> {
+  *#translate(request: TranslateRequest, ticket: number): Task<TranslateResult> {
+    for (;;) {
+      const attempt = yield* this.#attempt(request);
+      if (!('stalls' in attempt)) return attempt;
+      const { fault, access } = attempt.stalls;
+      this.#inFlight.end(ticket);
+      const stall = yield* this.#stalls.begin(request.streamId);
+      this.#events.report(fault, originOf(request, access), stall.stag);
+      const end = yield* this.#stalls.wait(stall);
+      this.#inFlight.again(ticket);
+      if (end !== 'retry') return { ok: false, abort: end === 'abort', event: fault.event };
+    }
+  }
+
+  *#attempt(request: TranslateRequest): Task<TranslateResult | Stalling> {
     const registers = this.#registers;
     const inside = request.iova < this.#outputEnd;
     if (registers.field(CR0, 'SMMUEN') === 0) {
@@ -213,7 +237,13 @@ export class Smmu {
       config.stage1 === undefined
         ? yield* this.#throughStage2(config, request.iova, access, inside)
         : yield* this.#throughStage1(config, request.iova, access);
-    if (!found.ok) return this.#terminate(found, request, access);
+    if (!found.ok) {
+      const stage = found.stage2 ? config.stage2 : config.stage1;
+      const isStalling = stage?.stallsFaults === true && TRANSLATION_FAULTS.has(found.event);
+      if (isStalling) return { stalls: { fault: found, access } };
+      const aborts = found.stage2 || config.stage1?.abortsFaults !== false || !TRANSLATION_FAULTS.has(found.event);
+      return this.#terminate(found, request, access, aborts);
+    }
     return { ok: true, pa: found.address, sameTo: request.iova | (PAGE_MASKS[found.shift] ?? 0n) };
   }
 
@@ -221,15 +251,9 @@ export class Smmu {
     return { ok: true, pa: Number(iova), sameTo: this.#outputEnd - 1n };
   }
 
-  #terminate(fault: Fault, request: TranslateRequest, access: Access): TranslateResult {
-    const origin: EventOrigin = {
-      streamId: request.streamId,
-      substreamId: request.substreamId,
-      iova: BigInt.asUintN(64, request.iova),
-      access,
-    };
-    this.#events.report(fault, origin);
-    return { ok: false, abort: true, event: fault.event };
+  #terminate(fault: Fault, request: TranslateRequest, access: Access, abort = true): TranslateResult {
+    this.#events.report(fault, originOf(request, access));
+    return { ok: false, abort, event: fault.event };
   }
 
   *#throughStage1(config: TranslatingConfig, iova: bigint, access: Access): Task<Found> {
@@ -307,7 +331,12 @@ export class Smmu {
         break;
       case CR0.offset:
         registers.acknowledge(CR0, CR0ACK);
+        if (registers.field(CR0, 'SMMUEN') === 0) this.#stalls.abortAll();
         this.#commands.notify();
+        this.#events.flush();
+        break;
+      case EVENTQ_CONS.offset:
+        this.#events.flush();
         break;
       case IRQ_CTRL.offset:
         registers.acknowledge(IRQ_CTRL, IRQ_CTRLACK);
@@ -315,12 +344,22 @@ export class Smmu {
       case CMDQ_PROD.offset:
       case GERRORN.offset:
         this.#commands.notify();
+        this.#events.flush();
         break;
     }
   }
 }
 
 type Found = Translation | Fault;
+
+/** A transaction that its fault stops. */
+interface Stalling {
+  readonly stalls: { readonly fault: Fault; readonly access: Access };
+}
+
+function originOf({ streamId, substreamId, iova }: TranslateRequest, access: Access): EventOrigin {
+  return { streamId, substreamId, iova: BigInt.asUintN(64, iova), access };
+}
 type TranslatingConfig = Extract<StreamConfig, { kind: 'translate' }>;
 
 /** Whether the bits above the region's range are a sign extension. `top` is VA[63:52]; TBI ignores VA[63:56]. */

@@ -81,6 +81,10 @@ export interface Stage1Config {
   readonly privilegedAccessNever: boolean;
   /** CD.R. */
   readonly recordsFaults: boolean;
+  /** CD.S: faults stall. */
+  readonly stallsFaults: boolean;
+  /** CD.A: a fault that does not stall aborts; else it reads zero and writes nothing. */
+  readonly abortsFaults: boolean;
 }
 
 /** Stage 2 of a stream. */
@@ -99,6 +103,8 @@ export interface Stage2Config {
   readonly protectsTableWalks: boolean;
   /** S2R. */
   readonly recordsFaults: boolean;
+  /** S2S: faults stall. */
+  readonly stallsFaults: boolean;
 }
 
 /**
