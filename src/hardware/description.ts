@@ -51,6 +51,14 @@ export interface SmmuDescription {
   /** Width of StreamIDs (IDR1.SIDSIZE). */
   readonly streamIdBits: number;
   readonly rangeInvalidation: boolean;
+  /** IDR1.SSIDSIZE: width of SubstreamIDs (PASIDs); none when not given. */
+  readonly substreamIdBits?: number;
+  /** Answers ATS translation requests (IDR0.ATS). */
+  readonly ats?: boolean;
+  /** Has a PRI queue (IDR0.PRI). */
+  readonly pri?: boolean;
+  /** IDR3.BBML; 2 when not given. */
+  readonly breakBeforeMakeLevel?: 0 | 1 | 2;
   /** Stage 2 forces write-back (IDR3.FWB): a guest's stage 1 may lie under it. */
   readonly forcedWriteBack?: boolean;
   /** All masters are coherent whatever the memory type (IORT's CANWBS): the same without IDR3.FWB. */

@@ -150,6 +150,11 @@ export const EVENTQ_BASE = reg64('SMMU_EVENTQ_BASE', 0xa0, { LOG2SIZE: bits(0, 5
 export const EVENTQ_PROD = reg32('SMMU_EVENTQ_PROD', 0x100a8, { WR: bits(0, 20), OVFLG: bit(31) });
 export const EVENTQ_CONS = reg32('SMMU_EVENTQ_CONS', 0x100ac, { RD: bits(0, 20), OVACKFLG: bit(31) });
 
+/** ADDR in units of 32 bytes. */
+export const PRIQ_BASE = reg64('SMMU_PRIQ_BASE', 0xc0, { LOG2SIZE: bits(0, 5), ADDR: bits(5, 47), WA: bit(62) });
+export const PRIQ_PROD = reg32('SMMU_PRIQ_PROD', 0x100c8, { WR: bits(0, 20), OVFLG: bit(31) });
+export const PRIQ_CONS = reg32('SMMU_PRIQ_CONS', 0x100cc, { RD: bits(0, 20), OVACKFLG: bit(31) });
+
 /** First of the twelve peripheral and component identification words, 4 bytes apart, one byte each. */
 export const PERIPHERAL_ID_OFFSET = 0xfd0;
 
@@ -173,3 +178,6 @@ export const WRITABLE_REGISTERS = [
   EVENTQ_PROD,
   EVENTQ_CONS,
 ] as const;
+
+/** Those of an SMMU with a PRI queue. */
+export const PRIQ_REGISTERS = [PRIQ_BASE, PRIQ_PROD, PRIQ_CONS] as const;

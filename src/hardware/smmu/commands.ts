@@ -8,15 +8,28 @@
  * acknowledged.
  *
  * What a command may be is decided by the identification registers (4.1.3, 4.4.5): without stage 1 the NH commands are
- * illegal, without stage 2 the S12 and S2 ones, without stalls those that end one; EL2, EL3, ATC_INV and PRI commands belong
- * to features that these SMMUs do not have. Fault `smmu.drop-tlbi`: an invalidation of translations is consumed and does nothing.
+ * illegal, without stage 2 the S12 and S2 ones, and those of ATS, PRI and stalls without these; EL2 and EL3 commands belong to
+ * features that these SMMUs do not have. A CMD_SYNC after a CMD_ATC_INV that no device completed ends in CERROR_ATC_INV_SYNC. Fault `smmu.drop-tlbi`: an invalidation of translations is consumed and does nothing.
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../runtime/task.js';
+import type { AtcPort, GroupResponse, GroupResponsePort } from './ats.js';
 import type { StreamConfigurations } from './config.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
-import { CERROR, CMD, CMD_CFGI, CMD_OP, CMD_RESUME, CMD_SYNC, CMD_TLBI, SYNC_CS, TLBI_TG_SHIFTS } from './records.js';
+import {
+  CERROR,
+  CMD,
+  CMD_ATC_INV,
+  CMD_CFGI,
+  CMD_OP,
+  CMD_PRI_RESP,
+  CMD_RESUME,
+  CMD_SYNC,
+  CMD_TLBI,
+  SYNC_CS,
+  TLBI_TG_SHIFTS,
+} from './records.js';
 import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0 } from '../../uapi/smmuv3-registers.js';
 import type { RegisterFile } from './register-file.js';
 import type { InFlight } from './in-flight.js';
@@ -26,6 +39,8 @@ import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';
 /** Virtual time one command takes, CMD_SYNC included. */
 const COMMAND_LATENCY_NS = 100;
 
+/** CMD_PRI_RESP.Resp as an answer; the fourth is Reserved. */
+const PRI_RESPONSES: readonly (GroupResponse | undefined)[] = ['invalid', 'failure', 'success'];
 const STAGE1_KINDS = (1 << TLB_KIND.STAGE1) | (1 << TLB_KIND.NESTED);
 const STAGE2_KINDS = 1 << TLB_KIND.STAGE2;
 const ALL_KINDS = STAGE1_KINDS | STAGE2_KINDS;
@@ -45,6 +60,8 @@ export interface CommandTargets {
   readonly tlb: Tlb;
   readonly inFlight: InFlight;
   readonly stalls: Stalls;
+  readonly atc: AtcPort;
+  readonly respond: GroupResponsePort;
   readonly name: string;
 }
 
@@ -52,9 +69,14 @@ export interface CommandTargets {
 export class CommandQueue {
   readonly #targets: CommandTargets;
   readonly #work: WaitQueue;
+  /** Invalidations of ATCs that no completion has come for yet, and whether one never will. */
+  #atcPending = 0;
+  #hasAtcTimeout = false;
+  readonly #atcDone: WaitQueue;
 
   constructor(targets: CommandTargets) {
     this.#targets = targets;
+    this.#atcDone = new WaitQueue(`${targets.name} ATC invalidations`);
     this.#work = new WaitQueue(`${targets.name} commands`);
   }
 
@@ -122,6 +144,10 @@ export class CommandQueue {
         return this.#invalidateCd(command);
       case CMD_OP.CFGI_CD_ALL:
         return this.#invalidateStreams(command, false);
+      case CMD_OP.ATC_INV:
+        return this.#invalidateAtc(command);
+      case CMD_OP.PRI_RESP:
+        return this.#respond(command);
       case CMD_OP.RESUME:
       case CMD_OP.STALL_TERM:
         return this.#endStall(command, opcode);
@@ -147,6 +173,43 @@ export class CommandQueue {
       const end = CMD_RESUME.get(command, 'Ac') !== 0 ? 'retry' : isAbort ? 'abort' : 'terminate';
       stalls.resume(streamId, CMD_RESUME.get(command, 'STAG'), end);
     }
+    return CERROR.NONE;
+  }
+
+  /** CMD_ATC_INV: the device is told; CMD_SYNC waits for its completion. */
+  #invalidateAtc(command: Uint32Array): number {
+    const { features, atc, runtime, name } = this.#targets;
+    if (!features.ats || this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
+    const size = 2n ** BigInt(Math.min(52, CMD_ATC_INV.get(command, 'Size'))) * 4096n;
+    const address = BigInt(CMD_ATC_INV.get(command, 'Address')) * 4096n;
+    const start = address - (address % size);
+    const invalidation = {
+      streamId: CMD_ATC_INV.get(command, 'StreamID'),
+      substreamId: CMD_ATC_INV.get(command, 'SSV') === 0 ? undefined : CMD_ATC_INV.get(command, 'SubstreamID'),
+      isGlobal: CMD_ATC_INV.get(command, 'G') !== 0,
+      start,
+      last: start + size - 1n,
+    };
+    this.#atcPending++;
+    const finish = this.#finishAtc(atc(invalidation));
+    runtime.spawn(`${name}/atc-inv`, finish);
+    return CERROR.NONE;
+  }
+
+  *#finishAtc(invalidation: Task<boolean>): Task<void> {
+    if (!(yield* invalidation)) this.#hasAtcTimeout = true;
+    this.#atcPending--;
+    this.#atcDone.wakeAll();
+  }
+
+  /** CMD_PRI_RESP: the answer to a page request group. */
+  #respond(command: Uint32Array): number {
+    const { features, respond } = this.#targets;
+    const response = PRI_RESPONSES[CMD_PRI_RESP.get(command, 'Resp')];
+    const isIllegal = !features.pri || response === undefined || this.#secureIsIllegal(command) !== CERROR.NONE;
+    if (isIllegal) return CERROR.ILL;
+    const substreamId = CMD_PRI_RESP.get(command, 'SSV') === 0 ? undefined : CMD_PRI_RESP.get(command, 'SubstreamID');
+    respond(CMD_PRI_RESP.get(command, 'StreamID'), substreamId, CMD_PRI_RESP.get(command, 'PRGIndex'), response);
     return CERROR.NONE;
   }
 
@@ -237,6 +300,11 @@ export class CommandQueue {
     const signal = CMD_SYNC.get(command, 'CS');
     if (signal > SYNC_CS.SEV) return CERROR.ILL;
     yield* this.#targets.inFlight.drain();
+    while (this.#atcPending > 0) yield this.#atcDone;
+    if (this.#hasAtcTimeout) {
+      this.#hasAtcTimeout = false;
+      return CERROR.ATC_INV_SYNC;
+    }
     if (signal === SYNC_CS.IRQ) this.#targets.registers.interrupt('cmdq-sync');
     return CERROR.NONE;
   }

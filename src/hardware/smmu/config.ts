@@ -15,7 +15,18 @@
 import type { Task } from '../../runtime/task.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
-import { ADDRESS_SIZE_BITS, CD, EVENT_CLASS, L1CD, L1STD, STE, STE_CONFIG, TG0_SHIFTS, TG1_SHIFTS } from './records.js';
+import {
+  ADDRESS_SIZE_BITS,
+  CD,
+  EVENT_CLASS,
+  L1CD,
+  L1STD,
+  STE,
+  STE_CONFIG,
+  STE_EATS,
+  TG0_SHIFTS,
+  TG1_SHIFTS,
+} from './records.js';
 import { STRTAB_FMT } from '../../uapi/smmuv3-registers.js';
 import {
   alignDown,
@@ -45,6 +56,8 @@ export type StreamConfig =
       readonly stage1: Stage1Config | undefined;
       readonly stage2: Stage2Config | undefined;
       readonly vmid: number;
+      /** STE.EATS: translation requests are answered, translated transactions pass. */
+      readonly allowsAts: boolean;
       /** STE.PRIVCFG and STE.INSTCFG; 0 where the SMMU cannot override them. */
       readonly privilegeOverride: number;
       readonly instructionOverride: number;
@@ -83,6 +96,8 @@ export class StreamConfigurations {
   readonly #walker: TableWalker;
   /** By StreamID, then by SubstreamID (none: -1). */
   readonly #cache = new Map<number, Map<number, StreamConfig>>();
+  /** The STE that a stream's cached configurations came from. */
+  readonly #stes = new Map<number, Uint32Array>();
   #invalidations = 0;
 
   constructor(memory: SmmuMemory, features: SmmuFeatures, walker: TableWalker) {
@@ -101,11 +116,16 @@ export class StreamConfigurations {
     yield 'smmu:ste-fetch';
     const ste = new Uint32Array(STE_WORDS);
     if (!this.#memory.loadWords(address, ste)) return faultOf('F_STE_FETCH', { fetchAddress: address });
+    // What is cached of the stream's other substreams came from another STE: nobody invalidated that.
+    const known = this.#stes.get(streamId);
+    const isOther = known?.some((word, i) => word !== ste[i]) === true;
+    if (isOther && (this.#cache.get(streamId)?.size ?? 0) > 0) return faultOf('F_CFG_CONFLICT');
     const config = yield* this.#configOf(ste, substreamId);
     // An invalidation during the fetch means that what was fetched may be old: use it once, do not keep it.
     if (config.ok && before === this.#invalidations) {
       const stream = this.#cache.get(streamId) ?? new Map<number, StreamConfig>();
       this.#cache.set(streamId, stream.set(substreamId ?? NO_SUBSTREAM, config));
+      this.#stes.set(streamId, ste);
     }
     return config;
   }
@@ -175,6 +195,7 @@ export class StreamConfigurations {
       stage1,
       stage2,
       vmid: this.#features.stage2 ? STE.get(ste, 'S2VMID') : 0,
+      allowsAts: this.#features.ats && STE.get(ste, 'EATS') === STE_EATS.FULL,
       privilegeOverride: overrides ? STE.get(ste, 'PRIVCFG') : 0,
       instructionOverride: overrides ? STE.get(ste, 'INSTCFG') : 0,
     };

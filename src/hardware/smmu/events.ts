@@ -33,6 +33,14 @@ export const TRANSLATION_FAULTS: ReadonlySet<EventName> = new Set([
 ]);
 /** Events whose record describes the access. */
 const DESCRIBES_ACCESS: ReadonlySet<EventName> = new Set([...TRANSLATION_FAULTS, 'F_WALK_EABT']);
+/** Events whose record has the input address and no more of the access. */
+const HAS_INPUT_ADDRESS: ReadonlySet<EventName> = new Set([
+  'F_UUT',
+  'F_BAD_ATS_TREQ',
+  'F_TRANSL_FORBIDDEN',
+  'F_TLB_CONFLICT',
+  'E_PAGE_REQUEST',
+]);
 const HAS_FETCH_ADDRESS: ReadonlySet<EventName> = new Set(['F_STE_FETCH', 'F_WALK_EABT']);
 
 /** The event record of a fault. IHI 0070 7.3. */
@@ -44,8 +52,14 @@ export function eventRecord(fault: Fault, origin: EventOrigin): Uint32Array {
   }
   if (fault.event === 'F_CD_FETCH') EVT.set(record, 'CdFetchAddr', Math.floor(fault.fetchAddress / 8));
   else if (HAS_FETCH_ADDRESS.has(fault.event)) EVT.set(record, 'FetchAddr', Math.floor(fault.fetchAddress / 8));
-  if (!DESCRIBES_ACCESS.has(fault.event)) return record;
   const { access } = origin;
+  if (HAS_INPUT_ADDRESS.has(fault.event)) {
+    EVT.set(record, 'RnW', Number(!access.write));
+    EVT.set(record, 'PnU', Number(access.privileged));
+    EVT.set(record, 'InputAddrLow', Number(origin.iova & 0xffffffffn));
+    EVT.set(record, 'InputAddrHigh', Number(origin.iova >> 32n));
+  }
+  if (!DESCRIBES_ACCESS.has(fault.event)) return record;
   EVT.set(record, 'RnW', Number(!access.write));
   EVT.set(record, 'InD', Number(access.instruction && !access.write));
   EVT.set(record, 'PnU', Number(access.privileged));

@@ -17,12 +17,13 @@ export const PERIPHERAL_ID_BYTES = [0x04, 0, 0, 0, 0x84, 0xb4, 0xf0, 0x10, 0x0d,
 /** log2 of the largest command and event queues, as MMU-600 systems report them. */
 const COMMAND_QUEUE_LOG2 = 18;
 const EVENT_QUEUE_LOG2 = 17;
+const PAGE_REQUEST_QUEUE_LOG2 = 17;
 
 function word(record: Uint32Array): number {
   return record[0] ?? 0;
 }
 
-/** Identification of a described SMMU: SMMUv3.1, AArch64 tables only, coherent, no stalls, no substreams, no ATS. */
+/** Identification of a described SMMU: SMMUv3.1, AArch64 tables only, coherent, no stalls (PCIe devices cannot). */
 export function identificationOf(description: SmmuDescription): Identification {
   const sizeIndex = ADDRESS_SIZE_BITS.indexOf(description.outputBits);
   if (sizeIndex < 0) throw new RangeError(`${description.name}: no SMMU has ${description.outputBits} output bits`);
@@ -37,12 +38,24 @@ export function identificationOf(description: SmmuDescription): Identification {
         ASID16: 1,
         VMID16: 1,
         TTENDIAN: 2,
+        ATS: Number(description.ats ?? false),
+        NS1ATS: Number(description.ats ?? false),
+        PRI: Number(description.pri ?? false),
+        CD2L: Number((description.substreamIdBits ?? 0) > 0),
         STALL_MODEL: 1,
         TERM_MODEL: 1,
         ST_LEVEL: 1,
       }),
     ),
-    IDR1: word(IDR1.make({ SIDSIZE: description.streamIdBits, EVENTQS: EVENT_QUEUE_LOG2, CMDQS: COMMAND_QUEUE_LOG2 })),
+    IDR1: word(
+      IDR1.make({
+        SIDSIZE: description.streamIdBits,
+        SSIDSIZE: description.substreamIdBits ?? 0,
+        PRIQS: description.pri === true ? PAGE_REQUEST_QUEUE_LOG2 : 0,
+        EVENTQS: EVENT_QUEUE_LOG2,
+        CMDQS: COMMAND_QUEUE_LOG2,
+      }),
+    ),
     IDR2: 0,
     IDR3: word(
       IDR3.make({
@@ -50,7 +63,7 @@ export function identificationOf(description: SmmuDescription): Identification {
         XNX: Number(description.stage2),
         RIL: Number(description.rangeInvalidation),
         FWB: Number(description.forcedWriteBack ?? false),
-        BBML: 2,
+        BBML: description.breakBeforeMakeLevel ?? 2,
       }),
     ),
     IDR4: 0,
@@ -85,6 +98,11 @@ export interface SmmuFeatures {
   readonly asidBits: number;
   readonly vmidBits: number;
   readonly ats: boolean;
+  readonly pri: boolean;
+  /** IDR1.PRIQS. */
+  readonly pageRequestQueueLog2: number;
+  /** IDR3.BBML: 2 where a page size may change without break-before-make and no TLB conflict arises. */
+  readonly breakBeforeMakeLevel: number;
   /** IDR1.SSIDSIZE. */
   readonly substreamIdBits: number;
   readonly twoLevelCdTable: boolean;
@@ -124,6 +142,9 @@ export function featuresOf(identification: Identification): SmmuFeatures {
     asidBits: idr0.ASID16 !== 0 ? 16 : 8,
     vmidBits: idr0.VMID16 !== 0 ? 16 : 8,
     ats: idr0.ATS !== 0,
+    pri: idr0.PRI !== 0,
+    pageRequestQueueLog2: idr1.PRIQS,
+    breakBeforeMakeLevel: idr3.BBML,
     substreamIdBits: idr1.SSIDSIZE,
     twoLevelCdTable: idr0.CD2L !== 0,
     stallModel: idr0.STALL_MODEL,

@@ -15,7 +15,7 @@ export interface SmmuMemory {
   compareAndSwap64(pa: number, oldLo: number, oldHi: number, newLo: number, newHi: number): boolean;
 }
 
-/** Wired interrupts of an SMMU without MSIs of its own. `priq` stays silent: no PRI queue exists. */
+/** Wired interrupts of an SMMU without MSIs of its own. */
 export type SmmuIrqLine = 'eventq' | 'gerror' | 'priq' | 'cmdq-sync';
 
 /** Words in which a TLB keeps its entries: a piece of the arena, or an array of its own. */

@@ -235,6 +235,34 @@ export const CMD_RESUME = defineRecord('CMD_RESUME', 16, {
   STAG: bits(64, 16),
 });
 
+/** CMD_PRI_RESP. Resp: {@link PRI_RESPONSE}. IHI 0070 4.5.2. */
+export const CMD_PRI_RESP = defineRecord('CMD_PRI_RESP', 16, {
+  Opcode: bits(0, 8),
+  SSec: bit(10),
+  SSV: bit(11),
+  SubstreamID: bits(12, 20),
+  StreamID: bits(32, 32),
+  PRGIndex: bits(64, 9),
+  Resp: bits(76, 2),
+});
+
+/** CMD_PRI_RESP.Resp. */
+export const PRI_RESPONSE = { DENY: 0, FAIL: 1, SUCCESS: 2 } as const;
+
+/** Page request in the PRI queue, 16 bytes. Address in units of 4096 bytes. IHI 0070 8.1. */
+export const PRIQ_ENTRY = defineRecord('PRIQ_ENTRY', 16, {
+  StreamID: bits(0, 32),
+  SubstreamID: bits(32, 20),
+  P: bit(58),
+  X: bit(59),
+  R: bit(60),
+  W: bit(61),
+  Last: bit(62),
+  SSV: bit(63),
+  PRGIndex: bits(64, 9),
+  Address: bits(76, 52),
+});
+
 /** CMD_SYNC. MSIAddress in units of 4 bytes. 4.7.3. */
 export const CMD_SYNC = defineRecord('CMD_SYNC', 16, {
   Opcode: bits(0, 8),
@@ -270,6 +298,7 @@ export const EVENT = {
   F_PERMISSION: 0x13,
   F_TLB_CONFLICT: 0x20,
   F_CFG_CONFLICT: 0x21,
+  E_PAGE_REQUEST: 0x24,
 } as const;
 
 /** Name of an event as IHI 0070 spells it. */

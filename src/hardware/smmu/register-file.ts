@@ -18,6 +18,8 @@ import {
   IDENTIFICATION_REGISTERS,
   IRQ_CTRL,
   PERIPHERAL_ID_OFFSET,
+  PRIQ_BASE,
+  PRIQ_REGISTERS,
   WRITABLE_REGISTERS,
   CR0ACK,
   IRQ_CTRLACK,
@@ -42,11 +44,12 @@ export class RegisterFile {
 
   constructor(
     identification: Identification,
-    queueLog2: { command: number; event: number },
+    queueLog2: { command: number; event: number; pageRequest: number },
     irq: (line: SmmuIrqLine) => void,
   ) {
     this.#irq = irq;
     for (const register of WRITABLE_REGISTERS) this.#declare(register, true);
+    if (queueLog2.pageRequest > 0) for (const register of PRIQ_REGISTERS) this.#declare(register, true);
     for (const register of [CR0ACK, IRQ_CTRLACK, GERROR, STATUSR]) this.#declare(register, false);
     for (const [name, register] of Object.entries(IDENTIFICATION_REGISTERS)) {
       this.#preset(register.offset, identification[name as keyof Identification]);
@@ -55,6 +58,7 @@ export class RegisterFile {
     this.#words[GBPA.offset / 4] = GBPA_RESET[0] ?? 0;
     this.setField(CMDQ_BASE, 'LOG2SIZE', queueLog2.command);
     this.setField(EVENTQ_BASE, 'LOG2SIZE', queueLog2.event);
+    if (queueLog2.pageRequest > 0) this.setField(PRIQ_BASE, 'LOG2SIZE', queueLog2.pageRequest);
   }
 
   /** A field of a register. */
@@ -86,7 +90,11 @@ export class RegisterFile {
   }
 
   /** Physical address of a queue: its base, aligned to its size. */
-  queueAddress(base: typeof CMDQ_BASE | typeof EVENTQ_BASE, log2Size: number, entryBytes: number): number {
+  queueAddress(
+    base: typeof CMDQ_BASE | typeof EVENTQ_BASE | typeof PRIQ_BASE,
+    log2Size: number,
+    entryBytes: number,
+  ): number {
     return alignDown(this.field<BitFields>(base, 'ADDR') * 32, log2Size + Math.log2(entryBytes));
   }
 

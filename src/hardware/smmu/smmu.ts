@@ -11,13 +11,21 @@
  *
  * Modelled: Non-secure state, StreamWorld NS-EL1, stage 1, stage 2 and both, VMSAv8-64 with 4, 16 and 64 KiB granules,
  * hardware update of access flag and dirty state, linear and 2-level stream tables, substreams with linear and 2-level CD
- * tables, stalls, range invalidation. Not there, and not claimed by the identification registers: ATS, PRI, MSIs of its own,
- * Secure state. Source:
+ * tables, stalls, ATS with full translation, the PRI queue, range invalidation. Not there, and not claimed by the identification
+ * registers: ATS of stage 1 alone, MSIs of its own, EL2 streams, Secure state. Source:
  * Arm IHI 0070, chapters 3 to 7.
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import type { SmmuDescription } from '../description.js';
+import {
+  NO_ACCESS,
+  type AtcPort,
+  type AtsRequest,
+  type AtsResponse,
+  type GroupResponsePort,
+  type PageRequestMessage,
+} from './ats.js';
 import { CommandQueue } from './commands.js';
 import { StreamConfigurations, type StreamConfig, type StreamTable } from './config.js';
 import { EventQueue, TRANSLATION_FAULTS, type EventOrigin } from './events.js';
@@ -33,13 +41,16 @@ import {
   CR0ACK,
   EVENTQ_CONS,
   EVENTQ_PROD,
+  CR2,
   GBPA,
   GERRORN,
   IRQ_CTRL,
   IRQ_CTRLACK,
+  PRIQ_PROD,
   STRTAB_BASE,
   STRTAB_BASE_CFG,
 } from '../../uapi/smmuv3-registers.js';
+import { PageRequestQueue } from './page-requests.js';
 import { Stalls } from './stalls.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
 import {
@@ -90,6 +101,9 @@ export interface SmmuPlacement {
   readonly irq: (line: SmmuIrqLine) => void;
   /** Identification registers, where they are known exactly; built from the description otherwise. */
   readonly identification?: Identification;
+  /** The way of invalidations to devices' ATCs, and of answers to their page requests. */
+  readonly atc?: AtcPort;
+  readonly respond?: GroupResponsePort;
   /** Where the TLB lives; an array of its own when not given. */
   readonly tlbStorage?: TlbStorage;
 }
@@ -115,6 +129,7 @@ export class Smmu {
   readonly #commands: CommandQueue;
   readonly #inFlight: InFlight;
   readonly #stalls: Stalls;
+  readonly #pageRequests: PageRequestQueue;
   /** 2^OAS. */
   readonly #outputEnd: bigint;
 
@@ -125,7 +140,11 @@ export class Smmu {
     this.identification = placement.identification ?? identificationOf(description);
     const features = featuresOf(this.identification);
     this.features = features;
-    const queueLog2 = { command: features.commandQueueLog2, event: features.eventQueueLog2 };
+    const queueLog2 = {
+      command: features.commandQueueLog2,
+      event: features.eventQueueLog2,
+      pageRequest: features.pri ? features.pageRequestQueueLog2 : 0,
+    };
     const registers = new RegisterFile(this.identification, queueLog2, placement.irq);
     this.#registers = registers;
     this.#outputEnd = 1n << BigInt(features.outputBits);
@@ -134,6 +153,14 @@ export class Smmu {
     this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
     this.#events = new EventQueue(runtime, memory, registers, this.name, features.eventQueueLog2);
     this.#inFlight = new InFlight(this.name);
+    this.#pageRequests = new PageRequestQueue({
+      runtime,
+      memory,
+      registers,
+      name: this.name,
+      maxLog2: features.pageRequestQueueLog2,
+      respond: placement.respond ?? nobodyAsked,
+    });
     this.#stalls = new Stalls(this.name, features.maxStalls);
     this.#commands = new CommandQueue({
       runtime,
@@ -144,6 +171,8 @@ export class Smmu {
       tlb: this.#tlb,
       inFlight: this.#inFlight,
       stalls: this.#stalls,
+      atc: placement.atc ?? completesAtOnce,
+      respond: placement.respond ?? nobodyAsked,
       name: this.name,
     });
     runtime.spawn(`${this.name}/commands`, this.#commands.run(), { daemon: true });
@@ -199,6 +228,73 @@ export class Smmu {
     }
   }
 
+  /** Answers a translation request (ATS). Only what is wrong with the request itself, or with configuration, is an event. */
+  *translateAts(request: AtsRequest): Task<AtsResponse> {
+    const registers = this.#registers;
+    const access: Access = { write: false, instruction: false, privileged: request.privileged ?? false };
+    const asked: TranslateRequest = { ...request, write: false };
+    const refuse = (event: EventName): AtsResponse => {
+      this.#events.report(faultOf(event), originOf(asked, access));
+      return { status: 'unsupported' };
+    };
+    if (!this.features.ats) return refuse('F_UUT');
+    if (registers.field(CR0, 'SMMUEN') === 0) return { status: 'unsupported' };
+    const config = yield* this.#configurations.find(() => this.#streamTable(), request.streamId, request.substreamId);
+    if (!config.ok) {
+      if (registers.field(CR2, 'REC_CFG_ATS') !== 0) this.#events.report(config, originOf(asked, access));
+      return { status: 'abort' };
+    }
+    if (config.kind === 'abort') return { status: 'unsupported' };
+    if (config.kind === 'bypass' || !config.allowsAts) return refuse('F_BAD_ATS_TREQ');
+    const read = yield* this.#lookUp(config, request.iova, overridden(access, config));
+    const wantsWrite = request.noWrite !== true;
+    // A write through the device's cache is not seen here: dirty state is set when the right to write is given.
+    const write = wantsWrite
+      ? yield* this.#lookUp(config, request.iova, overridden({ ...access, write: true }, config))
+      : read;
+    const found = read.ok ? read : write;
+    if (!found.ok) return TRANSLATION_FAULTS.has(found.event) ? NO_ACCESS : { status: 'abort' };
+    return {
+      status: 'success',
+      pa: found.address,
+      shift: found.shift,
+      read: read.ok,
+      write: wantsWrite && write.ok,
+    };
+  }
+
+  /** A transaction whose address a device got from {@link translateAts}. */
+  *passTranslated(request: TranslateRequest): Task<TranslateResult> {
+    const registers = this.#registers;
+    if (registers.field(CR0, 'SMMUEN') === 0) return ABORT;
+    const access: Access = { write: request.write, instruction: false, privileged: request.privileged ?? false };
+    if (!this.features.ats) return this.#terminate(faultOf('F_TRANSL_FORBIDDEN'), request, access);
+    if (registers.field(CR0, 'ATSCHK') !== 0) {
+      const { streamId, substreamId } = request;
+      const config = yield* this.#configurations.find(() => this.#streamTable(), streamId, substreamId);
+      if (!config.ok) return this.#terminate(config, request, access);
+      const isAllowed = config.kind === 'translate' && config.allowsAts;
+      if (!isAllowed) return this.#terminate(faultOf('F_TRANSL_FORBIDDEN'), request, access);
+    }
+    return request.iova < this.#outputEnd ? this.#bypass(request.iova) : ABORT;
+  }
+
+  /** A device's page request (PRI); answered at once where there is no queue for it. */
+  requestPage(message: PageRequestMessage): void {
+    this.#pageRequests.report(message);
+  }
+
+  /** A device's hint that it will need a page soon (7.3.19): software is told, nothing waits. */
+  hintPage(request: TranslateRequest): void {
+    const access: Access = { write: request.write, instruction: false, privileged: request.privileged ?? false };
+    this.#events.report(faultOf('E_PAGE_REQUEST'), originOf(request, access));
+  }
+
+  *#lookUp(config: TranslatingConfig, iova: bigint, access: Access): Task<Found> {
+    if (config.stage1 !== undefined) return yield* this.#throughStage1(config, iova, access);
+    return yield* this.#throughStage2(config, iova, access, iova < this.#outputEnd);
+  }
+
   *#translate(request: TranslateRequest, ticket: number): Task<TranslateResult> {
     for (;;) {
       const attempt = yield* this.#attempt(request);
@@ -233,10 +329,7 @@ export class Smmu {
       return this.#terminate(faultOf('F_ADDR_SIZE'), request, incoming);
     }
     const access = overridden(incoming, config);
-    const found =
-      config.stage1 === undefined
-        ? yield* this.#throughStage2(config, request.iova, access, inside)
-        : yield* this.#throughStage1(config, request.iova, access);
+    const found = yield* this.#lookUp(config, request.iova, access);
     if (!found.ok) {
       const stage = found.stage2 ? config.stage2 : config.stage1;
       const isStalling = stage?.stallsFaults === true && TRANSLATION_FAULTS.has(found.event);
@@ -297,6 +390,9 @@ export class Smmu {
   /** The TLB's answer, or the walk's, which then goes into the TLB. */
   *#cached(tag: TlbTag, input: number, access: Access, walk: () => Task<Found>): Task<Found> {
     const hit = this.#tlb.lookup(tag, input);
+    // Below level 2 two sizes for one address are software's mistake: it did not break before it made.
+    const seesConflicts = this.features.breakBeforeMakeLevel < 2;
+    if (hit !== undefined && seesConflicts && this.#tlb.hasLarger(tag, input, hit)) return faultOf('F_TLB_CONFLICT');
     // A write that has yet to set dirty state needs the descriptor, and a denied access gets its fault from the tables.
     if (hit !== undefined && !(access.write && hit.clean)) {
       if (((hit.stage1 & hit.stage2) >> accessKind(access)) & 1) return { ok: true, ...hit };
@@ -321,6 +417,7 @@ export class Smmu {
     const registers = this.#registers;
     // Indices that the hardware owns while their queue is enabled.
     if (offset === CMDQ_CONS.offset && registers.field(CR0, 'CMDQEN') !== 0) return;
+    if (offset === PRIQ_PROD.offset && registers.field(CR0, 'PRIQEN') !== 0) return;
     if (offset === EVENTQ_PROD.offset && registers.field(CR0, 'EVENTQEN') !== 0) return;
     // Bypass attributes change only by a write that asks for the update.
     if (offset === GBPA.offset && GBPA.get([value], 'Update') === 0) return;
@@ -348,6 +445,16 @@ export class Smmu {
         break;
     }
   }
+}
+
+/** Where no device has an ATC. */
+function* completesAtOnce(): Task<boolean> {
+  return true;
+}
+
+/** Where no device asks for pages. */
+function nobodyAsked(): void {
+  // Nobody waits for an answer.
 }
 
 type Found = Translation | Fault;

@@ -84,11 +84,21 @@ export class Tlb {
     return this.#invalidations;
   }
 
-  /** Finds the translation of `input` (an address within its half). */
+  /** Finds the translation of `input` (an address within its half): the smallest, where there are several. */
   lookup(tag: TlbTag, input: number): TlbHit | undefined {
+    return this.#lookup(tag, input, 0);
+  }
+
+  /** Whether a larger entry translates the same address. */
+  hasLarger(tag: TlbTag, input: number, { shift }: TlbHit): boolean {
+    return this.#lookup(tag, input, shift + 1) !== undefined;
+  }
+
+  #lookup(tag: TlbTag, input: number, leastShift: number): TlbHit | undefined {
     const words = this.#words;
     const ids = tagIds(tag);
     for (const shift of this.#shiftsInUse) {
+      if (shift < leastShift) continue;
       const page = Math.floor(input / 2 ** shift);
       const low = (page % TWO_32) | 0;
       const high = packHigh(tag, shift, page);

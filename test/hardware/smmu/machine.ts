@@ -1,6 +1,6 @@
 /** A small machine around one SMMU for tests: memory, a bump allocator for tables, helpers to build what software builds. */
 import type { SmmuDescription } from '../../../src/hardware/description.js';
-import type { Identification } from '../../../src/hardware/smmu/identification.js';
+import { identificationOf, type Identification } from '../../../src/hardware/smmu/identification.js';
 import { CD, CMD_SYNC, CMD_OP, EVT, STE, STE_CONFIG, TG0_SHIFTS } from '../../../src/hardware/smmu/records.js';
 import type { SmmuIrqLine } from '../../../src/hardware/smmu/ports.js';
 import {
@@ -10,11 +10,16 @@ import {
   CR0,
   EVENTQ_BASE,
   EVENTQ_PROD,
+  IDR0,
+  IDR1,
+  IDR3,
+  IDR5,
   IRQ_CTRL,
   STRTAB_BASE,
   STRTAB_BASE_CFG,
 } from '../../../src/uapi/smmuv3-registers.js';
 import { Smmu, type TranslateRequest, type TranslateResult } from '../../../src/hardware/smmu/smmu.js';
+import type { AtcPort, AtsRequest, AtsResponse, GroupResponsePort } from '../../../src/hardware/smmu/ats.js';
 import { levelShift, stage1StartLevel } from '../../../src/hardware/smmu/walk.js';
 import type { ScheduleSpec } from '../../../src/runtime/node-runtime.js';
 import { NodeRuntime } from '../../../src/runtime/node-runtime.js';
@@ -53,6 +58,22 @@ export const DESCRIPTION: SmmuDescription = {
   rangeInvalidation: true,
 };
 
+/** The test SMMU with these identification fields changed. */
+export function identified(changes: { idr0?: object; idr1?: object; idr3?: object; idr5?: object }): Identification {
+  const base = identificationOf(DESCRIPTION);
+  const idr0 = { ...IDR0.decode([base.IDR0]), ...changes.idr0 };
+  const idr1 = { ...IDR1.decode([base.IDR1]), ...changes.idr1 };
+  const idr3 = { ...IDR3.decode([base.IDR3]), ...changes.idr3 };
+  const idr5 = { ...IDR5.decode([base.IDR5]), ...changes.idr5 };
+  return {
+    ...base,
+    IDR0: IDR0.make(idr0)[0] ?? 0,
+    IDR1: IDR1.make(idr1)[0] ?? 0,
+    IDR3: IDR3.make(idr3)[0] ?? 0,
+    IDR5: IDR5.make(idr5)[0] ?? 0,
+  };
+}
+
 export interface Leaf {
   readonly address: number;
   readonly pa: number;
@@ -78,6 +99,8 @@ export class Machine {
       identification?: Identification;
       schedule?: ScheduleSpec;
       seed?: number;
+      atc?: AtcPort;
+      respond?: GroupResponsePort;
     } = {},
   ) {
     this.runtime = new NodeRuntime('test', options.seed ?? 1, options.schedule);
@@ -86,6 +109,8 @@ export class Machine {
       memory: this.memory,
       description: options.description ?? DESCRIPTION,
       ...(options.identification === undefined ? {} : { identification: options.identification }),
+      ...(options.atc === undefined ? {} : { atc: options.atc }),
+      ...(options.respond === undefined ? {} : { respond: options.respond }),
       irq: (line) => this.irqs.push(line),
     });
     this.#streamTable = this.allocate(2 ** STREAM_TABLE_LOG2 * STE.sizeBytes);
@@ -184,6 +209,23 @@ export class Machine {
     this.settle();
     if (result === undefined) throw new Error('the translation did not end');
     return result;
+  }
+
+  /** Answer to a translation request. */
+  ats(iova: bigint, extra: Partial<AtsRequest> = {}): AtsResponse {
+    return this.run(this.smmu.translateAts({ streamId: STREAM, iova, ...extra }));
+  }
+
+  /** Runs a task to its end. */
+  run<T>(task: Task<T>): T {
+    let result: { readonly value: T } | undefined;
+    function* body(): Task<void> {
+      result = { value: yield* task };
+    }
+    this.runtime.spawn('test', body());
+    this.settle();
+    if (result === undefined) throw new Error('the task did not end');
+    return result.value;
   }
 
   /** Where a transaction went, or the name of its fault. */

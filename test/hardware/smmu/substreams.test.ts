@@ -1,25 +1,10 @@
 /** Substreams (context descriptor tables, S1DSS) and stalled faults of the SMMUv3. */
 import { describe, expect, test } from 'vitest';
 import { CD, CMD_CFGI, CMD_OP, CMD_RESUME, EVENT, L1CD, STE_CONFIG } from '../../../src/hardware/smmu/records.js';
-import { identificationOf, type Identification } from '../../../src/hardware/smmu/identification.js';
 import type { TranslateRequest, TranslateResult } from '../../../src/hardware/smmu/smmu.js';
 import type { Task } from '../../../src/runtime/task.js';
-import { CR0, EVENTQ_CONS, IDR0, IDR1, IDR5 } from '../../../src/uapi/smmuv3-registers.js';
-import { DESCRIPTION, Machine, PAGE_BITS, STREAM } from './machine.js';
-
-/** The test SMMU with these identification fields changed. */
-function identified(changes: { idr0?: object; idr1?: object; idr5?: object }): Identification {
-  const base = identificationOf(DESCRIPTION);
-  const idr0 = { ...IDR0.decode([base.IDR0]), ...changes.idr0 };
-  const idr1 = { ...IDR1.decode([base.IDR1]), ...changes.idr1 };
-  const idr5 = { ...IDR5.decode([base.IDR5]), ...changes.idr5 };
-  return {
-    ...base,
-    IDR0: IDR0.make(idr0)[0] ?? 0,
-    IDR1: IDR1.make(idr1)[0] ?? 0,
-    IDR5: IDR5.make(idr5)[0] ?? 0,
-  };
-}
+import { CR0, EVENTQ_CONS } from '../../../src/uapi/smmuv3-registers.js';
+import { identified, Machine, PAGE_BITS, STREAM } from './machine.js';
 
 const substreams = identified({ idr0: { CD2L: 1 }, idr1: { SSIDSIZE: 12 } });
 const stalling = identified({ idr0: { STALL_MODEL: 0, TERM_MODEL: 0 }, idr5: { STALL_MAX: 2 } });
