@@ -7,6 +7,7 @@
  */
 import { Arena, FRAME_BYTES } from '../core/arena.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
+import type { Task } from '../runtime/task.js';
 import { EBUSY, ENODEV } from '../uapi/errno.js';
 import { DMA_ENGINE_MSIX_BAR, DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_VECTORS } from '../uapi/dma-engine.js';
 import { NIC_BAR_BYTES, NIC_MSIX_BAR, NIC_REGISTER_BAR, NIC_VECTORS } from '../uapi/nic.js';
@@ -28,6 +29,7 @@ import { PciFunction, type Bar } from './pcie/function.js';
 import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
 import { SMMU_FRAME_BYTES } from '../uapi/smmuv3-registers.js';
+import type { AtcInvalidation } from './smmu/ats.js';
 import { Smmu } from './smmu/smmu.js';
 
 /** Frames of the kernel window: page tables, queues, tables of the SMMU. */
@@ -36,6 +38,8 @@ const KERNEL_FRAMES = 16384;
 const WINDOW_ALIGN_BYTES = 4096 * FRAME_BYTES;
 const DMA_ENGINE_BAR_BYTES = 4096;
 const IN_RC_FRAME_BYTES = 4096;
+/** To a device and back. */
+const ATC_INVALIDATION_NS = 200;
 
 /** Physical address of the kernel window: the top of the first bank with room. RangeError when there is none. */
 function kernelWindowBase(banks: readonly AddressRange[]): number {
@@ -227,6 +231,7 @@ export class Board {
       memory: this.memory,
       description,
       irq: (line) => this.#smmuIrqHandler(description.name, line),
+      atc: (invalidation) => this.#invalidateAtc(description.name, invalidation),
       ...(storage === 0 ? {} : { tlbStorage: { words: this.arena.words, base: this.arena.frameOffset(storage) / 4 } }),
     });
     this.smmus.set(description.name, smmu);
@@ -241,6 +246,21 @@ export class Board {
         if (sizeBytes === 4) smmu.writeRegister(offset, 4, value);
       },
     });
+  }
+
+  /** Takes an invalidation to the function with that stream; one that is gone never completes it. */
+  *#invalidateAtc(iommu: string, { streamId, start, last }: AtcInvalidation): Task<boolean> {
+    yield ATC_INVALIDATION_NS;
+    for (const bridge of this.hostBridges) {
+      for (const fn of bridge.functions) {
+        const stream = bridge.streamOf(fn.requesterId);
+        if (stream?.iommu !== iommu || stream.id !== streamId) continue;
+        if (!fn.isPresent) return false;
+        yield* fn.atc.invalidate(start, last);
+        return true;
+      }
+    }
+    return false;
   }
 
   #addMsiController(description: MsiControllerDescription): void {

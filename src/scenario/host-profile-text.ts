@@ -81,6 +81,7 @@ function iommu(smmu: SmmuDescription): object {
     'stream-id-bits': smmu.streamIdBits,
     'range-invalidation': smmu.rangeInvalidation,
     'forced-write-back': smmu.forcedWriteBack,
+    ats: smmu.ats,
     'fully-coherent-masters': smmu.fullyCoherentMasters,
     'caches-not-present': smmu.cachesNotPresent,
     'ignores-ht-range': smmu.ignoresHtRange,

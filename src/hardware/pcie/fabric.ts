@@ -19,8 +19,8 @@ import { PCI_ACS, PCI_ACS_EGRESS_CTL_V, PCI_EXP_TYPE, PCI_EXT_CAP_ID_ACS } from 
 import type { HostBridgeDescription } from '../description.js';
 import type { AddressSpan, Bar, PciFunction } from './function.js';
 
-/** Address type of a request (PCIe 10.2.1). */
-export type AddressType = 'untranslated' | 'translated';
+/** Address type of a request (PCIe 10.2.1). A translation request is for the root complex, whoever else may claim its address. */
+export type AddressType = 'untranslated' | 'translated' | 'translation-request';
 
 /** A memory request as it leaves its function. */
 export interface Request {
@@ -116,6 +116,7 @@ export class Fabric {
   route(request: Request): Route {
     const { from, address } = request;
     const reach = new Reach(address);
+    if (request.addressType === 'translation-request') return this.#toTranslationAgent(request, reach);
     const internal = this.#internalPeer(request, reach);
     if (internal !== undefined) return internal;
     let requesterId = from.requesterId;
@@ -138,6 +139,17 @@ export class Fabric {
       below = port;
     }
     return this.#atRoot(request, below, requesterId, isHairpin, reach);
+  }
+
+  /** Straight up, under the ID that bridges give it; translation blocking stops it. */
+  #toTranslationAgent(request: Request, reach: Reach): Route {
+    let { requesterId } = request.from;
+    for (let port = this.parentOf(request.from); port !== undefined; port = this.parentOf(port)) {
+      const stop = ingress(request, requesterId, port, reach);
+      if (stop !== undefined) return stop;
+      if (isConventionalBridge(port)) requesterId = aliasOf(port);
+    }
+    return { kind: 'upstream', requesterId, address: request.address, last: reach.last };
   }
 
   /** Whether a CPU's access to a BAR gets there: every bridge above must forward the address. */

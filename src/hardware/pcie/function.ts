@@ -58,6 +58,7 @@ import type { MmioFrame } from '../bus.js';
 import type { PciFunctionDescription } from '../description.js';
 import type { MigrationUnit } from '../devices/migration-unit.js';
 import { MSI_CAPABILITY_BYTES, MsiCapability, msiHeader } from './msi-capability.js';
+import { Atc } from './atc.js';
 import { buildConfig, clearableMask, writableMask, type ConfigContext } from './config-builder.js';
 
 /** Where built functions have MSI-X and MSI. */
@@ -159,6 +160,10 @@ export class PciFunction {
   readonly #upstream: UpstreamPort;
   /** Offset of the ACS capability, 0 without one. */
   readonly #acsAt: number;
+  /** Offset of the ATS capability, 0 without one. */
+  readonly #atsAt: number;
+  /** Translations it keeps while ATS is enabled. */
+  readonly atc: Atc;
   #msix: MsixTable | undefined;
   #msi: MsiCapability | undefined;
   /** CPU address minus bus address of its BARs. */
@@ -185,6 +190,8 @@ export class PciFunction {
     this.expressType = expressType(this.#config);
     this.isBridge = (this.#read(PCI_HEADER_TYPE, 1) & 0x7f) === PCI_HEADER_TYPE_BRIDGE;
     this.#acsAt = this.findExtendedCapability(PCI_EXT_CAP_ID_ACS);
+    this.#atsAt = this.findExtendedCapability(PCI_EXT_CAP_ID_ATS);
+    this.atc = new Atc(this.bdf);
     if (this.isBridge && description.bridge !== undefined) this.#setBuses(description.bridge);
     this.#write(PCI_COMMAND, 2, 0);
     for (const bar of bars) this.#buildBar(bar);
@@ -263,6 +270,7 @@ export class PciFunction {
       this.#config[offset + i] = ((this.#config[offset + i] ?? 0) & ~mask & ~(byte & clears)) | (byte & mask);
     }
     this.#bridgeWritten(bridgeControl, offset, sizeBytes);
+    if (this.#atsAt !== 0 && !this.isAtsEnabled) this.atc.clear();
     const control = this.findCapability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL.offset + 1;
     const isFlr = this.hasFlr && offset <= control && control < offset + sizeBytes;
     if (isFlr && (Math.floor(value / 2 ** (8 * (control - offset))) & 0x80) !== 0) this.reset();
@@ -526,6 +534,12 @@ export class PciFunction {
     this.#writable.set(sizingMask(isHuge ? bar.sizeBytes / 2 ** 32 : 1), at + 4);
   }
 
+  /** Whether the function asks for translations and keeps them (ATS enabled). */
+  get isAtsEnabled(): boolean {
+    if (this.#atsAt === 0 || !this.isPresent) return false;
+    return PCI_ATS_CAP.get([this.#read(this.#atsAt + PCI_ATS_CAP.offset, 4)], 'ENABLE') !== 0;
+  }
+
   /** Command, device control, and the switches of ACS, ATS and SR-IOV. A bridge has no reset of its own and keeps them. */
   #resetControls(): void {
     if (this.isBridge) return;
@@ -533,8 +547,8 @@ export class PciFunction {
     const express = this.findCapability(PCI_CAP_ID_EXP);
     if (express !== 0) this.#write(express + PCI_EXP_DEVCTL.offset, 2, 0);
     if (this.#acsAt !== 0) this.#write(this.#acsAt + PCI_ACS_CTRL, 2, 0);
-    const ats = this.findExtendedCapability(PCI_EXT_CAP_ID_ATS);
-    if (ats !== 0) this.#write(ats + PCI_ATS_CAP.offset + 2, 2, 0);
+    if (this.#atsAt !== 0) this.#write(this.#atsAt + PCI_ATS_CAP.offset + 2, 2, 0);
+    this.atc.clear();
     const sriov = this.findExtendedCapability(PCI_EXT_CAP_ID_SRIOV);
     if (sriov !== 0) this.#write(sriov + PCI_SRIOV_CTRL.offset, 2, 0);
   }

@@ -16,6 +16,7 @@ import { readFrame, writeFrame, type Origin, type SystemBus } from '../bus.js';
 import type { HostBridgeDescription, IdMapping } from '../description.js';
 import type { MsiController } from '../msi/controller.js';
 import type { Smmu } from '../smmu/smmu.js';
+import type { AtcEntry } from './atc.js';
 import { Fabric, type Capture, type Route } from './fabric.js';
 import type { DmaResult, PciFunction, UpstreamPort } from './function.js';
 import { assignResources } from './resources.js';
@@ -156,10 +157,67 @@ export class HostBridge implements UpstreamPort {
     });
     if (!fn.isPresent) return ended('aborted', `${fn.bdf} is gone`, fn.bdf);
     if (!fn.isBusMaster) return ended('aborted', `bus mastering of ${fn.bdf} is off`, fn.bdf);
-    if (iova > MAX_BUS_ADDRESS) return ended('nowhere', 'beyond the address bits of the fabric', this.#name);
-    const route = this.fabric.route({ from: fn, address: Number(iova), addressType: 'untranslated' });
-    lengthBytes = Math.min(wantedBytes, route.last - Number(iova) + 1);
-    const bytes = data?.subarray(0, lengthBytes);
+    const usesAts = direction !== 'msi' && fn.isAtsEnabled;
+    // An ATC takes 64-bit addresses; what it gives, and what goes without one, has as many bits as the fabric.
+    if (!usesAts && iova > MAX_BUS_ADDRESS)
+      return ended('nowhere', 'beyond the address bits of the fabric', this.#name);
+    const ticket = usesAts ? fn.atc.begin() : undefined;
+    try {
+      const entry = usesAts ? yield* this.#translation(fn, iova, direction === 'write') : undefined;
+      if (typeof entry === 'string') return ended('aborted', entry, fn.bdf);
+      const address = entry === undefined ? Number(iova) : entry.pa + Number(iova - entry.first);
+      const route = this.fabric.route({
+        from: fn,
+        address,
+        addressType: entry === undefined ? 'untranslated' : 'translated',
+      });
+      lengthBytes = Math.min(wantedBytes, route.last - address + 1);
+      return yield* this.#through(
+        fn,
+        route,
+        address,
+        direction,
+        data?.subarray(0, lengthBytes),
+        lengthBytes,
+        ended,
+        usesAts,
+      );
+    } finally {
+      if (ticket !== undefined) fn.atc.end(ticket);
+    }
+  }
+
+  /** A translation from the function's cache, or one it asks for now; a string says why there is none. */
+  *#translation(fn: PciFunction, iova: bigint, write: boolean): Task<AtcEntry | string> {
+    const known = fn.atc.lookup(iova, write);
+    if (known !== undefined) return known;
+    const before = fn.atc.invalidations;
+    const route = this.fabric.route({ from: fn, address: Number(iova), addressType: 'translation-request' });
+    const stream = route.kind === 'upstream' ? this.streamOf(route.requesterId) : undefined;
+    const smmu = stream === undefined ? undefined : this.#ports.smmus.get(stream.iommu);
+    if (smmu === undefined || stream === undefined) return 'nobody answers translation requests';
+    const answer = yield* smmu.translateAts({ streamId: stream.id, iova });
+    yield TO_SMMU_NS;
+    if (answer.status !== 'success') return `translation request: ${answer.status}`;
+    const size = 1n << BigInt(answer.shift);
+    const first = iova - (iova % size);
+    const pa = answer.pa - Number(iova % size);
+    const entry = { first, last: first + size - 1n, pa, read: answer.read, write: answer.write };
+    if (!(write ? entry.write : entry.read)) return 'translation request: no access';
+    if (before === fn.atc.invalidations) fn.atc.insert(entry);
+    return entry;
+  }
+
+  *#through(
+    fn: PciFunction,
+    route: Route,
+    address: number,
+    direction: Direction,
+    bytes: Uint8Array | undefined,
+    lengthBytes: number,
+    ended: EndPiece,
+    isTranslated: boolean,
+  ): Task<Piece> {
     switch (route.kind) {
       case 'nowhere':
       case 'aborted':
@@ -169,11 +227,11 @@ export class HostBridge implements UpstreamPort {
       case 'doorbell': {
         const controller = this.#ports.msiControllers.get(route.name);
         const origin: Origin = { kind: 'device', bdf: fn.bdf, deviceId: route.requesterId };
-        if (bytes !== undefined) controller?.ring(iova, bytes, origin);
-        return ended('doorbell', route.name, this.#name, Number(iova));
+        if (bytes !== undefined) controller?.ring(BigInt(address), bytes, origin);
+        return ended('doorbell', route.name, this.#name, address);
       }
       case 'upstream':
-        return yield* this.#upstream(fn, route, direction, bytes, lengthBytes, ended);
+        return yield* this.#upstream(fn, route, direction, bytes, lengthBytes, ended, isTranslated);
     }
   }
 
@@ -199,6 +257,7 @@ export class HostBridge implements UpstreamPort {
     data: Uint8Array | undefined,
     lengthBytes: number,
     ended: EndPiece,
+    isTranslated: boolean,
   ): Task<Piece> {
     const { bus } = this.#ports;
     const doorbell = this.doorbellOf(fn, requesterId);
@@ -215,7 +274,8 @@ export class HostBridge implements UpstreamPort {
       let pa = address;
       if (smmu !== undefined && stream !== undefined) {
         const write = direction !== 'read';
-        const result = yield* smmu.translate({ streamId: stream.id, iova: BigInt(address), write }, ticket);
+        const request = { streamId: stream.id, iova: BigInt(address), write };
+        const result = yield* isTranslated ? smmu.passTranslated(request) : smmu.translate(request, ticket);
         if (!result.ok) return ended('aborted', result.event ?? `aborted by ${smmu.name}`, smmu.name);
         pa = result.pa;
       }

@@ -204,6 +204,8 @@ export interface IommuDriver {
     supports(device: Device, type: number): boolean;
     init(device: Device, host: ViommuHost, data: UserDomainData | undefined): Task<ViommuDriver | number>;
   };
+  /** Whether a device may keep translations here (ATS). */
+  supportsAts?(device: Device): boolean;
   /** log2 of the PASIDs a device has; 0 for none. */
   maxPasidLog2?(device: Device): number;
   /** `set_dev_pasid`: a PASID of a device uses the domain from now on; the blocked domain ends it. 0 or -errno. */

@@ -541,7 +541,7 @@ export function* getHwInfo(ucmd: CommandOf<typeof iommu_hw_info>): Task<number> 
     cmd.in_data_type = cmd.out_data_type = info.type;
     cmd.out_max_pasid_log2 = driver.maxPasidLog2?.(idev.device) ?? 0;
     cmd.out_capabilities = BigInt(
-      IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED |
+      (driver.supportsAts?.(idev.device) === true ? 0 : IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED) |
         (driver.capable(idev.device, 'DIRTY_TRACKING') ? IOMMU_HW_CAP_DIRTY_TRACKING : 0),
     );
     return ucmd.respond();

@@ -212,6 +212,7 @@ export class ArmSmmuDomain implements PagingDomain {
     // What TLBs keep of both stages together is found by stage 1's addresses only: all of the guest's goes.
     if (this.isNestParent)
       yield* this.driver.commandQueue.issueAndSync([CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NH_ALL, VMID: this.tag })]);
+    yield* this.driver.invalidateAtcs(this, iova, lengthBytes);
     this.table.freeGathered(gather);
   }
 

@@ -42,6 +42,7 @@ import type {
   ViommuDriver,
   ViommuHost,
 } from '../domain.js';
+import { invalidateAll, invalidateRange, pci_ats_supported, pci_set_ats } from './ats.js';
 import { ArmSmmuDomain } from './domain.js';
 import {
   abortSte,
@@ -97,6 +98,9 @@ interface Master {
   cdTable: DmaMemory | undefined;
   /** While it is behind a guest's SMMU. */
   vmaster: Vmaster | undefined;
+  /** What it is attached to, where that is a paging domain or a guest's tables under one. */
+  domain: ArmSmmuDomain | undefined;
+  hasAtsOn: boolean;
 }
 
 /** What an instance needs of its host. */
@@ -182,7 +186,7 @@ export class ArmSmmuV3 implements IommuDriver {
     yield* registers.setAndWait(IRQ_CTRL, IRQ_CTRLACK, 0);
     const interrupts = IRQ_CTRL.make({ EVENTQ_IRQEN: 1, GERROR_IRQEN: 1 })[0] ?? 0;
     yield* registers.setAndWait(IRQ_CTRL, IRQ_CTRLACK, interrupts);
-    yield* enable({ CMDQEN: 1, EVENTQEN: 1, SMMUEN: 1 });
+    yield* enable({ CMDQEN: 1, EVENTQEN: 1, SMMUEN: 1, ATSCHK: this.features.hasAts ? 1 : 0 });
     this.#host.runtime.spawn(`evtq/${this.name}`, this.#eventQueue.thread(), { daemon: true });
   }
 
@@ -237,7 +241,14 @@ export class ArmSmmuV3 implements IommuDriver {
       }
       streams.push({ id, ste });
     }
-    this.#masters.set(device, { device, streams, cdTable: undefined, vmaster: undefined });
+    this.#masters.set(device, {
+      device,
+      streams,
+      cdTable: undefined,
+      vmaster: undefined,
+      domain: undefined,
+      hasAtsOn: false,
+    });
     return 0;
   }
 
@@ -266,10 +277,14 @@ export class ArmSmmuV3 implements IommuDriver {
     const master = this.#masters.get(device);
     if (domain.driver !== this || master === undefined) return -EINVAL;
     yield* this.#mutex.lock();
+    const usesAts = this.#usesAts(domain, master);
+    if (master.hasAtsOn && !usesAts) pci_set_ats(device, false);
     const rc =
       domain instanceof ArmSmmuNestedDomain
-        ? yield* this.#attachNested(domain, master)
-        : yield* this.#attach(domain, master);
+        ? yield* this.#attachNested(domain, master, usesAts)
+        : yield* this.#attach(domain, master, usesAts);
+    if (rc === 0) yield* this.#commitAts(domain, master, usesAts);
+    else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
     this.#mutex.unlock();
     if (rc === 0) {
       const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
@@ -278,28 +293,54 @@ export class ArmSmmuV3 implements IommuDriver {
     return rc;
   }
 
+  /** Whether a device keeps translations of a domain: the SMMU answers it, and who maps will tell it of unmaps. */
+  #usesAts(domain: IommuDomain, { device }: Master): boolean {
+    if (!this.features.hasAts || !pci_ats_supported(device)) return false;
+    return domain instanceof ArmSmmuNestedDomain ? domain.wantsAts : domain instanceof ArmSmmuDomain;
+  }
+
+  /** The stream table entry is in place: what the device keeps is of the domain before, if of any. */
+  *#commitAts(domain: IommuDomain, master: Master, usesAts: boolean): Task<void> {
+    if (master.hasAtsOn || usesAts)
+      yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
+    if (usesAts && !master.hasAtsOn) pci_set_ats(master.device, true);
+    master.hasAtsOn = usesAts;
+    master.domain = domain instanceof ArmSmmuNestedDomain ? domain.vsmmu.parent : undefined;
+    if (domain instanceof ArmSmmuDomain) master.domain = domain;
+  }
+
+  /** What devices keep of a range of a domain is invalidated (arm_smmu_atc_inv_domain). A guest's addresses are not the host's to know. */
+  *invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void> {
+    const commands = [...this.#masters.values()]
+      .filter((master) => master.hasAtsOn && master.domain === domain)
+      .flatMap(({ streams, vmaster }) =>
+        streams.map(({ id }) => (vmaster === undefined ? invalidateRange(id, iova, lengthBytes) : invalidateAll(id))),
+      );
+    if (commands.length > 0) yield* this.commandQueue.issueAndSync(commands);
+  }
+
   /** A guest's stream table entry. A device that translates needs a number there, without which nobody could tell it of faults: -ENOENT. */
-  *#attachNested(domain: ArmSmmuNestedDomain, master: Master): Task<number> {
+  *#attachNested(domain: ArmSmmuNestedDomain, master: Master, usesAts: boolean): Task<number> {
     const vsid = domain.vsmmu.host.vdevId(master.device);
     if (typeof vsid === 'number' && domain.config === STE_CONFIG.S1_TRANS) return vsid;
-    yield* this.#writeSte(master, domain.ste());
+    yield* this.#writeSte(master, domain.ste(usesAts));
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
     master.vmaster = typeof vsid === 'number' ? undefined : { vsmmu: domain.vsmmu, vsid: Number(vsid) };
     return 0;
   }
 
-  *#attach(domain: IommuDomain, master: Master): Task<number> {
+  *#attach(domain: IommuDomain, master: Master, usesAts: boolean): Task<number> {
     master.vmaster = undefined;
     if (domain instanceof ArmSmmuDomain && domain.stage === 1) {
       master.cdTable ??= this.#mates(master).find((mate) => mate.cdTable !== undefined)?.cdTable;
       master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
       if (master.cdTable === undefined) return -ENOMEM;
       yield* this.#writeCd(master, master.cdTable, contextDescriptor(domain.table, domain.tag, domain.recordsDirty));
-      yield* this.#writeSte(master, stage1Ste(master.cdTable.address, this.features.canStall));
+      yield* this.#writeSte(master, stage1Ste(master.cdTable.address, this.features.canStall, usesAts));
       return 0;
     }
     let ste = abortSte();
-    if (domain instanceof ArmSmmuDomain) ste = stage2Ste(domain.table, domain.tag, domain.usesForcedWriteBack);
+    if (domain instanceof ArmSmmuDomain) ste = stage2Ste(domain.table, domain.tag, domain.usesForcedWriteBack, usesAts);
     else if (domain.type === 'identity') ste = bypassSte();
     yield* this.#writeSte(master, ste);
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
@@ -417,6 +458,10 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   // --- facts ---
+
+  supportsAts(device: Device): boolean {
+    return this.features.hasAts && pci_ats_supported(device);
+  }
 
   hw_info(_device: Device, type: number): HwInfo | number {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return -EOPNOTSUPP;

@@ -13,6 +13,7 @@ import {
   CD,
   STE,
   STE_CONFIG,
+  STE_EATS,
   STE_SHCFG_INCOMING,
   TG0_SHIFTS,
   ADDRESS_SIZE_BITS,
@@ -171,7 +172,7 @@ export function bypassSte(): Uint32Array {
 }
 
 /** Stage 1 through the context descriptor at `cdAddress`. */
-export function stage1Ste(cdAddress: number, canStall: boolean): Uint32Array {
+export function stage1Ste(cdAddress: number, canStall: boolean, usesAts = false): Uint32Array {
   return STE.make({
     V: 1,
     Config: STE_CONFIG.S1_TRANS,
@@ -181,6 +182,7 @@ export function stage1Ste(cdAddress: number, canStall: boolean): Uint32Array {
     S1COR: WRITE_BACK,
     S1CSH: INNER_SHAREABLE,
     S1STALLD: canStall ? 1 : 0,
+    EATS: usesAts ? STE_EATS.FULL : STE_EATS.ABORT,
     SHCFG: STE_SHCFG_INCOMING,
   });
 }
@@ -196,12 +198,13 @@ function startLevelField(granuleShift: number, startLevel: number): number {
 }
 
 /** Stage 2 through a table; `forcesWriteBack`: its leaves are those of S2FWB. */
-export function stage2Ste(table: PageTable, vmid: number, forcesWriteBack = false): Uint32Array {
+export function stage2Ste(table: PageTable, vmid: number, forcesWriteBack = false, usesAts = false): Uint32Array {
   return STE.make({
     V: 1,
     Config: STE_CONFIG.S2_TRANS,
     SHCFG: STE_SHCFG_INCOMING,
     S2FWB: forcesWriteBack ? 1 : 0,
+    EATS: usesAts ? STE_EATS.FULL : STE_EATS.ABORT,
     S2VMID: vmid,
     S2T0SZ: 64 - table.inputBits,
     S2SL0: startLevelField(table.granuleShift, table.startLevel),

@@ -22,6 +22,7 @@ export interface SmmuFeatures {
   readonly hasStage2: boolean;
   /** Stage 2 can force what stage 1 says about caching (S2FWB), so that a guest cannot get past the caches. */
   readonly hasForcedWriteBack: boolean;
+  readonly hasAts: boolean;
   readonly hasTwoLevelStreamTable: boolean;
   readonly hasRangeInvalidation: boolean;
   readonly isCoherent: boolean;
@@ -52,6 +53,7 @@ export function probeFeatures(registers: SmmuRegisters): SmmuFeatures {
     hasStage1: has('S1P'),
     hasStage2: has('S2P'),
     hasForcedWriteBack: registers.field(IDR3, 'FWB') !== 0,
+    hasAts: has('ATS'),
     hasTwoLevelStreamTable: registers.field(IDR0, 'ST_LEVEL') === TWO_LEVEL,
     hasRangeInvalidation: registers.field(IDR3, 'RIL') !== 0,
     isCoherent,

@@ -94,6 +94,8 @@ export class ArmSmmuNestedDomain implements NestedDomain {
   readonly vsmmu: ArmVsmmu;
   /** STE.Config; an entry that is not valid aborts. */
   readonly config: number;
+  /** The guest wants ATS, and so invalidates what the device keeps. */
+  readonly wantsAts: boolean;
   /** The first two doublewords as the guest wrote them. */
   readonly #vste: Uint32Array;
 
@@ -102,13 +104,14 @@ export class ArmSmmuNestedDomain implements NestedDomain {
     this.vsmmu = vsmmu;
     this.#vste = vste;
     this.config = STE.get(vste, 'V') === 0 ? STE_CONFIG.ABORT : STE.get(vste, 'Config');
+    this.wantsAts = this.config === STE_CONFIG.S1_TRANS && STE.get(vste, 'EATS') === STE_EATS.FULL;
   }
 
   /** The entry the SMMU gets. */
-  ste(): Uint32Array {
+  ste(usesAts: boolean): Uint32Array {
     if (this.config === STE_CONFIG.ABORT) return abortSte();
     const { table, tag, usesForcedWriteBack } = this.vsmmu.parent;
-    const ste = stage2Ste(table, tag, usesForcedWriteBack);
+    const ste = stage2Ste(table, tag, usesForcedWriteBack, usesAts);
     if (this.config === STE_CONFIG.BYPASS) return ste;
     STE.set(ste, 'Config', STE_CONFIG.NESTED);
     for (const name of STAGE1_FIELDS) STE.set(ste, name, STE.get(this.#vste, name));
@@ -216,6 +219,7 @@ export class ArmVsmmu implements ViommuDriver {
       case CMD_OP.CFGI_CD_ALL:
         return this.#ofStream(CMD_CFGI, words, ['Opcode', 'StreamID']);
       case CMD_OP.ATC_INV:
+        if (!this.smmu.features.hasAts) return -EIO;
         return this.#ofStream(CMD_ATC_INV, words, ['Opcode', 'StreamID', 'Size', 'Address']);
       default:
         return -EIO;

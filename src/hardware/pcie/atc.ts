@@ -1,0 +1,72 @@
+/**
+ * A function's address translation cache (PCIe 5.0 10.1.1): translations the IOMMU gave it, used until they are invalidated
+ * or thrown out for newer ones. Invalidations complete when no transaction that used what they removed is under way.
+ */
+import type { Task } from '../../runtime/task.js';
+import { InFlight } from '../smmu/in-flight.js';
+
+/** Translations a cache holds. */
+const ATC_ENTRIES = 64;
+
+/** A translation: `first`..`last` is at `pa` on. */
+export interface AtcEntry {
+  readonly first: bigint;
+  readonly last: bigint;
+  readonly pa: number;
+  readonly read: boolean;
+  readonly write: boolean;
+}
+
+/** One function's cache. */
+export class Atc {
+  #entries: AtcEntry[] = [];
+  readonly #inFlight: InFlight;
+  #invalidations = 0;
+
+  constructor(name: string) {
+    this.#inFlight = new InFlight(`${name} ATC`);
+  }
+
+  get size(): number {
+    return this.#entries.length;
+  }
+
+  /** Moves when something is invalidated: an answer that was under way then is not kept. */
+  get invalidations(): number {
+    return this.#invalidations;
+  }
+
+  /** Where an address leads, if that is known and allowed. */
+  lookup(iova: bigint, write: boolean): AtcEntry | undefined {
+    return this.#entries.find(
+      (entry) => entry.first <= iova && iova <= entry.last && (write ? entry.write : entry.read),
+    );
+  }
+
+  insert(entry: AtcEntry): void {
+    this.#entries = [...this.#entries.filter((old) => old.last < entry.first || old.first > entry.last), entry];
+    if (this.#entries.length > ATC_ENTRIES) this.#entries.shift();
+  }
+
+  /** A transaction that uses the cache begins; its ticket. */
+  begin(): number {
+    return this.#inFlight.begin();
+  }
+
+  end(ticket: number): void {
+    this.#inFlight.end(ticket);
+  }
+
+  /** Forgets a range; done when nobody uses what was forgotten. */
+  *invalidate(start: bigint, last: bigint): Task<void> {
+    this.#invalidations++;
+    this.#entries = this.#entries.filter((entry) => entry.last < start || entry.first > last);
+    yield* this.#inFlight.drain();
+  }
+
+  /** The function was reset or its ATS switched off. */
+  clear(): void {
+    this.#invalidations++;
+    this.#entries = [];
+  }
+}
