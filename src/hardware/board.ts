@@ -30,6 +30,7 @@ import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
 import { SMMU_FRAME_BYTES } from '../uapi/smmuv3-registers.js';
 import type { AtcInvalidation } from './smmu/ats.js';
+import type { LegalityChecker } from './smmu/legality.js';
 import { Smmu } from './smmu/smmu.js';
 
 /** Frames of the kernel window: page tables, queues, tables of the SMMU. */
@@ -110,6 +111,11 @@ export class Board {
   /** The kernel's handler for interrupts that arrive at a CPU. */
   onInterrupt(handler: (interrupt: Interrupt) => void): void {
     this.#interruptHandler = handler;
+  }
+
+  /** Who watches what software writes for an SMMU to read. */
+  legalityOf(smmu: string): LegalityChecker | undefined {
+    return this.smmus.get(smmu)?.legality;
   }
 
   /** The kernel's handler for the wired interrupts of SMMUs. */

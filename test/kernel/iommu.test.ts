@@ -5,14 +5,13 @@ import { CD, STE } from '../../src/hardware/smmu/records.js';
 import {
   abortSte,
   bypassSte,
-  cdUsedBits,
   contextDescriptor,
   ENTRY_BYTES,
   stage1Ste,
   stage2Ste,
-  steUsedBits,
   writeEntry,
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
+import { cdUsedBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../../src/kernel/iommu/domain.js';
 import {

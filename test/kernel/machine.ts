@@ -118,6 +118,7 @@ export class Machine {
           return true;
         },
       },
+      legalityOf: () => this.smmu.legality,
       onSmmuIrq: (handler: (name: string, line: string) => void): void => {
         onIrq = handler;
       },

@@ -16,6 +16,7 @@ import { WaitQueue, type Task } from '../../runtime/task.js';
 import type { AtcPort, GroupResponse, GroupResponsePort } from './ats.js';
 import type { StreamConfigurations } from './config.js';
 import type { SmmuFeatures } from './identification.js';
+import type { LegalityChecker } from './legality.js';
 import type { SmmuMemory } from './ports.js';
 import {
   CERROR,
@@ -60,6 +61,7 @@ export interface CommandTargets {
   readonly tlb: Tlb;
   readonly inFlight: InFlight;
   readonly stalls: Stalls;
+  readonly legality: LegalityChecker;
   readonly atc: AtcPort;
   readonly respond: GroupResponsePort;
   readonly name: string;
@@ -215,37 +217,43 @@ export class CommandQueue {
 
   #invalidateCd(command: Uint32Array): number {
     if (this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
-    const { configurations, features } = this.#targets;
+    const { configurations, features, legality } = this.#targets;
     const substreamId = CMD_CFGI.get(command, 'SubstreamID') % 2 ** features.substreamIdBits;
-    configurations.invalidateCd(CMD_CFGI.get(command, 'StreamID'), substreamId);
+    const streamId = CMD_CFGI.get(command, 'StreamID');
+    configurations.invalidateCd(streamId, substreamId);
+    legality.configInvalidated(streamId, streamId);
     return CERROR.NONE;
   }
 
   #invalidateStreams(command: Uint32Array, isRange: boolean): number {
     if (this.#secureIsIllegal(command) !== CERROR.NONE) return CERROR.ILL;
-    const { configurations } = this.#targets;
+    const { configurations, legality } = this.#targets;
     const streamId = CMD_CFGI.get(command, 'StreamID');
     if (!isRange) {
       configurations.invalidate(streamId, streamId);
+      legality.configInvalidated(streamId, streamId);
       return CERROR.NONE;
     }
     const range = CMD_CFGI.get(command, 'Range');
     if (range === RANGE_ALL) {
       configurations.invalidateAll();
+      legality.configInvalidated(0, Infinity);
       return CERROR.NONE;
     }
     const size = 2 ** (range + 1);
     const first = streamId - (streamId % size);
     configurations.invalidate(first, first + size - 1);
+    legality.configInvalidated(first, first + size - 1);
     return CERROR.NONE;
   }
 
   /** CMD_TLBI_*; anything else is illegal. */
   #invalidateTranslations(command: Uint32Array, opcode: number): number {
-    const { features, tlb, runtime } = this.#targets;
+    const { features, tlb, runtime, legality } = this.#targets;
     const asid = CMD_TLBI.get(command, 'ASID') % 2 ** features.asidBits;
     const selection = this.#selectionOf(command, opcode, asid);
     if (selection === undefined) return CERROR.ILL;
+    legality.translationsInvalidated(selection);
     if (!runtime.faults.fires('smmu.drop-tlbi')) tlb.invalidate(selection);
     return CERROR.NONE;
   }
@@ -305,6 +313,7 @@ export class CommandQueue {
       this.#hasAtcTimeout = false;
       return CERROR.ATC_INV_SYNC;
     }
+    this.#targets.legality.synced();
     if (signal === SYNC_CS.IRQ) this.#targets.registers.interrupt('cmdq-sync');
     return CERROR.NONE;
   }

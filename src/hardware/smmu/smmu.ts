@@ -50,6 +50,7 @@ import {
   STRTAB_BASE,
   STRTAB_BASE_CFG,
 } from '../../uapi/smmuv3-registers.js';
+import { LegalityChecker } from './legality.js';
 import { PageRequestQueue } from './page-requests.js';
 import { Stalls } from './stalls.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
@@ -121,6 +122,8 @@ export class Smmu {
   readonly name: string;
   readonly identification: Identification;
   readonly features: SmmuFeatures;
+  /** What software may not do to structures in use. */
+  readonly legality: LegalityChecker;
   readonly #registers: RegisterFile;
   readonly #walker: TableWalker;
   readonly #configurations: StreamConfigurations;
@@ -161,6 +164,7 @@ export class Smmu {
       maxLog2: features.pageRequestQueueLog2,
       respond: placement.respond ?? nobodyAsked,
     });
+    this.legality = new LegalityChecker(this.name, () => registers.field(CR0, 'SMMUEN') !== 0);
     this.#stalls = new Stalls(this.name, features.maxStalls);
     this.#commands = new CommandQueue({
       runtime,
@@ -171,6 +175,7 @@ export class Smmu {
       tlb: this.#tlb,
       inFlight: this.#inFlight,
       stalls: this.#stalls,
+      legality: this.legality,
       atc: placement.atc ?? completesAtOnce,
       respond: placement.respond ?? nobodyAsked,
       name: this.name,

@@ -14,6 +14,8 @@ export class DmaMemory {
   readonly #frame: number;
   readonly #order: number;
   readonly #base: number;
+  /** Sees every doubleword before it is stored: who checks that hardware never reads half an entry. */
+  watch: ((offset: number, lo: number, hi: number) => void) | undefined;
 
   /** At least `sizeBytes` bytes, or undefined when there is no memory. */
   static alloc(arena: Arena, sizeBytes: number): DmaMemory | undefined {
@@ -54,6 +56,7 @@ export class DmaMemory {
   /** Stores one aligned doubleword in a single access. */
   store64(offset: number, lo: number, hi: number): void {
     const index = (this.#base + offset) >>> 3;
+    this.watch?.(offset, lo, hi);
     Atomics.store(this.arena.longs, index, (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0));
   }
 }

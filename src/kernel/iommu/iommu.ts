@@ -11,6 +11,7 @@
  */
 import type { Arena } from '../../core/arena.js';
 import type { HostDescription, MsiControllerDescription, SmmuDescription } from '../../hardware/description.js';
+import type { LegalityChecker } from '../../hardware/smmu/legality.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { ENODEV } from '../../uapi/errno.js';
@@ -28,6 +29,8 @@ import { reservedRegionsText, type ResvRegion } from './resv-regions.js';
 export interface IommuBoard {
   readonly arena: Arena;
   readonly bus: MmioPort;
+  /** Who watches what is written for an SMMU to read. */
+  legalityOf(smmu: string): LegalityChecker | undefined;
   onSmmuIrq(handler: (smmu: string, line: string) => void): void;
 }
 
@@ -62,7 +65,9 @@ export class IommuCore {
   /** Starts the driver of every IOMMU. */
   *probe(): Task<void> {
     const { pageShift, iommus } = this.#description;
-    const host = { runtime: this.#runtime, arena: this.#board.arena, bus: this.#board.bus, pageShift };
+    const { arena, bus } = this.#board;
+    const legality = (smmu: string): LegalityChecker | undefined => this.#board.legalityOf(smmu);
+    const host = { runtime: this.#runtime, arena, bus, pageShift, legality };
     this.#board.onSmmuIrq((smmu, line) => this.#drivers.get(smmu)?.interrupt(line));
     for (const description of iommus) {
       const driver = new ArmSmmuV3(host, description);

@@ -12,6 +12,7 @@
  */
 import { FRAME_BYTES } from '../../../core/arena.js';
 import { pageSizesOf, type Gather, type PageTable } from '../../../core/page-table.js';
+import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
 import { CMD_OP, CMD_TLBI, TLBI_TG_SHIFTS, VMSA_DESCRIPTOR } from '../../../hardware/smmu/records.js';
 import { invariant, type Task } from '../../../runtime/task.js';
 import { EINVAL } from '../../../uapi/errno.js';
@@ -71,6 +72,7 @@ export class ArmSmmuDomain implements PagingDomain {
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
   readonly #pageBytes: number;
+  readonly #watch: ReturnType<LegalityChecker['watchTable']> | undefined;
 
   constructor({ smmu, type, table, tag, recordsDirty, isNestParent = false }: SmmuDomainSpec) {
     this.driver = smmu;
@@ -82,6 +84,7 @@ export class ArmSmmuDomain implements PagingDomain {
     this.apertureLast = (1n << BigInt(table.inputBits)) - 1n;
     this.pageSizes = pageSizesOf(table.granuleShift);
     this.#pageBytes = 2 ** table.granuleShift;
+    this.#watch = smmu.legality?.watchTable(this.stage, tag);
     this.dirtyOps = recordsDirty
       ? {
           // The hardware always records; what it recorded before is cleared by the caller.
@@ -120,6 +123,7 @@ export class ArmSmmuDomain implements PagingDomain {
         if (done > 0) yield* this.unmap(iova, done * this.#pageBytes);
         return mapped;
       }
+      if (mapped > 0) this.#watch?.mapped(iovaPage * this.#pageBytes, mapped * this.#pageBytes);
       if (mapped === 0) yield* this.#invalidate(iovaPage * this.#pageBytes, this.#pageBytes, false, gather);
       done += mapped;
       steps++;
@@ -143,6 +147,7 @@ export class ArmSmmuDomain implements PagingDomain {
     for (let done = 0; done < pages;) {
       const covered = this.table.unmapStep(first + done, pages - done, gather);
       if (covered < 0) break;
+      if (covered > 0) this.#watch?.unmapped((first + done) * this.#pageBytes, covered * this.#pageBytes);
       done += covered === 0 ? this.table.holePages : covered;
       unmapped += covered === 0 ? 0 : this.table.unmappedPages;
       tablesCleared ||= this.table.tableCleared;
@@ -166,6 +171,7 @@ export class ArmSmmuDomain implements PagingDomain {
   *free(): Task<void> {
     yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
     this.table.destroy();
+    this.#watch?.unwatch();
     this.driver.releaseTag(this.stage, this.tag);
   }
 

@@ -15,6 +15,7 @@
 import type { Arena } from '../../../core/arena.js';
 import { PageTable, pageSizesOf } from '../../../core/page-table.js';
 import type { SmmuDescription } from '../../../hardware/description.js';
+import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
 import { CD, CMD_CFGI, CMD_OP, CMD_TLBI, EVT, STE_CONFIG } from '../../../hardware/smmu/records.js';
 import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../uapi/smmuv3-registers.js';
 import { Mutex } from '../../../runtime/locks.js';
@@ -44,22 +45,13 @@ import type {
 } from '../domain.js';
 import { invalidateAll, invalidateRange, pci_ats_supported, pci_set_ats } from './ats.js';
 import { ArmSmmuDomain } from './domain.js';
-import {
-  abortSte,
-  bypassSte,
-  cdUsedBits,
-  contextDescriptor,
-  ENTRY_BYTES,
-  stage1Ste,
-  stage2Ste,
-  steUsedBits,
-  writeEntry,
-} from './entries.js';
+import { abortSte, bypassSte, contextDescriptor, ENTRY_BYTES, stage1Ste, stage2Ste, writeEntry } from './entries.js';
+import { cdUsedBits, steUsedBits } from '../../../hardware/smmu/used-bits.js';
 import { EVENT_BYTES, EventQueue } from './event-queue.js';
 import { probeFeatures, type SmmuFeatures } from './features.js';
 import { COMMAND_BYTES, CommandQueue } from './queue.js';
 import { SmmuRegisters, type MmioPort } from './registers.js';
-import { StreamTable, type StePlace } from './stream-table.js';
+import { StreamTable, type EntryWatch, type StePlace } from './stream-table.js';
 import { ArmSmmuNestedDomain, ArmVsmmu, type Vmaster } from './vsmmu.js';
 
 const INNER_SHAREABLE = 3;
@@ -110,6 +102,8 @@ export interface SmmuHost {
   readonly bus: MmioPort;
   /** Preferred page shift of domains: the kernel's PAGE_SHIFT. */
   readonly pageShift: number;
+  /** Who watches what the driver writes for an SMMU to read; undefined for nobody. */
+  readonly legality?: (smmu: string) => LegalityChecker | undefined;
 }
 
 /** One SMMUv3 and its driver. */
@@ -119,6 +113,7 @@ export class ArmSmmuV3 implements IommuDriver {
   readonly blockedDomain: IommuDomain = { type: 'blocked', driver: this };
   readonly commandQueue: CommandQueue;
   readonly features: SmmuFeatures;
+  readonly legality: LegalityChecker | undefined;
   readonly viommu: NonNullable<IommuDriver['viommu']>;
   readonly #host: SmmuHost;
   readonly #description: SmmuDescription;
@@ -142,7 +137,10 @@ export class ArmSmmuV3 implements IommuDriver {
     this.#vmids = new TagSpace(vmidBits);
     const commands = DmaMemory.alloc(host.arena, 2 ** cmdqLog2 * COMMAND_BYTES);
     const events = DmaMemory.alloc(host.arena, 2 ** eventqLog2 * EVENT_BYTES);
-    const streams = StreamTable.create(host.arena, this.features);
+    this.legality = host.legality?.(this.name);
+    const { legality } = this;
+    const watch: EntryWatch | undefined = legality && ((...store) => legality.storeEntry(...store));
+    const streams = StreamTable.create(host.arena, this.features, watch);
     invariant(
       commands !== undefined && events !== undefined && typeof streams !== 'number',
       `arm-smmu-v3 ${this.name}: no memory at boot`,
@@ -269,7 +267,10 @@ export class ArmSmmuV3 implements IommuDriver {
     yield* this.#mutex.lock();
     this.#masters.delete(device);
     yield* this.#writeSte(master, abortSte());
-    if (!this.#mates(master).some((mate) => mate.cdTable === master.cdTable)) master.cdTable?.free();
+    if (!this.#mates(master).some((mate) => mate.cdTable === master.cdTable)) {
+      if (master.cdTable !== undefined) this.legality?.forgetEntry(`CD ${master.cdTable.address}`);
+      master.cdTable?.free();
+    }
     this.#mutex.unlock();
   }
 
@@ -335,6 +336,7 @@ export class ArmSmmuV3 implements IommuDriver {
       master.cdTable ??= this.#mates(master).find((mate) => mate.cdTable !== undefined)?.cdTable;
       master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
       if (master.cdTable === undefined) return -ENOMEM;
+      this.#watchCd(master, master.cdTable);
       yield* this.#writeCd(master, master.cdTable, contextDescriptor(domain.table, domain.tag, domain.recordsDirty));
       yield* this.#writeSte(master, stage1Ste(master.cdTable.address, this.features.canStall, usesAts));
       return 0;
@@ -345,6 +347,15 @@ export class ArmSmmuV3 implements IommuDriver {
     yield* this.#writeSte(master, ste);
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
     return 0;
+  }
+
+  #watchCd(master: Master, memory: DmaMemory): void {
+    const { legality } = this;
+    if (legality === undefined || memory.watch !== undefined) return;
+    const streamIds = master.streams.map(({ id }) => id);
+    memory.watch = (offset, lo, hi) => {
+      legality.storeEntry('CD', `CD ${memory.address}`, streamIds, memory.read(0, ENTRY_BYTES / 4), offset / 8, lo, hi);
+    };
   }
 
   /** Writes the entry of every stream that no other device has any more. */

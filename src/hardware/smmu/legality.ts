@@ -1,0 +1,180 @@
+/**
+ * Watches what software writes into structures that an SMMU may be reading: stream table entries, context descriptors,
+ * translation tables. A write that the architecture does not allow ends the run.
+ *
+ * *Entries* are 64 bytes that the SMMU reads in any mixture of doublewords that were there since software's last CFGI and
+ * CMD_SYNC. So, from one to the next, bits that the SMMU looks at may change in one doubleword only (3.21.3): then every
+ * mixture is the old entry or the new one. More is a torn entry.
+ *
+ * *Translations* may not change from one valid descriptor to another: between breaking and making lies a TLBI of the
+ * address and a CMD_SYNC (3.21.1). A mapping made before that finds translations of the old one still in use.
+ *
+ * Source: Arm IHI 0070 3.21; domain.md INV-17, A6.11.
+ */
+import { invariant } from '../../runtime/task.js';
+import { CD, STE } from './records.js';
+import { TLB_KIND, type TlbSelection } from './tlb.js';
+import { cdUsedBits, steUsedBits } from './used-bits.js';
+
+const USED_BITS = { STE: steUsedBits, CD: cdUsedBits } as const;
+const DOUBLEWORDS = 8;
+
+/** Kinds of structure that are watched as whole entries. */
+export type EntryKind = keyof typeof USED_BITS;
+
+interface Entry {
+  readonly kind: EntryKind;
+  readonly streamIds: readonly number[];
+  readonly name: string;
+  /** What the SMMU may have read of, besides what is there now. */
+  stable: Uint32Array;
+  current: Uint32Array;
+  /** What was there at the last invalidation, until CMD_SYNC completes. */
+  invalidated: Uint32Array | undefined;
+}
+
+/** What a translation table tells of its changes: bytes of input and output address. */
+export interface TranslationWatch {
+  mapped(input: number, lengthBytes: number): void;
+  unmapped(input: number, lengthBytes: number): void;
+}
+
+interface StaleRange {
+  readonly first: number;
+  readonly last: number;
+  readonly isInvalidated: boolean;
+}
+
+interface Table {
+  readonly stage: 1 | 2;
+  /** ASID or VMID. */
+  readonly tag: number;
+  /** Unmapped, and perhaps in a TLB. */
+  stale: StaleRange[];
+}
+
+function differs(a: Uint32Array, b: Uint32Array, used: readonly Uint32Array[], doubleword: number): boolean {
+  return [doubleword * 2, doubleword * 2 + 1].some(
+    (i) => (((a[i] ?? 0) ^ (b[i] ?? 0)) & used.reduce((mask, words) => mask | (words[i] ?? 0), 0)) !== 0,
+  );
+}
+
+/** The part of a range before, inside and after another. */
+function cut(range: StaleRange, first: number, last: number): StaleRange[] {
+  if (range.last < first || range.first > last) return [range];
+  const parts = [
+    { ...range, last: Math.min(range.last, first - 1) },
+    { first: Math.max(range.first, first), last: Math.min(range.last, last), isInvalidated: true },
+    { ...range, first: Math.max(range.first, last + 1) },
+  ];
+  return parts.filter((part) => part.first <= part.last);
+}
+
+/** The watcher of one SMMU. */
+export class LegalityChecker {
+  readonly #name: string;
+  readonly #isEnabled: () => boolean;
+  readonly #entries = new Map<string, Entry>();
+  readonly #tables = new Set<Table>();
+
+  /** `isEnabled`: whether the SMMU reads structures now. */
+  constructor(name: string, isEnabled: () => boolean) {
+    this.#name = name;
+    this.#isEnabled = isEnabled;
+  }
+
+  /**
+   * Software is about to store a doubleword of an entry whose 64 bytes are `before`. `key` names the entry; a transaction of any of
+   * `streamIds` may read it. @throws InvariantError when the SMMU could then read what is neither the old entry nor the new one
+   */
+  storeEntry(
+    kind: EntryKind,
+    key: string,
+    streamIds: readonly number[],
+    before: Uint32Array,
+    doubleword: number,
+    lo: number,
+    hi: number,
+  ): void {
+    const entry = this.#entries.get(key) ?? this.#newEntry(kind, key, streamIds, before);
+    entry.current[doubleword * 2] = lo;
+    entry.current[doubleword * 2 + 1] = hi;
+    if (!this.#isEnabled()) {
+      entry.stable = Uint32Array.from(entry.current);
+      return;
+    }
+    const used = [USED_BITS[kind](entry.stable), USED_BITS[kind](entry.current)];
+    const changed = Array.from({ length: DOUBLEWORDS }, (_, i) => i).filter((i) =>
+      differs(entry.stable, entry.current, used, i),
+    );
+    const record = kind === 'STE' ? STE : CD;
+    invariant(
+      changed.length <= 1,
+      `${this.#name}: torn ${kind} of ${entry.name}: doublewords ${changed.join(', ')} changed since the last CMD_CFGI and CMD_SYNC while the entry was ${record.get(entry.stable, 'V') === 0 ? 'invalid and is made valid' : 'valid'}`,
+    );
+  }
+
+  #newEntry(kind: EntryKind, key: string, streamIds: readonly number[], before: Uint32Array): Entry {
+    const name = `stream ${streamIds.map((id) => `0x${id.toString(16)}`).join(', ')}`;
+    const [stable, current] = [Uint32Array.from(before), Uint32Array.from(before)];
+    const entry: Entry = { kind, streamIds, name, stable, current, invalidated: undefined };
+    this.#entries.set(key, entry);
+    return entry;
+  }
+
+  /** The memory of an entry is given back. */
+  forgetEntry(key: string): void {
+    this.#entries.delete(key);
+  }
+
+  /** Watches a translation table until `unwatch`. */
+  watchTable(stage: 1 | 2, tag: number): TranslationWatch & { unwatch(): void } {
+    const table: Table = { stage, tag, stale: [] };
+    this.#tables.add(table);
+    return {
+      mapped: (input, lengthBytes) => {
+        const last = input + lengthBytes - 1;
+        const stale = table.stale.find((range) => range.first <= last && range.last >= input);
+        invariant(
+          stale === undefined || !this.#isEnabled(),
+          `${this.#name}: stage ${stage} maps 0x${input.toString(16)} before what was there is invalidated (break-before-make)`,
+        );
+      },
+      unmapped: (input, lengthBytes) => {
+        table.stale.push({ first: input, last: input + lengthBytes - 1, isInvalidated: false });
+      },
+      unwatch: () => this.#tables.delete(table),
+    };
+  }
+
+  // --- what the command queue does ---
+
+  /** CMD_CFGI_* of the streams `first`..`last`. */
+  configInvalidated(first: number, last: number): void {
+    for (const entry of this.#entries.values())
+      if (entry.streamIds.some((id) => id >= first && id <= last)) entry.invalidated = Uint32Array.from(entry.current);
+  }
+
+  /** CMD_TLBI_*. */
+  translationsInvalidated({ kinds, asid, vmid, range }: TlbSelection): void {
+    for (const table of this.#tables) {
+      const kind = table.stage === 1 ? TLB_KIND.STAGE1 : TLB_KIND.STAGE2;
+      if ((kinds & (1 << kind)) === 0) continue;
+      const tag = table.stage === 1 ? asid : vmid;
+      if (tag !== undefined && tag !== table.tag) continue;
+      const [first, last] = range === undefined ? [0, Infinity] : [range.start, range.last];
+      table.stale = table.stale.flatMap((stale) => cut(stale, first, last));
+    }
+  }
+
+  /** CMD_SYNC completed: what was invalidated before it is gone. */
+  synced(): void {
+    for (const entry of this.#entries.values()) {
+      if (entry.invalidated === undefined) continue;
+      entry.stable = entry.invalidated;
+      entry.invalidated = undefined;
+    }
+    for (const table of this.#tables)
+      if (table.stale.length > 0) table.stale = table.stale.filter((range) => !range.isInvalidated);
+  }
+}
