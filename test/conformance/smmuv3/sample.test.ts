@@ -54,4 +54,16 @@ describe('recorded SMMUv3 behaviour', () => {
     const tags = [...recorded.tags, 'dev.reserved-register-bits'];
     expect(judgeCase({ ...broken, tags })).toMatchObject({ verdict: 'skipped', tag: 'dev.reserved-register-bits' });
   });
+
+  test('an excused step does not excuse another one', () => {
+    const recorded = sample.find((candidate) => candidate.id.startsWith('s1-') && candidate.tags.includes('out.ok'));
+    if (recorded === undefined) throw new Error('no successful stage 1 case in the sample');
+    const tags = [...recorded.tags, 'dev.reserved-register-bits'];
+    const excused = { op: 'readReg' as const, off: '0x20', size: 4 as const, result: '0xdead' };
+    const [transfer] = recorded.steps.filter((step) => step.op === 'dma' && step.result.status === 'ok');
+    if (transfer?.op !== 'dma') throw new Error('no successful transfer');
+    const wrong = { ...transfer, result: { status: 'abort' as const } };
+    const judged = judgeCase({ ...recorded, tags, steps: [...recorded.steps, excused, wrong] });
+    expect(judged).toMatchObject({ verdict: 'failed', differences: [{ subject: 'transfer' }] });
+  });
 });
