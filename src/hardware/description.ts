@@ -57,8 +57,8 @@ export interface SmmuDescription {
   readonly ats?: boolean;
   /** Has a PRI queue (IDR0.PRI). */
   readonly pri?: boolean;
-  /** IDR3.BBML; 2 when not given. */
-  readonly breakBeforeMakeLevel?: 0 | 1 | 2;
+  /** IDR3.BBML: 0, 1 or 2; 2 when not given. */
+  readonly breakBeforeMakeLevel?: number;
   /** Stage 2 forces write-back (IDR3.FWB): a guest's stage 1 may lie under it. */
   readonly forcedWriteBack?: boolean;
   /** All masters are coherent whatever the memory type (IORT's CANWBS): the same without IDR3.FWB. */

@@ -12,7 +12,7 @@ import {
   stage2Ste,
   writeEntry,
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
-import { cdUsedBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
+import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
 import { Arena } from '../../src/core/arena.js';
 import { PageTable } from '../../src/core/page-table.js';
@@ -83,7 +83,7 @@ describe("the driver's writer", () => {
 
   test.each(pairs(stes))('an STE from %s to %s', (from, to) => {
     const { memory, checker } = watched('STE', stes[from] ?? abortSte());
-    const entry = { memory, offset: 0, usedBits: steUsedBits, validBit: 1 };
+    const entry = { memory, offset: 0, usedBits: steUsedBits, safeBits: steSafeBits, validBit: 1 };
     run(
       writeEntry(
         {
@@ -100,7 +100,7 @@ describe("the driver's writer", () => {
 
   test.each(pairs(cds))('a CD from %s to %s', (from, to) => {
     const { memory, checker } = watched('CD', cds[from] ?? CD.make({}));
-    const entry = { memory, offset: 0, usedBits: cdUsedBits, validBit: 2 ** 31 };
+    const entry = { memory, offset: 0, usedBits: cdUsedBits, safeBits: cdSafeBits, validBit: 2 ** 31 };
     run(
       writeEntry(
         {
@@ -155,21 +155,37 @@ describe('wrong writers', () => {
     const checker = new LegalityChecker('smmu0', () => true);
     const watch = checker.watchTable(1, 3);
     watch.mapped(0x1000, 0x4000);
-    watch.unmapped(0x2000, 0x1000);
+    watch.unmapped(0x2000, 0x1000, false);
     watch.mapped(0x8000, 0x1000);
     expect(() => watch.mapped(0x2000, 0x1000)).toThrow(/break-before-make/);
     const kinds = 1 << TLB_KIND.STAGE1;
-    checker.translationsInvalidated({ kinds, asid: 4 });
-    checker.translationsInvalidated({ kinds: 1 << TLB_KIND.STAGE2 });
+    checker.translationsInvalidated({ kinds, asid: 4 }, true);
+    checker.translationsInvalidated({ kinds: 1 << TLB_KIND.STAGE2 }, true);
     checker.synced();
     expect(() => watch.mapped(0x2000, 0x1000)).toThrow(/break-before-make/);
-    checker.translationsInvalidated({ kinds, asid: 3, range: { start: 0x2000, last: 0x27ff, half: 0 } });
+    checker.translationsInvalidated({ kinds, asid: 3, range: { start: 0x2000, last: 0x27ff, half: 0 } }, true);
     checker.synced();
     expect(() => watch.mapped(0x2800, 0x800)).toThrow(/break-before-make/);
-    checker.translationsInvalidated({ kinds, asid: 3, range: { start: 0x2800, last: 0x2fff, half: 0 } });
+    checker.translationsInvalidated({ kinds, asid: 3, range: { start: 0x2800, last: 0x2fff, half: 0 } }, true);
     expect(() => watch.mapped(0x2000, 0x1000)).toThrow(/break-before-make/);
     checker.synced();
     watch.mapped(0x2000, 0x1000);
+  });
+
+  test('of tables: given back after an invalidation of leaves alone', () => {
+    const checker = new LegalityChecker('smmu0', () => true);
+    const watch = checker.watchTable(2, 9);
+    watch.unmapped(0x200000, 0x200000, true);
+    const kinds = 1 << TLB_KIND.STAGE2;
+    checker.translationsInvalidated({ kinds, vmid: 9, range: { start: 0, last: 0xffffff, half: 0 } }, true);
+    checker.synced();
+    expect(() => watch.tablesFreed(0x200000, 0x200000)).toThrow(/gives back a table/);
+    expect(() => watch.mapped(0x3ff000, 0x1000)).toThrow(/break-before-make/);
+    watch.tablesFreed(0x400000, 0x200000);
+    checker.translationsInvalidated({ kinds, vmid: 9, range: { start: 0x201000, last: 0x201fff, half: 0 } }, false);
+    checker.synced();
+    watch.tablesFreed(0x200000, 0x200000);
+    watch.mapped(0x3ff000, 0x1000);
   });
 
   test('of translations, on a whole machine: a domain that forgets to invalidate', () => {

@@ -59,15 +59,22 @@ const bitOf = (value: bigint, bit: number): boolean => ((value >> BigInt(bit)) &
 const field = (value: bigint, msb: number, lsb: number): bigint =>
   (value >> BigInt(lsb)) & ((1n << BigInt(msb - lsb + 1)) - 1n);
 
+/** The descriptor at an address; undefined where no memory answers. */
+type Fetch = (pa: bigint, level: number, granule: Granule, stage: 1 | 2) => bigint | undefined;
+
 /** The pseudocode. Descriptors it would write are collected and not written; its own later fetches see them. */
 class Naive {
   readonly updates = new Map<bigint, bigint>();
 
-  constructor(
-    readonly fetch: (pa: bigint, level: number, granule: Granule, stage: 1 | 2) => bigint | undefined,
-    readonly s1: Stage1 | undefined,
-    readonly s2: Stage2 | undefined,
-  ) {}
+  readonly fetch: Fetch;
+  readonly s1: Stage1 | undefined;
+  readonly s2: Stage2 | undefined;
+
+  constructor(fetch: Fetch, s1: Stage1 | undefined, s2: Stage2 | undefined) {
+    this.fetch = fetch;
+    this.s1 = s1;
+    this.s2 = s2;
+  }
 
   full(va: bigint, access: Access): Reached {
     if (this.s1 === undefined) return this.stage2(va, access, EVENT_CLASS.IN);
@@ -195,6 +202,8 @@ function stage2Shapes(granule: Granule): { sl0: number; startLevel: number; inpu
   });
 }
 
+type Drawn<A> = A extends fc.Arbitrary<infer T> ? T : never;
+
 const granules = fc.constantFrom<Granule>(12, 14, 16);
 const rarely = fc.nat(15).map((n) => n === 0);
 const any64 = fc.bigInt({ min: 0n, max: (1n << 64n) - 1n });
@@ -218,7 +227,6 @@ const descriptors = fc.record({
   plain: fc.nat(3).map((n) => n > 0),
   bits: any64,
 });
-type Ingredients = typeof descriptors extends fc.Arbitrary<infer T> ? T : never;
 const probes = fc.record({
   va: any64,
   outside: rarely,
@@ -235,6 +243,12 @@ const ATTRIBUTES = ~(((1n << 48n) - 1n) & ~0xfffn) & ~3n;
 /** AF, readable and writable by everybody at stage 2 and Normal memory; at stage 1 AP[1] alone. */
 const PLAIN = { 1: (1n << 10n) | (1n << 6n), 2: (1n << 10n) | (3n << 6n) | (0xfn << 2n) };
 
+interface Input {
+  readonly s1?: Drawn<typeof stage1s>;
+  readonly s2?: Drawn<typeof stage2s>;
+  readonly draws: readonly Drawn<typeof descriptors>[];
+}
+
 class World {
   readonly machine = new Machine();
   readonly naive: Naive;
@@ -243,13 +257,10 @@ class World {
   #forced = false;
   readonly #tables: Record<1 | 2, bigint[]> = { 1: [], 2: [] };
 
-  constructor(
-    readonly input: {
-      s1?: typeof stage1s extends fc.Arbitrary<infer T> ? T : never;
-      s2?: typeof stage2s extends fc.Arbitrary<infer T> ? T : never;
-      draws: Ingredients[];
-    },
-  ) {
+  readonly input: Input;
+
+  constructor(input: Input) {
+    this.input = input;
     const { s1, s2 } = input;
     const { machine } = this;
     const nested = s1 !== undefined && s2 !== undefined;
@@ -403,10 +414,7 @@ class World {
   }
 }
 
-function check(
-  input: ConstructorParameters<typeof World>[0],
-  wanted: { va: bigint; outside: boolean; near: boolean; access: Access }[],
-): string[] {
+function check(input: Input, wanted: readonly Drawn<typeof probes>[]): string[] {
   const world = new World(input);
   const { s1, s2 } = world.naive;
   const seen: string[] = [];
@@ -474,7 +482,7 @@ test.each(cases)(
     const seen = new Set<string>();
     fc.assert(
       fc.property(
-        arbitrary as fc.Arbitrary<ConstructorParameters<typeof World>[0] & { probes: Parameters<typeof check>[1] }>,
+        arbitrary as fc.Arbitrary<Input & { probes: Drawn<typeof probes>[] }>,
         ({ probes: wanted, ...input }) => {
           for (const outcome of check(input, wanted)) seen.add(outcome);
         },

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
+import { identificationOf } from '../../src/hardware/smmu/identification.js';
 import { hostProfileText } from '../../src/scenario/host-profile-text.js';
 import { parseHostProfile, shippedHosts, shippedProfile, shippedSnapshot } from '../../src/scenario/hosts.js';
+import { IDR0, IDR1, IDR3 } from '../../src/uapi/smmuv3-registers.js';
 
 const { profiles, snapshots } = shippedHosts();
 
@@ -21,6 +23,18 @@ describe('profiles', () => {
     });
     const again = parseHostProfile('again.yaml', hostProfileText(host), name);
     expect(again).toEqual({ ...host, functions, allowMixedMsi: false });
+  });
+  test('an SMMU says in its identification registers what the profile says of it', () => {
+    const keys = `output-bits: 48, httu: none, substream-id-bits: 8, ats: true, pri: true, break-before-make-level: 1`;
+    const text = `title: t\narch: arm64\nmemory: [{ start: 0, size: 1 GiB }]\niommus: [{ name: s, base: 0, ${keys} }]\n`;
+    const host = parseHostProfile('p.yaml', text, 'p');
+    expect(parseHostProfile('again.yaml', hostProfileText(host), 'p')).toEqual(host);
+    const [smmu] = host.iommus;
+    if (smmu === undefined) throw new Error('no SMMU');
+    const registers = identificationOf(smmu);
+    expect(IDR0.decode([registers.IDR0])).toMatchObject({ HTTU: 0, ATS: 1, PRI: 1 });
+    expect(IDR1.decode([registers.IDR1])).toMatchObject({ SSIDSIZE: 8 });
+    expect(IDR3.decode([registers.IDR3])).toMatchObject({ BBML: 1 });
   });
   test('a name that is none', () => expect(shippedProfile('../../package')).toBeUndefined());
 });

@@ -253,7 +253,7 @@ export class CommandQueue {
     const asid = CMD_TLBI.get(command, 'ASID') % 2 ** features.asidBits;
     const selection = this.#selectionOf(command, opcode, asid);
     if (selection === undefined) return CERROR.ILL;
-    legality.translationsInvalidated(selection);
+    legality.translationsInvalidated(selection, selection.range !== undefined && CMD_TLBI.get(command, 'Leaf') !== 0);
     if (!runtime.faults.fires('smmu.drop-tlbi')) tlb.invalidate(selection);
     return CERROR.NONE;
   }

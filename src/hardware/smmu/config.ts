@@ -23,6 +23,7 @@ import {
   L1STD,
   STE,
   STE_CONFIG,
+  STE_S1DSS,
   STE_EATS,
   TG0_SHIFTS,
   TG1_SHIFTS,
@@ -41,8 +42,6 @@ import {
   type TableWalker,
 } from './walk.js';
 
-/** STE.S1DSS. IHI 0070 5.2. */
-const S1DSS = { TERMINATE: 0, BYPASS: 1, SUBSTREAM0: 2 } as const;
 /** log2 of the CDs in a leaf table, by S1Fmt; 0: one linear table. */
 const CD_LEAF_LOG2 = [0, 6, 10];
 
@@ -208,10 +207,10 @@ export class StreamConfigurations {
     const s1dss = STE.get(ste, 'S1DSS');
     if (substreamId !== undefined) {
       if (substreamId >= 2 ** STE.get(ste, 'S1CDMax')) return faultOf('C_BAD_SUBSTREAMID');
-      return substreamId === 0 && s1dss === S1DSS.SUBSTREAM0 ? faultOf('F_STREAM_DISABLED') : substreamId;
+      return substreamId === 0 && s1dss === STE_S1DSS.SSID0 ? faultOf('F_STREAM_DISABLED') : substreamId;
     }
-    if (s1dss === S1DSS.TERMINATE) return faultOf('F_STREAM_DISABLED');
-    return s1dss === S1DSS.BYPASS ? undefined : 0;
+    if (s1dss === STE_S1DSS.TERMINATE) return faultOf('F_STREAM_DISABLED');
+    return s1dss === STE_S1DSS.BYPASS ? undefined : 0;
   }
 
   /** SteIllegal() of IHI 0070 5.2.2 for a valid STE that does not abort, Non-secure, VMSAv8-64. */
@@ -230,7 +229,7 @@ export class StreamConfigurations {
       if (STE.get(ste, 'S1STALLD') !== 0 && stallModel !== 0) return true;
       const cdMax = STE.get(ste, 'S1CDMax');
       if (cdMax > substreamIdBits) return true;
-      if (cdMax > 0 && STE.get(ste, 'S1DSS') > S1DSS.SUBSTREAM0) return true;
+      if (cdMax > 0 && STE.get(ste, 'S1DSS') > STE_S1DSS.SSID0) return true;
       const leafLog2 = CD_LEAF_LOG2[STE.get(ste, 'S1Fmt')];
       if (cdMax > 0 && (leafLog2 === undefined || (leafLog2 > 0 && !twoLevelCdTable))) return true;
       if (STE.get(ste, 'S1ContextPtr') * 64 >= 2 ** outputBits && !usesStage2) return true;

@@ -4,19 +4,21 @@
  *
  * *Entries* are 64 bytes that the SMMU reads in any mixture of doublewords that were there since software's last CFGI and
  * CMD_SYNC. So, from one to the next, bits that the SMMU looks at may change in one doubleword only (3.21.3): then every
- * mixture is the old entry or the new one. More is a torn entry.
+ * mixture is the old entry or the new one. More is a torn entry. Bits whose moment does not matter (MEV, EATS) do not count.
  *
  * *Translations* may not change from one valid descriptor to another: between breaking and making lies a TLBI of the
- * address and a CMD_SYNC (3.21.1). A mapping made before that finds translations of the old one still in use.
+ * address and a CMD_SYNC (3.21.1). A mapping made before that finds translations of the old one still in use. A table that
+ * was taken out may still be walked until a TLBI that is not for leaves alone; its memory is not given back before.
  *
  * Source: Arm IHI 0070 3.21; domain.md INV-17, A6.11.
  */
 import { invariant } from '../../runtime/task.js';
 import { CD, STE } from './records.js';
 import { TLB_KIND, type TlbSelection } from './tlb.js';
-import { cdUsedBits, steUsedBits } from './used-bits.js';
+import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from './used-bits.js';
 
 const USED_BITS = { STE: steUsedBits, CD: cdUsedBits } as const;
+const SAFE_BITS = { STE: steSafeBits, CD: cdSafeBits } as const;
 const DOUBLEWORDS = 8;
 
 /** Kinds of structure that are watched as whole entries. */
@@ -36,13 +38,18 @@ interface Entry {
 /** What a translation table tells of its changes: bytes of input and output address. */
 export interface TranslationWatch {
   mapped(input: number, lengthBytes: number): void;
-  unmapped(input: number, lengthBytes: number): void;
+  /** `isTable`: tables went as well. */
+  unmapped(input: number, lengthBytes: number, isTable: boolean): void;
+  /** The memory of tables that went from the range is given back. */
+  tablesFreed(input: number, lengthBytes: number): void;
 }
 
 interface StaleRange {
   readonly first: number;
   readonly last: number;
   readonly isInvalidated: boolean;
+  /** It was a table and what it held: any address of it stands for all. */
+  readonly isTable: boolean;
 }
 
 interface Table {
@@ -53,18 +60,18 @@ interface Table {
   stale: StaleRange[];
 }
 
-function differs(a: Uint32Array, b: Uint32Array, used: readonly Uint32Array[], doubleword: number): boolean {
-  return [doubleword * 2, doubleword * 2 + 1].some(
-    (i) => (((a[i] ?? 0) ^ (b[i] ?? 0)) & used.reduce((mask, words) => mask | (words[i] ?? 0), 0)) !== 0,
-  );
+/** Whether `a` and `b` differ in bits of a doubleword that matter. */
+function differs(a: Uint32Array, b: Uint32Array, matters: Uint32Array, doubleword: number): boolean {
+  return [doubleword * 2, doubleword * 2 + 1].some((i) => (((a[i] ?? 0) ^ (b[i] ?? 0)) & (matters[i] ?? 0)) !== 0);
 }
 
 /** The part of a range before, inside and after another. */
 function cut(range: StaleRange, first: number, last: number): StaleRange[] {
   if (range.last < first || range.first > last) return [range];
+  if (range.isTable) return [{ ...range, isInvalidated: true }];
   const parts = [
     { ...range, last: Math.min(range.last, first - 1) },
-    { first: Math.max(range.first, first), last: Math.min(range.last, last), isInvalidated: true },
+    { ...range, first: Math.max(range.first, first), last: Math.min(range.last, last), isInvalidated: true },
     { ...range, first: Math.max(range.first, last + 1) },
   ];
   return parts.filter((part) => part.first <= part.last);
@@ -103,9 +110,11 @@ export class LegalityChecker {
       entry.stable = Uint32Array.from(entry.current);
       return;
     }
-    const used = [USED_BITS[kind](entry.stable), USED_BITS[kind](entry.current)];
+    const [usedBefore, usedNow] = [USED_BITS[kind](entry.stable), USED_BITS[kind](entry.current)];
+    const safe = SAFE_BITS[kind](entry.stable, entry.current);
+    const matters = usedBefore.map((mask, i) => (mask | (usedNow[i] ?? 0)) & ~(safe[i] ?? 0));
     const changed = Array.from({ length: DOUBLEWORDS }, (_, i) => i).filter((i) =>
-      differs(entry.stable, entry.current, used, i),
+      differs(entry.stable, entry.current, matters, i),
     );
     const record = kind === 'STE' ? STE : CD;
     invariant(
@@ -131,17 +140,27 @@ export class LegalityChecker {
   watchTable(stage: 1 | 2, tag: number): TranslationWatch & { unwatch(): void } {
     const table: Table = { stage, tag, stale: [] };
     this.#tables.add(table);
+    const isStale = (input: number, lengthBytes: number, tablesOnly: boolean): boolean =>
+      this.#isEnabled() &&
+      table.stale.some(
+        ({ first, last, isTable }) => first <= input + lengthBytes - 1 && last >= input && (isTable || !tablesOnly),
+      );
+    const at = (input: number): string => `0x${input.toString(16)}`;
     return {
       mapped: (input, lengthBytes) => {
-        const last = input + lengthBytes - 1;
-        const stale = table.stale.find((range) => range.first <= last && range.last >= input);
         invariant(
-          stale === undefined || !this.#isEnabled(),
-          `${this.#name}: stage ${stage} maps 0x${input.toString(16)} before what was there is invalidated (break-before-make)`,
+          !isStale(input, lengthBytes, false),
+          `${this.#name}: stage ${stage} maps ${at(input)} before what was there is invalidated (break-before-make)`,
         );
       },
-      unmapped: (input, lengthBytes) => {
-        table.stale.push({ first: input, last: input + lengthBytes - 1, isInvalidated: false });
+      unmapped: (input, lengthBytes, isTable) => {
+        table.stale.push({ first: input, last: input + lengthBytes - 1, isInvalidated: false, isTable });
+      },
+      tablesFreed: (input, lengthBytes) => {
+        invariant(
+          !isStale(input, lengthBytes, true),
+          `${this.#name}: stage ${stage} gives back a table of ${at(input)} that the SMMU may still walk`,
+        );
       },
       unwatch: () => this.#tables.delete(table),
     };
@@ -155,15 +174,15 @@ export class LegalityChecker {
       if (entry.streamIds.some((id) => id >= first && id <= last)) entry.invalidated = Uint32Array.from(entry.current);
   }
 
-  /** CMD_TLBI_*. */
-  translationsInvalidated({ kinds, asid, vmid, range }: TlbSelection): void {
+  /** CMD_TLBI_*; `leafOnly`: it leaves tables. */
+  translationsInvalidated({ kinds, asid, vmid, range }: TlbSelection, leafOnly: boolean): void {
     for (const table of this.#tables) {
       const kind = table.stage === 1 ? TLB_KIND.STAGE1 : TLB_KIND.STAGE2;
       if ((kinds & (1 << kind)) === 0) continue;
       const tag = table.stage === 1 ? asid : vmid;
       if (tag !== undefined && tag !== table.tag) continue;
       const [first, last] = range === undefined ? [0, Infinity] : [range.start, range.last];
-      table.stale = table.stale.flatMap((stale) => cut(stale, first, last));
+      table.stale = table.stale.flatMap((stale) => (stale.isTable && leafOnly ? [stale] : cut(stale, first, last)));
     }
   }
 

@@ -19,6 +19,9 @@ export const STE_CONFIG = { ABORT: 0, BYPASS: 4, S1_TRANS: 5, S2_TRANS: 6, NESTE
 /** STE.EATS. */
 export const STE_EATS = { ABORT: 0, FULL: 1, SPLIT: 2 } as const;
 
+/** STE.S1DSS: what becomes of transactions without a SubstreamID where there are substreams. IHI 0070 5.2. */
+export const STE_S1DSS = { TERMINATE: 0, BYPASS: 1, SSID0: 2 } as const;
+
 /** STE.SHCFG: 1 uses the shareability that came with the transaction. */
 export const STE_SHCFG_INCOMING = 1;
 

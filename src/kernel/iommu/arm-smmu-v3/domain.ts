@@ -124,7 +124,10 @@ export class ArmSmmuDomain implements PagingDomain {
         return mapped;
       }
       if (mapped > 0) this.#watch?.mapped(iovaPage * this.#pageBytes, mapped * this.#pageBytes);
-      if (mapped === 0) yield* this.#invalidate(iovaPage * this.#pageBytes, this.#pageBytes, false, gather);
+      if (mapped === 0) {
+        this.#watch?.unmapped(iovaPage * this.#pageBytes, this.#pageBytes, true);
+        yield* this.#invalidate(iovaPage * this.#pageBytes, this.#pageBytes, false, gather);
+      }
       done += mapped;
       steps++;
       yield 'smmu:map-step';
@@ -147,7 +150,8 @@ export class ArmSmmuDomain implements PagingDomain {
     for (let done = 0; done < pages;) {
       const covered = this.table.unmapStep(first + done, pages - done, gather);
       if (covered < 0) break;
-      if (covered > 0) this.#watch?.unmapped((first + done) * this.#pageBytes, covered * this.#pageBytes);
+      if (covered > 0)
+        this.#watch?.unmapped((first + done) * this.#pageBytes, covered * this.#pageBytes, this.table.tableCleared);
       done += covered === 0 ? this.table.holePages : covered;
       unmapped += covered === 0 ? 0 : this.table.unmappedPages;
       tablesCleared ||= this.table.tableCleared;
@@ -219,6 +223,7 @@ export class ArmSmmuDomain implements PagingDomain {
     if (this.isNestParent)
       yield* this.driver.commandQueue.issueAndSync([CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NH_ALL, VMID: this.tag })]);
     yield* this.driver.invalidateAtcs(this, iova, lengthBytes);
+    if (gather.head !== 0) this.#watch?.tablesFreed(iova, lengthBytes);
     this.table.freeGathered(gather);
   }
 

@@ -46,7 +46,7 @@ import type {
 import { invalidateAll, invalidateRange, pci_ats_supported, pci_set_ats } from './ats.js';
 import { ArmSmmuDomain } from './domain.js';
 import { abortSte, bypassSte, contextDescriptor, ENTRY_BYTES, stage1Ste, stage2Ste, writeEntry } from './entries.js';
-import { cdUsedBits, steUsedBits } from '../../../hardware/smmu/used-bits.js';
+import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../../hardware/smmu/used-bits.js';
 import { EVENT_BYTES, EventQueue } from './event-queue.js';
 import { probeFeatures, type SmmuFeatures } from './features.js';
 import { COMMAND_BYTES, CommandQueue } from './queue.js';
@@ -368,6 +368,7 @@ export class ArmSmmuV3 implements IommuDriver {
         {
           ...ste,
           usedBits: steUsedBits,
+          safeBits: steSafeBits,
           validBit: VALID_BIT.ste,
           sync: () => this.commandQueue.issueAndSync([invalidate]),
         },
@@ -385,6 +386,7 @@ export class ArmSmmuV3 implements IommuDriver {
         memory,
         offset: 0,
         usedBits: cdUsedBits,
+        safeBits: cdSafeBits,
         validBit: VALID_BIT.cd,
         sync: () => this.commandQueue.issueAndSync(invalidates),
       },

@@ -3,7 +3,7 @@
  *
  * The SMMU may read an entry at any moment and keeps what it read, so a change is a sequence of 64-bit stores with
  * invalidations between. If all bits that must change together lie in one doubleword, the change is hitless: first the
- * bits the present meaning ignores, then that doubleword, then the rest. Otherwise the entry is made invalid first
+ * bits the present meaning ignores and those whose moment does not matter, then that doubleword, then the rest. Otherwise the entry is made invalid first
  * (word 0, V = 0), then words 1-7 are written, then word 0 (domain.md A4.2, A6.11, INV-17).
  *
  * Source: Arm IHI 0070 5.2, 5.4, 3.21; Linux arm-smmu-v3.c (arm_smmu_write_entry describes the same idea).
@@ -14,6 +14,7 @@ import {
   STE,
   STE_CONFIG,
   STE_EATS,
+  STE_S1DSS,
   STE_SHCFG_INCOMING,
   TG0_SHIFTS,
   ADDRESS_SIZE_BITS,
@@ -26,8 +27,6 @@ export const ENTRY_BYTES = 64;
 const ENTRY_WORDS = ENTRY_BYTES / 4;
 const WRITE_BACK = 1;
 const INNER_SHAREABLE = 3;
-/** S1DSS: transactions without a SubstreamID use context descriptor 0. */
-const S1DSS_SSID0 = 2;
 /** MAIR: non-cacheable, write-back, device, inner-cacheable only; the index is what descriptors say. */
 const MAIR0 = 0xf404ff44;
 
@@ -37,6 +36,8 @@ export interface LiveEntry {
   readonly offset: number;
   /** Which bits the hardware looks at. */
   usedBits(words: Uint32Array): Uint32Array;
+  /** Which of them may change before the others. */
+  safeBits(words: Uint32Array, target: Uint32Array): Uint32Array;
   /** Mask of the V bit in word 0. */
   readonly validBit: number;
   /** Invalidates what hardware has cached of the entry, and waits for it. */
@@ -61,8 +62,9 @@ function* storeWords(entry: LiveEntry, target: Uint32Array, doublewords: readonl
 /** Changes a live entry to `target`, hitless where that is possible. */
 export function* writeEntry(entry: LiveEntry, target: Uint32Array): Task<void> {
   const current = entry.memory.read(entry.offset, ENTRY_WORDS);
-  const usedNow = entry.usedBits(current);
   const usedThen = entry.usedBits(target);
+  const safe = entry.safeBits(current, target).map((mask, i) => mask & (usedThen[i] ?? 0));
+  const usedNow = entry.usedBits(current).map((mask, i) => mask & ~(safe[i] ?? 0));
   const prepared = current.map((word, i) => {
     const used = usedNow[i] ?? 0;
     return ((word & used) | ((target[i] ?? 0) & ~used)) >>> 0;
@@ -104,13 +106,12 @@ export function stage1Ste(cdAddress: number, canStall: boolean, usesAts = false)
     V: 1,
     Config: STE_CONFIG.S1_TRANS,
     S1ContextPtr: cdAddress / 64,
-    S1DSS: S1DSS_SSID0,
+    S1DSS: STE_S1DSS.SSID0,
     S1CIR: WRITE_BACK,
     S1COR: WRITE_BACK,
     S1CSH: INNER_SHAREABLE,
     S1STALLD: canStall ? 1 : 0,
     EATS: usesAts ? STE_EATS.FULL : STE_EATS.ABORT,
-    SHCFG: STE_SHCFG_INCOMING,
   });
 }
 
