@@ -221,7 +221,7 @@ export class CommandQueue {
     const substreamId = CMD_CFGI.get(command, 'SubstreamID') % 2 ** features.substreamIdBits;
     const streamId = CMD_CFGI.get(command, 'StreamID');
     configurations.invalidateCd(streamId, substreamId);
-    legality.configInvalidated(streamId, streamId);
+    legality.configInvalidated(streamId, streamId, true);
     return CERROR.NONE;
   }
 
@@ -231,7 +231,7 @@ export class CommandQueue {
     const streamId = CMD_CFGI.get(command, 'StreamID');
     if (!isRange) {
       configurations.invalidate(streamId, streamId);
-      legality.configInvalidated(streamId, streamId);
+      legality.configInvalidated(streamId, streamId, CMD_CFGI.get(command, 'Opcode') === CMD_OP.CFGI_CD_ALL);
       return CERROR.NONE;
     }
     const range = CMD_CFGI.get(command, 'Range');

@@ -12,6 +12,7 @@
  *
  * Registers are passed in as they are at the moment of the lookup; nothing here looks at the kernel's objects.
  */
+import { steSafeBits, steUsedBits } from './used-bits.js';
 import type { Task } from '../../runtime/task.js';
 import type { SmmuFeatures } from './identification.js';
 import type { SmmuMemory } from './ports.js';
@@ -48,7 +49,12 @@ const CD_LEAF_LOG2 = [0, 6, 10];
 /** What a stream table entry makes of its stream's transactions. */
 export type StreamConfig =
   | { readonly ok: true; readonly kind: 'abort' }
-  | { readonly ok: true; readonly kind: 'bypass' }
+  | {
+      readonly ok: true;
+      readonly kind: 'bypass';
+      /** Stage 1 is bypassed by S1DSS, under an STE that answers translation requests (13.6.4). */
+      readonly allowsAts: boolean;
+    }
   | {
       readonly ok: true;
       readonly kind: 'translate';
@@ -88,6 +94,12 @@ const MIN_TXSZ_LARGE = 12;
 const MAX_TXSZ = 39;
 const MAX_CONCATENATION_BITS = 4;
 
+/** Whether two STEs differ in what matters; in the middle of a hitless change they do not. */
+function meansOther(known: Uint32Array, ste: Uint32Array): boolean {
+  const [before, now, safe] = [steUsedBits(known), steUsedBits(ste), steSafeBits(known, ste)];
+  return known.some((word, i) => ((word ^ (ste[i] ?? 0)) & (before[i] ?? 0) & (now[i] ?? 0) & ~(safe[i] ?? 0)) !== 0);
+}
+
 /** Finds and caches the configuration of streams. */
 export class StreamConfigurations {
   readonly #memory: SmmuMemory;
@@ -110,15 +122,11 @@ export class StreamConfigurations {
     const cached = this.#cache.get(streamId)?.get(substreamId ?? NO_SUBSTREAM);
     if (cached !== undefined) return cached;
     const before = this.#invalidations;
-    const address = this.#steAddress(table(), streamId);
-    if (typeof address === 'object') return address;
-    yield 'smmu:ste-fetch';
-    const ste = new Uint32Array(STE_WORDS);
-    if (!this.#memory.loadWords(address, ste)) return faultOf('F_STE_FETCH', { fetchAddress: address });
+    const ste = yield* this.#fetchSte(table(), streamId);
+    if ('ok' in ste) return ste;
     // What is cached of the stream's other substreams came from another STE: nobody invalidated that.
-    const known = this.#stes.get(streamId);
-    const isOther = known?.some((word, i) => word !== ste[i]) === true;
-    if (isOther && (this.#cache.get(streamId)?.size ?? 0) > 0) return faultOf('F_CFG_CONFLICT');
+    const known = this.#steOfCached(streamId);
+    if (known !== undefined && meansOther(known, ste)) return faultOf('F_CFG_CONFLICT');
     const config = yield* this.#configOf(ste, substreamId);
     // An invalidation during the fetch means that what was fetched may be old: use it once, do not keep it.
     if (config.ok && before === this.#invalidations) {
@@ -127,6 +135,29 @@ export class StreamConfigurations {
       this.#stes.set(streamId, ste);
     }
     return config;
+  }
+
+  /** Whether translated transactions of a stream pass: its STE alone says so (3.9.1). */
+  *findAts(table: () => StreamTable, streamId: number): Task<'abort' | 'allowed' | 'forbidden' | Fault> {
+    const ste = this.#steOfCached(streamId) ?? (yield* this.#fetchSte(table(), streamId));
+    if ('ok' in ste) return ste;
+    const config = STE.get(ste, 'Config');
+    if (STE.get(ste, 'V') === 0) return faultOf('C_BAD_STE');
+    if (config < STE_CONFIG.BYPASS) return 'abort';
+    if (this.#steIllegal(ste, config)) return faultOf('C_BAD_STE');
+    return config !== STE_CONFIG.BYPASS && STE.get(ste, 'EATS') === STE_EATS.FULL ? 'allowed' : 'forbidden';
+  }
+
+  #steOfCached(streamId: number): Uint32Array | undefined {
+    return (this.#cache.get(streamId)?.size ?? 0) > 0 ? this.#stes.get(streamId) : undefined;
+  }
+
+  *#fetchSte(table: StreamTable, streamId: number): Task<Uint32Array | Fault> {
+    const address = this.#steAddress(table, streamId);
+    if (typeof address === 'object') return address;
+    yield 'smmu:ste-fetch';
+    const ste = new Uint32Array(STE_WORDS);
+    return this.#memory.loadWords(address, ste) ? ste : faultOf('F_STE_FETCH', { fetchAddress: address });
   }
 
   /** Forgets one CD of a stream, and what transactions without a substream made of CD 0. */
@@ -180,7 +211,9 @@ export class StreamConfigurations {
     if (typeof cdIndex === 'object') return cdIndex;
     const stage2 = (config & 2) !== 0 ? this.#stage2Of(ste) : undefined;
     // Stage 1 may be passed by, too: by S1DSS.
-    if (stage2 === undefined && (!usesStage1 || cdIndex === undefined)) return { ok: true, kind: 'bypass' };
+    const allowsAts = this.#features.ats && STE.get(ste, 'EATS') === STE_EATS.FULL;
+    if (stage2 === undefined && (!usesStage1 || cdIndex === undefined))
+      return { ok: true, kind: 'bypass', allowsAts: usesStage1 && allowsAts };
     let stage1: Stage1Config | undefined;
     if (usesStage1 && cdIndex !== undefined) {
       const found = yield* this.#fetchCd(ste, cdIndex, stage2);
@@ -194,7 +227,7 @@ export class StreamConfigurations {
       stage1,
       stage2,
       vmid: this.#features.stage2 ? STE.get(ste, 'S2VMID') : 0,
-      allowsAts: this.#features.ats && STE.get(ste, 'EATS') === STE_EATS.FULL,
+      allowsAts,
       privilegeOverride: overrides ? STE.get(ste, 'PRIVCFG') : 0,
       instructionOverride: overrides ? STE.get(ste, 'INSTCFG') : 0,
     };

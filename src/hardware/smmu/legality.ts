@@ -28,6 +28,8 @@ interface Entry {
   readonly kind: EntryKind;
   readonly streamIds: readonly number[];
   readonly name: string;
+  /** Streams whose configuration was invalidated since the entry changed; all of them must be. */
+  readonly done: Set<number>;
   /** What the SMMU may have read of, besides what is there now. */
   stable: Uint32Array;
   current: Uint32Array;
@@ -38,7 +40,7 @@ interface Entry {
 /** What a translation table tells of its changes: bytes of input and output address. */
 export interface TranslationWatch {
   mapped(input: number, lengthBytes: number): void;
-  /** `isTable`: tables went as well. */
+  /** `isTable`: a table that covers the range went as well. */
   unmapped(input: number, lengthBytes: number, isTable: boolean): void;
   /** The memory of tables that went from the range is given back. */
   tablesFreed(input: number, lengthBytes: number): void;
@@ -48,13 +50,13 @@ interface StaleRange {
   readonly first: number;
   readonly last: number;
   readonly isInvalidated: boolean;
-  /** It was a table and what it held: any address of it stands for all. */
+  /** It is the way to leaves, not leaves: any address of it stands for all. */
   readonly isTable: boolean;
 }
 
 interface Table {
   readonly stage: 1 | 2;
-  /** ASID or VMID. */
+  /** ASID (of VMID 0, the kernel's own) or VMID. */
   readonly tag: number;
   /** Unmapped, and perhaps in a TLB. */
   stale: StaleRange[];
@@ -126,7 +128,7 @@ export class LegalityChecker {
   #newEntry(kind: EntryKind, key: string, streamIds: readonly number[], before: Uint32Array): Entry {
     const name = `stream ${streamIds.map((id) => `0x${id.toString(16)}`).join(', ')}`;
     const [stable, current] = [Uint32Array.from(before), Uint32Array.from(before)];
-    const entry: Entry = { kind, streamIds, name, stable, current, invalidated: undefined };
+    const entry: Entry = { kind, streamIds, name, done: new Set(), stable, current, invalidated: undefined };
     this.#entries.set(key, entry);
     return entry;
   }
@@ -154,7 +156,9 @@ export class LegalityChecker {
         );
       },
       unmapped: (input, lengthBytes, isTable) => {
-        table.stale.push({ first: input, last: input + lengthBytes - 1, isInvalidated: false, isTable });
+        const range = { first: input, last: input + lengthBytes - 1, isInvalidated: false };
+        table.stale.push({ ...range, isTable: false });
+        if (isTable) table.stale.push({ ...range, isTable: true });
       },
       tablesFreed: (input, lengthBytes) => {
         invariant(
@@ -168,10 +172,15 @@ export class LegalityChecker {
 
   // --- what the command queue does ---
 
-  /** CMD_CFGI_* of the streams `first`..`last`. */
-  configInvalidated(first: number, last: number): void {
-    for (const entry of this.#entries.values())
-      if (entry.streamIds.some((id) => id >= first && id <= last)) entry.invalidated = Uint32Array.from(entry.current);
+  /** CMD_CFGI_* of the streams `first`..`last`: those of a stream cover its CDs, CMD_CFGI_CD and CMD_CFGI_CD_ALL (`cdsOnly`) not the STE. */
+  configInvalidated(first: number, last: number, cdsOnly = false): void {
+    for (const entry of this.#entries.values()) {
+      if (cdsOnly && entry.kind === 'STE') continue;
+      for (const id of entry.streamIds) if (id >= first && id <= last) entry.done.add(id);
+      if (entry.done.size < entry.streamIds.length) continue;
+      entry.done.clear();
+      entry.invalidated = Uint32Array.from(entry.current);
+    }
   }
 
   /** CMD_TLBI_*; `leafOnly`: it leaves tables. */
@@ -179,8 +188,9 @@ export class LegalityChecker {
     for (const table of this.#tables) {
       const kind = table.stage === 1 ? TLB_KIND.STAGE1 : TLB_KIND.STAGE2;
       if ((kinds & (1 << kind)) === 0) continue;
-      const tag = table.stage === 1 ? asid : vmid;
-      if (tag !== undefined && tag !== table.tag) continue;
+      const of = table.stage === 1 ? { asid: table.tag, vmid: 0 } : { asid: undefined, vmid: table.tag };
+      if (asid !== undefined && of.asid !== undefined && asid !== of.asid) continue;
+      if (vmid !== undefined && vmid !== of.vmid) continue;
       const [first, last] = range === undefined ? [0, Infinity] : [range.start, range.last];
       table.stale = table.stale.flatMap((stale) => (stale.isTable && leafOnly ? [stale] : cut(stale, first, last)));
     }

@@ -32,7 +32,10 @@ export class PageRequestQueue {
   /** A device's request. */
   report(message: PageRequestMessage): void {
     const { registers, respond, runtime, name } = this.#placement;
-    const { streamId, substreamId, group, isLast } = message;
+    const { streamId, substreamId, group } = message;
+    // A Stop Marker ends a PASID's requests and expects no answer (PCIe 10.4.1.2.1).
+    const isStopMarker = substreamId !== undefined && !message.read && !message.write;
+    const isLast = message.isLast && !isStopMarker;
     const isOpen = registers.field(CR0, 'PRIQEN') !== 0 && !registers.isErrorActive('PRIQ_ABT_ERR');
     if (!isOpen) {
       if (isLast) respond(streamId, substreamId, group, 'failure');
@@ -53,12 +56,17 @@ export class PageRequestQueue {
       if (isLast) respond(streamId, substreamId, group, 'success');
       return;
     }
-    this.#write(message, log2Size, write);
+    if (!this.#write(message, log2Size, write)) {
+      registers.raiseError('PRIQ_ABT_ERR');
+      respond(streamId, substreamId, group, 'failure');
+      return;
+    }
     registers.setField(PRIQ_PROD, 'WR', (write + 1) & mask);
     if (write === read || isLast) registers.interrupt('priq');
   }
 
-  #write(message: PageRequestMessage, log2Size: number, index: number): void {
+  /** False: no memory there. */
+  #write(message: PageRequestMessage, log2Size: number, index: number): boolean {
     const { registers, memory } = this.#placement;
     const record = PRIQ_ENTRY.make({
       StreamID: message.streamId,
@@ -75,9 +83,7 @@ export class PageRequestQueue {
     const base = registers.queueAddress(PRIQ_BASE, log2Size, PRIQ_ENTRY.sizeBytes);
     const address = base + (index % 2 ** log2Size) * PRIQ_ENTRY.sizeBytes;
     for (let word = 0; word < record.length; word += 2)
-      if (!memory.store64(address + word * 4, record[word] ?? 0, record[word + 1] ?? 0)) {
-        registers.raiseError('PRIQ_ABT_ERR');
-        return;
-      }
+      if (!memory.store64(address + word * 4, record[word] ?? 0, record[word + 1] ?? 0)) return false;
+    return true;
   }
 }

@@ -235,6 +235,15 @@ export class Smmu {
 
   /** Answers a translation request (ATS). Only what is wrong with the request itself, or with configuration, is an event. */
   *translateAts(request: AtsRequest): Task<AtsResponse> {
+    const ticket = this.#inFlight.begin();
+    try {
+      return yield* this.#answerAts(request);
+    } finally {
+      this.#inFlight.end(ticket);
+    }
+  }
+
+  *#answerAts(request: AtsRequest): Task<AtsResponse> {
     const registers = this.#registers;
     const access: Access = { write: false, instruction: false, privileged: request.privileged ?? false };
     const asked: TranslateRequest = { ...request, write: false };
@@ -250,7 +259,8 @@ export class Smmu {
       return { status: 'abort' };
     }
     if (config.kind === 'abort') return { status: 'unsupported' };
-    if (config.kind === 'bypass' || !config.allowsAts) return refuse('F_BAD_ATS_TREQ');
+    if (!config.allowsAts) return refuse('F_BAD_ATS_TREQ');
+    if (config.kind === 'bypass') return this.#identity(request);
     const read = yield* this.#lookUp(config, request.iova, overridden(access, config));
     const wantsWrite = request.noWrite !== true;
     // A write through the device's cache is not seen here: dirty state is set when the right to write is given.
@@ -268,6 +278,12 @@ export class Smmu {
     };
   }
 
+  /** Where stage 1 is bypassed every address is its own translation (13.6.4). */
+  #identity({ iova, noWrite }: AtsRequest): AtsResponse {
+    if (iova >= this.#outputEnd) return NO_ACCESS;
+    return { status: 'success', pa: Number(iova - (iova & 0xfffn)), shift: 12, read: true, write: noWrite !== true };
+  }
+
   /** A transaction whose address a device got from {@link translateAts}. */
   *passTranslated(request: TranslateRequest): Task<TranslateResult> {
     const registers = this.#registers;
@@ -275,11 +291,11 @@ export class Smmu {
     const access: Access = { write: request.write, instruction: false, privileged: request.privileged ?? false };
     if (!this.features.ats) return this.#terminate(faultOf('F_TRANSL_FORBIDDEN'), request, access);
     if (registers.field(CR0, 'ATSCHK') !== 0) {
-      const { streamId, substreamId } = request;
-      const config = yield* this.#configurations.find(() => this.#streamTable(), streamId, substreamId);
-      if (!config.ok) return this.#terminate(config, request, access);
-      const isAllowed = config.kind === 'translate' && config.allowsAts;
-      if (!isAllowed) return this.#terminate(faultOf('F_TRANSL_FORBIDDEN'), request, access);
+      const verdict = yield* this.#configurations.findAts(() => this.#streamTable(), request.streamId);
+      if (verdict === 'abort') return ABORT;
+      if (verdict === 'forbidden') return this.#terminate(faultOf('F_TRANSL_FORBIDDEN'), request, access);
+      if (verdict !== 'allowed')
+        return registers.field(CR2, 'REC_CFG_ATS') === 0 ? ABORT : this.#terminate(verdict, request, access);
     }
     return request.iova < this.#outputEnd ? this.#bypass(request.iova) : ABORT;
   }

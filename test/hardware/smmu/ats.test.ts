@@ -11,10 +11,11 @@ import {
   PRI_RESPONSE,
   STE_CONFIG,
   STE_EATS,
+  STE_S1DSS,
 } from '../../../src/hardware/smmu/records.js';
 import type { AtcInvalidation, PageRequestMessage } from '../../../src/hardware/smmu/ats.js';
 import type { Task } from '../../../src/runtime/task.js';
-import { CMDQ_CONS, CR0, CR2, PRIQ_BASE, PRIQ_CONS, PRIQ_PROD } from '../../../src/uapi/smmuv3-registers.js';
+import { CMDQ_CONS, CR0, CR2, GERROR, PRIQ_BASE, PRIQ_CONS, PRIQ_PROD } from '../../../src/uapi/smmuv3-registers.js';
 import { DBM_HIGH, identified, Machine, PAGE_BITS, STREAM } from './machine.js';
 
 const ats = identified({ idr0: { ATS: 1, NS1ATS: 1, PRI: 1 }, idr1: { PRIQS: 4 } });
@@ -78,7 +79,37 @@ describe('translation requests', () => {
   });
 });
 
+describe('translation requests where stage 1 is bypassed', () => {
+  test('by S1DSS: every address is its own; by STE.Config there is no ATS', () => {
+    const m = new Machine({ identification: identified({ idr0: { ATS: 1, NS1ATS: 1 }, idr1: { SSIDSIZE: 4 } }) });
+    const ste = { S1ContextPtr: m.writeCd(m.allocate(4096)) / 64, S1CDMax: 1, EATS: STE_EATS.FULL };
+    m.writeSte({ Config: STE_CONFIG.S1_TRANS, S1DSS: STE_S1DSS.BYPASS, ...ste });
+    expect(m.ats(VA)).toEqual({ status: 'success', pa: Number(VA), shift: 12, read: true, write: true });
+    expect(m.ats(1n << 60n)).toMatchObject({ read: false, write: false });
+    expect(m.eventProducer).toBe(0);
+    m.writeSte({ Config: STE_CONFIG.BYPASS, EATS: STE_EATS.FULL });
+    m.command(CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: STREAM }));
+    expect(m.ats(VA)).toEqual({ status: 'unsupported' });
+    expect(m.event(0).Type).toBe(EVENT.F_BAD_ATS_TREQ);
+  });
+});
+
 describe('translated transactions', () => {
+  test('pass whatever the CD says, and end without an event where the STE aborts or configuration is wrong', () => {
+    const m = new Machine({ identification: ats });
+    atsStream(m, STE_EATS.FULL, { V: 0 });
+    m.smmu.writeRegister(CR0.offset, 4, 0x1d);
+    const pass = (streamId = STREAM): unknown =>
+      m.run(m.smmu.passTranslated({ streamId, iova: 0x80000000n, write: true }));
+    expect(pass()).toMatchObject({ ok: true, pa: 0x80000000 });
+    m.writeSte({ Config: STE_CONFIG.ABORT });
+    m.command(CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: STREAM }));
+    expect([pass(), pass(STREAM + 1)]).toMatchObject([{ ok: false }, { ok: false }]);
+    expect(m.eventProducer).toBe(0);
+    m.smmu.writeRegister(CR2.offset, 4, CR2.make({ REC_CFG_ATS: 1 })[0] ?? 0);
+    expect(pass(STREAM + 1)).toMatchObject({ ok: false, event: 'C_BAD_STE' });
+  });
+
   test('pass with STE.EATS, and unchecked without CR0.ATSCHK', () => {
     const m = new Machine({ identification: ats });
     atsStream(m);
@@ -176,5 +207,23 @@ describe('page requests', () => {
     m.smmu.requestPage(request(1, false));
     m.smmu.requestPage(request(1));
     expect(answers).toEqual([[STREAM, undefined, 1, 'failure']]);
+  });
+
+  test('that cannot be stored: failure, PRIQ_ABT_ERR, and the index stays', () => {
+    const { m, answers } = withQueue();
+    m.smmu.writeRegister(CR0.offset, 4, 0xd);
+    m.smmu.writeRegister(PRIQ_BASE.offset, 8, 0x1000n | 1n);
+    m.smmu.writeRegister(CR0.offset, 4, 0xf);
+    m.smmu.requestPage(request(1));
+    expect(answers).toEqual([[STREAM, undefined, 1, 'failure']]);
+    expect(m.smmu.readRegister(PRIQ_PROD.offset, 4)).toBe(0);
+    expect(GERROR.get([m.smmu.readRegister(GERROR.offset, 4)], 'PRIQ_ABT_ERR')).toBe(1);
+  });
+
+  test('a Stop Marker is never answered', () => {
+    const { m, answers } = withQueue();
+    m.smmu.writeRegister(CR0.offset, 4, 0xd);
+    m.smmu.requestPage({ ...request(0), substreamId: 3, read: false });
+    expect(answers).toEqual([]);
   });
 });

@@ -7,7 +7,6 @@ import {
   CMD_OP,
   EVENT,
   STE_CONFIG,
-  STE_EATS,
   type EventName,
 } from '../../../src/hardware/smmu/records.js';
 import { CMDQ_CONS, CR0 } from '../../../src/uapi/smmuv3-registers.js';
@@ -102,7 +101,7 @@ const PRODUCERS: Readonly<Record<EventName, (m: Machine) => unknown>> = {
     for (const ssid of [1, 2]) m.writeCd(m.allocate(4096), { ASID: ssid }, table + ssid * CD.sizeBytes);
     m.writeSte(ste);
     m.outcome(VA, false, { substreamId: 1 });
-    m.writeSte({ ...ste, EATS: STE_EATS.FULL });
+    m.writeSte({ ...ste, S1CSH: 3 });
     m.outcome(VA, false, { substreamId: 2 });
   },
   E_PAGE_REQUEST: (m) => {

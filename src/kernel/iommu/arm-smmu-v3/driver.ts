@@ -82,6 +82,12 @@ class TagSpace {
   }
 }
 
+/** A domain a device keeps translations of; `isNested`: by a guest's addresses. */
+interface KeptDomain {
+  readonly domain: ArmSmmuDomain;
+  readonly isNested: boolean;
+}
+
 /** What the driver keeps for a device (`struct arm_smmu_master`). */
 interface Master {
   readonly device: Device;
@@ -90,8 +96,8 @@ interface Master {
   cdTable: DmaMemory | undefined;
   /** While it is behind a guest's SMMU. */
   vmaster: Vmaster | undefined;
-  /** What it is attached to, where that is a paging domain or a guest's tables under one. */
-  domain: ArmSmmuDomain | undefined;
+  /** Whose unmaps it must hear of: two while it moves from one to the other. */
+  keepsOf: readonly KeptDomain[];
   hasAtsOn: boolean;
 }
 
@@ -104,6 +110,11 @@ export interface SmmuHost {
   readonly pageShift: number;
   /** Who watches what the driver writes for an SMMU to read; undefined for nobody. */
   readonly legality?: (smmu: string) => LegalityChecker | undefined;
+}
+
+function keptOf(domain: IommuDomain): KeptDomain[] {
+  if (domain instanceof ArmSmmuNestedDomain) return [{ domain: domain.vsmmu.parent, isNested: true }];
+  return domain instanceof ArmSmmuDomain ? [{ domain, isNested: false }] : [];
 }
 
 /** One SMMUv3 and its driver. */
@@ -244,7 +255,7 @@ export class ArmSmmuV3 implements IommuDriver {
       streams,
       cdTable: undefined,
       vmaster: undefined,
-      domain: undefined,
+      keepsOf: [],
       hasAtsOn: false,
     });
     return 0;
@@ -266,7 +277,9 @@ export class ArmSmmuV3 implements IommuDriver {
     if (master === undefined) return;
     yield* this.#mutex.lock();
     this.#masters.delete(device);
+    if (master.hasAtsOn) pci_set_ats(device, false);
     yield* this.#writeSte(master, abortSte());
+    if (master.hasAtsOn) yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
     if (!this.#mates(master).some((mate) => mate.cdTable === master.cdTable)) {
       if (master.cdTable !== undefined) this.legality?.forgetEntry(`CD ${master.cdTable.address}`);
       master.cdTable?.free();
@@ -280,12 +293,18 @@ export class ArmSmmuV3 implements IommuDriver {
     yield* this.#mutex.lock();
     const usesAts = this.#usesAts(domain, master);
     if (master.hasAtsOn && !usesAts) pci_set_ats(device, false);
+    const before = master.keepsOf;
+    const after = usesAts ? keptOf(domain) : [];
+    master.keepsOf = [...before, ...after];
     const rc =
       domain instanceof ArmSmmuNestedDomain
         ? yield* this.#attachNested(domain, master, usesAts)
         : yield* this.#attach(domain, master, usesAts);
-    if (rc === 0) yield* this.#commitAts(domain, master, usesAts);
-    else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
+    if (rc === 0) {
+      yield* this.#commitAts(master, usesAts);
+      if (!(domain instanceof ArmSmmuNestedDomain)) master.vmaster = undefined;
+    } else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
+    master.keepsOf = rc === 0 ? after : before;
     this.#mutex.unlock();
     if (rc === 0) {
       const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
@@ -301,22 +320,21 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   /** The stream table entry is in place: what the device keeps is of the domain before, if of any. */
-  *#commitAts(domain: IommuDomain, master: Master, usesAts: boolean): Task<void> {
+  *#commitAts(master: Master, usesAts: boolean): Task<void> {
     if (master.hasAtsOn || usesAts)
       yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
     if (usesAts && !master.hasAtsOn) pci_set_ats(master.device, true);
     master.hasAtsOn = usesAts;
-    master.domain = domain instanceof ArmSmmuNestedDomain ? domain.vsmmu.parent : undefined;
-    if (domain instanceof ArmSmmuDomain) master.domain = domain;
   }
 
   /** What devices keep of a range of a domain is invalidated (arm_smmu_atc_inv_domain). A guest's addresses are not the host's to know. */
   *invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void> {
-    const commands = [...this.#masters.values()]
-      .filter((master) => master.hasAtsOn && master.domain === domain)
-      .flatMap(({ streams, vmaster }) =>
-        streams.map(({ id }) => (vmaster === undefined ? invalidateRange(id, iova, lengthBytes) : invalidateAll(id))),
-      );
+    const commands = [...this.#masters.values()].flatMap(({ hasAtsOn, keepsOf, streams }) => {
+      const kept = keepsOf.filter((other) => other.domain === domain);
+      if (!hasAtsOn || kept.length === 0) return [];
+      const isNested = kept.some((other) => other.isNested);
+      return streams.map(({ id }) => (isNested ? invalidateAll(id) : invalidateRange(id, iova, lengthBytes)));
+    });
     if (commands.length > 0) yield* this.commandQueue.issueAndSync(commands);
   }
 
@@ -331,7 +349,6 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   *#attach(domain: IommuDomain, master: Master, usesAts: boolean): Task<number> {
-    master.vmaster = undefined;
     if (domain instanceof ArmSmmuDomain && domain.stage === 1) {
       master.cdTable ??= this.#mates(master).find((mate) => mate.cdTable !== undefined)?.cdTable;
       master.cdTable ??= DmaMemory.alloc(this.#host.arena, ENTRY_BYTES);
