@@ -1,14 +1,6 @@
 /** Every event of the architecture's list and every command is produced at least once, by transactions and by the queue. */
 import { expect, test } from 'vitest';
-import {
-  CD,
-  CERROR,
-  CMD,
-  CMD_OP,
-  EVENT,
-  STE_CONFIG,
-  type EventName,
-} from '../../../src/hardware/smmu/records.js';
+import { CD, CERROR, CMD, CMD_OP, EVENT, STE_CONFIG, type EventName } from '../../../src/hardware/smmu/records.js';
 import { CMDQ_CONS, CR0 } from '../../../src/uapi/smmuv3-registers.js';
 import { identified, Machine, PAGE_BITS, STREAM } from './machine.js';
 
