@@ -3,6 +3,7 @@ import { expect } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
 import type { HostDescription, SmmuDescription } from '../../src/hardware/description.js';
 import type { SmmuMemory } from '../../src/hardware/smmu/ports.js';
+import type { AtcInvalidation } from '../../src/hardware/smmu/ats.js';
 import { Smmu, type TranslateResult } from '../../src/hardware/smmu/smmu.js';
 import type { Device } from '../../src/kernel/device.js';
 import { ArmSmmuDomain } from '../../src/kernel/iommu/arm-smmu-v3/domain.js';
@@ -10,6 +11,7 @@ import { IommuCore } from '../../src/kernel/iommu/iommu.js';
 import type { RunEvent } from '../../src/runtime/events.js';
 import { NodeRuntime, type ScheduleSpec } from '../../src/runtime/node-runtime.js';
 import type { Task } from '../../src/runtime/task.js';
+import { PCI_EXT_CAP_ID_ATS } from '../../src/uapi/pci-regs.js';
 
 const KERNEL_BASE_PFN = 0x80000;
 
@@ -92,6 +94,10 @@ export class Machine {
   readonly smmu: Smmu;
   readonly core: IommuCore;
   readonly events: RunEvent[] = [];
+  /** What was written into configuration space. */
+  readonly configWrites: { readonly offset: number; readonly value: number }[] = [];
+  /** CMD_ATC_INV that reached devices. */
+  readonly atcInvalidations: AtcInvalidation[] = [];
 
   constructor(
     description: HostDescription = hostDescription(),
@@ -102,11 +108,16 @@ export class Machine {
     let onIrq: (smmu: string, line: string) => void = () => undefined;
     const [smmu] = description.iommus;
     if (smmu === undefined) throw new Error('no SMMU');
+    const seen = this.atcInvalidations;
     this.smmu = new Smmu({
       runtime: this.runtime,
       memory: windowMemory(this.arena),
       description: smmu,
       irq: (line) => onIrq(smmu.name, line),
+      *atc(invalidation): Task<boolean> {
+        seen.push(invalidation);
+        return true;
+      },
     });
     const base = Number(smmu.base);
     const board = {
@@ -140,11 +151,12 @@ export class Machine {
   }
 
   /** A function of an IOMMU's own; `isMultifunction`: with siblings that it is not isolated from. */
-  addDevice(name: string, streamId: number, isMultifunction = false): Device {
+  addDevice(name: string, streamId: number, isMultifunction = false, hasAts = false): Device {
     const fn = {
       requesterId: streamId,
       expressType: 0,
-      findExtendedCapability: () => 0,
+      findExtendedCapability: (id: number) => (hasAts && id === PCI_EXT_CAP_ID_ATS ? 0x100 : 0),
+      configWrite: (offset: number, _size: number, value: number) => this.configWrites.push({ offset, value }),
       description: { vendor: 0, device: 0, classCode: 0 },
     };
     const device = {
