@@ -11,7 +11,7 @@ import {
   STE_EATS,
   VMSA_DESCRIPTOR,
 } from '../../src/hardware/smmu/records.js';
-import type { HostDescription } from '../../src/hardware/description.js';
+import type { HostDescription, SmmuDescription } from '../../src/hardware/description.js';
 import type { Task } from '../../src/runtime/task.js';
 import type { Process } from '../../src/testbed/process.js';
 import {
@@ -47,9 +47,9 @@ const VA = 0x5000;
 const MSI_WINDOW = 0x8000000;
 const VSID = 0x42;
 
-function nestingHost(forcedWriteBack = true): HostDescription {
+function nestingHost(changes: Partial<SmmuDescription> = {}): HostDescription {
   const host = ampereLike();
-  return { ...host, iommus: host.iommus.map((smmu) => ({ ...smmu, forcedWriteBack })) };
+  return { ...host, iommus: host.iommus.map((smmu) => ({ ...smmu, forcedWriteBack: true, ...changes })) };
 }
 
 function bytesOf(words: Uint32Array): Uint8Array {
@@ -268,6 +268,7 @@ describe("a guest's SMMU", () => {
         CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: VSID }),
         CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NH_ALL, ASID: 1 }),
         cfgi({ StreamID: VSID, SSec: 1 }),
+        cfgi({ StreamID: VSID, SSV: 1, SubstreamID: 2 }),
         cfgi({ StreamID: VSID + 1 }),
         Uint32Array.from([0xff, 0, 0, 0]),
       ];
@@ -275,8 +276,22 @@ describe("a guest's SMMU", () => {
       expect(yield* invalidate(rig, [])).toEqual([0, 0]);
     }, nestingHost()));
 
+  test('a guest invalidates by its substreams where the SMMU has some', () =>
+    onHost(
+      function* (p) {
+        const rig = yield* rigOf(p);
+        yield* vdevice(rig);
+        const cfgi = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_CD, StreamID: VSID, SSV: 1, SubstreamID: 2 });
+        expect(yield* invalidate(rig, [cfgi])).toEqual([0, 1]);
+      },
+      nestingHost({ substreamIdBits: 4 }),
+    ));
+
   test('is not to be had where stage 2 cannot hold a guest to the caches', () =>
-    onHost(function* (p) {
-      expect(yield* errorOf(rigOf(p))).toBe('EOPNOTSUPP');
-    }, nestingHost(false)));
+    onHost(
+      function* (p) {
+        expect(yield* errorOf(rigOf(p))).toBe('EOPNOTSUPP');
+      },
+      nestingHost({ forcedWriteBack: false }),
+    ));
 });

@@ -30,6 +30,8 @@ export interface SmmuFeatures {
   readonly hasDirtyState: boolean;
   readonly canStall: boolean;
   readonly streamIdBits: number;
+  /** 0 without substreams. */
+  readonly substreamIdBits: number;
   readonly asidBits: number;
   readonly vmidBits: number;
   readonly outputBits: number;
@@ -60,6 +62,7 @@ export function probeFeatures(registers: SmmuRegisters): SmmuFeatures {
     hasDirtyState: isCoherent && registers.field(IDR0, 'HTTU') >= HTTU_DIRTY,
     canStall: registers.field(IDR0, 'STALL_MODEL') !== STALL_MODEL_NONE,
     streamIdBits: registers.field(IDR1, 'SIDSIZE'),
+    substreamIdBits: registers.field(IDR1, 'SSIDSIZE'),
     asidBits: has('ASID16') ? 16 : 8,
     vmidBits: has('VMID16') ? 16 : 8,
     outputBits: ADDRESS_SIZE_BITS[registers.field(IDR5, 'OAS')] ?? 48,

@@ -215,12 +215,18 @@ export class ArmVsmmu implements ViommuDriver {
       case CMD_OP.TLBI_NH_VAA:
         return this.#tlbi(words, ['Leaf', 'Address', ...this.#rangeFields()]);
       case CMD_OP.CFGI_CD:
-        return this.#ofStream(CMD_CFGI, words, ['Opcode', 'StreamID', 'Leaf']);
+        return this.#ofStream(CMD_CFGI, words, ['Opcode', 'StreamID', 'Leaf', ...this.#substreamFields()]);
       case CMD_OP.CFGI_CD_ALL:
         return this.#ofStream(CMD_CFGI, words, ['Opcode', 'StreamID']);
       case CMD_OP.ATC_INV:
         if (!this.smmu.features.hasAts) return -EIO;
-        return this.#ofStream(CMD_ATC_INV, words, ['Opcode', 'StreamID', 'Size', 'Address']);
+        return this.#ofStream(CMD_ATC_INV, words, [
+          'Opcode',
+          'StreamID',
+          'Size',
+          'Address',
+          ...this.#substreamFields('G'),
+        ]);
       default:
         return -EIO;
     }
@@ -228,6 +234,11 @@ export class ArmVsmmu implements ViommuDriver {
 
   #rangeFields(): readonly ('NUM' | 'SCALE' | 'TTL' | 'TG')[] {
     return this.smmu.features.hasRangeInvalidation ? ['NUM', 'SCALE', 'TTL', 'TG'] : [];
+  }
+
+  /** What a guest may say of its substreams; nothing where the SMMU has none. */
+  #substreamFields<F extends string = never>(...more: F[]): readonly ('SSV' | 'SubstreamID' | F)[] {
+    return this.smmu.features.substreamIdBits === 0 ? [] : ['SSV', 'SubstreamID', ...more];
   }
 
   #tlbi(words: Uint32Array, names: readonly (keyof typeof CMD_TLBI.fields)[]): Uint32Array | number {
