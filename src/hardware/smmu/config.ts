@@ -141,11 +141,21 @@ export class StreamConfigurations {
   *findAts(table: () => StreamTable, streamId: number): Task<'abort' | 'allowed' | 'forbidden' | Fault> {
     const ste = this.#steOfCached(streamId) ?? (yield* this.#fetchSte(table(), streamId));
     if ('ok' in ste) return ste;
+    return this.#verdictOf(ste) ?? (this.#allowsAts(ste) ? 'allowed' : 'forbidden');
+  }
+
+  /** What an STE says before anything else of it counts: invalid or illegal, or abort. */
+  #verdictOf(ste: Uint32Array): 'abort' | Fault | undefined {
     const config = STE.get(ste, 'Config');
     if (STE.get(ste, 'V') === 0) return faultOf('C_BAD_STE');
     if (config < STE_CONFIG.BYPASS) return 'abort';
-    if (this.#steIllegal(ste, config)) return faultOf('C_BAD_STE');
-    return config !== STE_CONFIG.BYPASS && STE.get(ste, 'EATS') === STE_EATS.FULL ? 'allowed' : 'forbidden';
+    return this.#steIllegal(ste, config) ? faultOf('C_BAD_STE') : undefined;
+  }
+
+  /** STE.EATS, where stage 1 or 2 is there at all. */
+  #allowsAts(ste: Uint32Array): boolean {
+    const translates = STE.get(ste, 'Config') > STE_CONFIG.BYPASS;
+    return this.#features.ats && translates && STE.get(ste, 'EATS') === STE_EATS.FULL;
   }
 
   #steOfCached(streamId: number): Uint32Array | undefined {
@@ -202,18 +212,16 @@ export class StreamConfigurations {
   }
 
   *#configOf(ste: Uint32Array, substreamId: number | undefined): Task<StreamConfig | Fault> {
+    const verdict = this.#verdictOf(ste);
+    if (verdict !== undefined) return verdict === 'abort' ? { ok: true, kind: 'abort' } : verdict;
     const config = STE.get(ste, 'Config');
-    if (STE.get(ste, 'V') === 0) return faultOf('C_BAD_STE');
-    if (config < STE_CONFIG.BYPASS) return { ok: true, kind: 'abort' };
-    if (this.#steIllegal(ste, config)) return faultOf('C_BAD_STE');
     const usesStage1 = (config & 1) !== 0;
     const cdIndex = this.#cdIndexOf(ste, usesStage1, substreamId);
     if (typeof cdIndex === 'object') return cdIndex;
     const stage2 = (config & 2) !== 0 ? this.#stage2Of(ste) : undefined;
     // Stage 1 may be passed by, too: by S1DSS.
-    const allowsAts = this.#features.ats && STE.get(ste, 'EATS') === STE_EATS.FULL;
-    if (stage2 === undefined && (!usesStage1 || cdIndex === undefined))
-      return { ok: true, kind: 'bypass', allowsAts: usesStage1 && allowsAts };
+    const allowsAts = this.#allowsAts(ste);
+    if (stage2 === undefined && (!usesStage1 || cdIndex === undefined)) return { ok: true, kind: 'bypass', allowsAts };
     let stage1: Stage1Config | undefined;
     if (usesStage1 && cdIndex !== undefined) {
       const found = yield* this.#fetchCd(ste, cdIndex, stage2);

@@ -72,6 +72,18 @@ export const STE = defineRecord('STE', 64, {
   VMSPtr: bits(332, 40),
 });
 
+/** What of an STE says how stage 1 is to be done; with nesting a guest's own words. */
+export const STE_STAGE1_FIELDS = [
+  'S1Fmt',
+  'S1ContextPtr',
+  'S1CDMax',
+  'S1DSS',
+  'S1CIR',
+  'S1COR',
+  'S1CSH',
+  'S1STALLD',
+] as const;
+
 /** Level 1 context descriptor, 8 bytes. L2Ptr in units of 4096 bytes. IHI 0070 5.3. */
 export const L1CD = defineRecord('L1CD', 8, { V: bit(0), L2Ptr: bits(12, 40) });
 

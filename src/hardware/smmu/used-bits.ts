@@ -3,7 +3,7 @@
  * change at any time. Source: Arm IHI 0070 3.21.3, 5.2, 5.4.
  */
 import { setField, type BitFields, type BitRecord } from '../../layout/bits.js';
-import { CD, STE, STE_CONFIG, STE_EATS, STE_S1DSS } from './records.js';
+import { CD, STE, STE_CONFIG, STE_EATS, STE_S1DSS, STE_STAGE1_FIELDS } from './records.js';
 
 /** 32-bit words of either. */
 const ENTRY_WORDS = 16;
@@ -19,20 +19,7 @@ function fieldMask<F extends BitFields>(record: BitRecord<F>, names: readonly (k
 }
 
 const STE_USED_ALWAYS = ['V', 'Config'] as const;
-const STE_USED_S1 = [
-  'S1Fmt',
-  'S1ContextPtr',
-  'S1CDMax',
-  'S1DSS',
-  'S1CIR',
-  'S1COR',
-  'S1CSH',
-  'S1STALLD',
-  'STRW',
-  'EATS',
-  'MEV',
-  'S2VMID',
-] as const;
+const STE_USED_S1 = [...STE_STAGE1_FIELDS, 'STRW', 'EATS', 'MEV', 'S2VMID'] as const;
 const STE_USED_S2 = [
   'EATS',
   'MEV',

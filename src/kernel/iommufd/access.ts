@@ -227,6 +227,20 @@ function partsOf(
   return { parts, isWhole: at > last };
 }
 
+/** Takes the lock of the access and its address space's, for reading: undefined, and none taken, when it has none. */
+function* lockAreas(access: IommufdAccess): Task<IommufdAccess['ioas']> {
+  yield* access.ioasLock.lock();
+  const { ioas } = access;
+  if (ioas === undefined) access.ioasLock.unlock();
+  else yield* ioas.iopt.iovaRwsem.down_read();
+  return ioas;
+}
+
+function unlockAreas(access: IommufdAccess, ioas: NonNullable<IommufdAccess['ioas']>): void {
+  ioas.iopt.iovaRwsem.up_read();
+  access.ioasLock.unlock();
+}
+
 /**
  * Pins the pages behind a range for the access: physical runs in order, or -errno with nothing pinned. ENOENT no address
  * space or a hole, EINVAL not page aligned or being unmapped, EPERM not mapped for that, EOVERFLOW.
@@ -240,13 +254,8 @@ export function* iommufd_access_pin_pages(
   if (length === 0n || !access.ops.needsPinPages) return -EINVAL;
   const last = iova + length - 1n;
   if (last > IOVA_MAX) return -EOVERFLOW;
-  yield* access.ioasLock.lock();
-  const { ioas } = access;
-  if (ioas === undefined) {
-    access.ioasLock.unlock();
-    return -ENOENT;
-  }
-  yield* ioas.iopt.iovaRwsem.down_read();
+  const ioas = yield* lockAreas(access);
+  if (ioas === undefined) return -ENOENT;
   const runs: PinnedRun[] = [];
   const pinned: PinnedPart[] = [];
   const { parts, isWhole } = partsOf(ioas, iova, last);
@@ -259,8 +268,7 @@ export function* iommufd_access_pin_pages(
   }
   if (rc === 0 && !isWhole) rc = -ENOENT;
   if (rc < 0) yield* unpinParts(pinned, access.isInternal);
-  ioas.iopt.iovaRwsem.up_read();
-  access.ioasLock.unlock();
+  unlockAreas(access, ioas);
   return rc < 0 ? rc : runs;
 }
 
@@ -276,8 +284,7 @@ export function* iommufd_access_unpin_pages(access: IommufdAccess, iova: bigint,
     parts.map(({ part }) => part),
     access.isInternal,
   );
-  ioas.iopt.iovaRwsem.up_read();
-  access.ioasLock.unlock();
+  unlockAreas(access, ioas);
 }
 
 /** How {@link iommufd_access_rw} copies. */
@@ -301,13 +308,8 @@ export function* iommufd_access_rw(
   if (data.length === 0) return -EINVAL;
   const last = iova + BigInt(data.length) - 1n;
   if (last > IOVA_MAX) return -EOVERFLOW;
-  yield* access.ioasLock.lock();
-  const { ioas } = access;
-  if (ioas === undefined) {
-    access.ioasLock.unlock();
-    return -ENOENT;
-  }
-  yield* ioas.iopt.iovaRwsem.down_read();
+  const ioas = yield* lockAreas(access);
+  if (ioas === undefined) return -ENOENT;
   let rc = 0;
   let at = iova;
   for (const area of ioas.iopt.areas.overlapping(iova, last)) {
@@ -321,7 +323,6 @@ export function* iommufd_access_rw(
     at = end + 1n;
   }
   if (rc === 0 && at <= last) rc = -ENOENT;
-  ioas.iopt.iovaRwsem.up_read();
-  access.ioasLock.unlock();
+  unlockAreas(access, ioas);
   return rc;
 }

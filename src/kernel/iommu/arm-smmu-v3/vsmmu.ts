@@ -19,6 +19,7 @@ import {
   EVT,
   STE,
   STE_CONFIG,
+  STE_STAGE1_FIELDS,
   STE_EATS,
 } from '../../../hardware/smmu/records.js';
 import { setField, type BitFields, type BitRecord } from '../../../layout/bits.js';
@@ -40,21 +41,7 @@ import { abortSte, ENTRY_BYTES, stage2Ste } from './entries.js';
 const COMMAND_BYTES = iommu_viommu_arm_smmuv3_invalidate.sizeBytes;
 
 /** Fields of a stream table entry that a guest may choose. */
-const GUEST_FIELDS = [
-  'V',
-  'Config',
-  'S1Fmt',
-  'S1ContextPtr',
-  'S1CDMax',
-  'S1DSS',
-  'S1CIR',
-  'S1COR',
-  'S1CSH',
-  'S1STALLD',
-  'EATS',
-] as const;
-/** Those of them that go into the real entry as they are. */
-const STAGE1_FIELDS = ['S1Fmt', 'S1ContextPtr', 'S1CDMax', 'S1DSS', 'S1CIR', 'S1COR', 'S1CSH', 'S1STALLD'] as const;
+const GUEST_FIELDS = ['V', 'Config', ...STE_STAGE1_FIELDS, 'EATS'] as const;
 
 /** Events that are the guest's business. */
 const GUEST_EVENTS: readonly number[] = [
@@ -114,7 +101,7 @@ export class ArmSmmuNestedDomain implements NestedDomain {
     const ste = stage2Ste(table, tag, usesForcedWriteBack, usesAts);
     if (this.config === STE_CONFIG.BYPASS) return ste;
     STE.set(ste, 'Config', STE_CONFIG.NESTED);
-    for (const name of STAGE1_FIELDS) STE.set(ste, name, STE.get(this.#vste, name));
+    for (const name of STE_STAGE1_FIELDS) STE.set(ste, name, STE.get(this.#vste, name));
     // A guest must not flood the queue that all share.
     STE.set(ste, 'MEV', 1);
     return ste;
