@@ -151,6 +151,17 @@ describe('wrong writers', () => {
     expect(() => storeAll(memory, contextDescriptor(table(1), 4, true))).toThrow(/torn CD/);
   });
 
+  test('of a CD that two streams use: an invalidation from before the store counts for neither', () => {
+    const checker = new LegalityChecker('smmu0', () => true);
+    const live = contextDescriptor(table(1), 3, false);
+    checker.storeEntry('CD', 'cd', [1, 2], live, 0, (live[0] ?? 0) ^ 1, live[1] ?? 0);
+    checker.configInvalidated(1, 1, true);
+    checker.storeEntry('CD', 'cd', [1, 2], live, 0, (live[0] ?? 0) ^ 2, live[1] ?? 0);
+    checker.configInvalidated(2, 2, true);
+    checker.synced();
+    expect(() => checker.storeEntry('CD', 'cd', [1, 2], live, 1, 0, 0)).toThrow(/torn CD/);
+  });
+
   test('of translations: made before what was broken is invalidated', () => {
     const checker = new LegalityChecker('smmu0', () => true);
     const watch = checker.watchTable(1, 3);

@@ -106,6 +106,7 @@ export class LegalityChecker {
     hi: number,
   ): void {
     const entry = this.#entries.get(key) ?? this.#newEntry(kind, key, streamIds, before);
+    entry.done.clear();
     entry.current[doubleword * 2] = lo;
     entry.current[doubleword * 2 + 1] = hi;
     if (!this.#isEnabled()) {

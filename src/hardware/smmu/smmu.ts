@@ -281,7 +281,7 @@ export class Smmu {
   /** Where stage 1 is bypassed every address is its own translation (13.6.4). */
   #identity({ iova, noWrite }: AtsRequest): AtsResponse {
     if (iova >= this.#outputEnd) return NO_ACCESS;
-    return { status: 'success', pa: Number(iova - (iova & 0xfffn)), shift: 12, read: true, write: noWrite !== true };
+    return { status: 'success', pa: Number(iova), shift: 12, read: true, write: noWrite !== true };
   }
 
   /** A transaction whose address a device got from {@link translateAts}. */

@@ -85,6 +85,7 @@ describe('translation requests where stage 1 is bypassed', () => {
     const ste = { S1ContextPtr: m.writeCd(m.allocate(4096)) / 64, S1CDMax: 1, EATS: STE_EATS.FULL };
     m.writeSte({ Config: STE_CONFIG.S1_TRANS, S1DSS: STE_S1DSS.BYPASS, ...ste });
     expect(m.ats(VA)).toEqual({ status: 'success', pa: Number(VA), shift: 12, read: true, write: true });
+    expect(m.ats(VA + 0x10n)).toMatchObject({ pa: Number(VA) + 0x10 });
     expect(m.ats(1n << 60n)).toMatchObject({ read: false, write: false });
     expect(m.eventProducer).toBe(0);
     m.writeSte({ Config: STE_CONFIG.BYPASS, EATS: STE_EATS.FULL });
