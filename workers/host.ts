@@ -3,8 +3,10 @@ import { workerData, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
 import { unpack } from 'msgpackr';
 import type { HostNodeSpec } from '../src/host/host-node.js';
+import { runProgram } from '../src/host/run-program.js';
 import { LocalHostNode } from '../src/testbed/local-node.js';
 import { NodeFailure, type NodeTurn } from '../src/testbed/node.js';
+import type { ProgramRequest } from '../src/testbed/run-program.js';
 import { packed, portEndpoint, type RemoteAnswer, type RemoteHost } from '../src/testbed/remote-node.js';
 
 let node: LocalHostNode | undefined;
@@ -15,6 +17,8 @@ function answer(make: () => unknown): RemoteAnswer {
   } catch (error) {
     // A killed host takes its worker with it: nobody may get another answer from it.
     if (error instanceof NodeFailure && error.kind === 'host-died') process.exit(1);
+    if (error instanceof NodeFailure && error.kind === 'invariant')
+      return { ok: false, kind: error.kind, message: error.message, ...(error.rule && { rule: error.rule }) };
     return {
       ok: false,
       kind: 'broken',
@@ -36,6 +40,13 @@ const host: RemoteHost = {
     }),
   advance: (turn) => answer(() => started().advance(unpack(turn) as NodeTurn)),
   choices: () => answer(() => started().choices()),
+  tasks: () => answer(() => started().tasks()),
+  invariants: () => answer(() => started().invariants()),
+  program: (request) =>
+    answer(() => {
+      const { program, ...options } = unpack(request) as ProgramRequest;
+      return runProgram(program, options);
+    }),
 };
 
 Comlink.expose(host, portEndpoint((workerData as { port: MessagePort }).port));

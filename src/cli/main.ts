@@ -10,6 +10,7 @@ import { InputError } from '../scenario/text.js';
 import { addBenchCommand } from './bench.js';
 import { addConformCommand } from './conform.js';
 import { EXIT, UsageError } from './exit-codes.js';
+import { addExploreCommand } from './explore.js';
 import { addHostCommand } from './host.js';
 import { addReplayCommand } from './replay.js';
 import { addRunCommand } from './run.js';
@@ -28,6 +29,7 @@ function createProgram(): Command {
     .exitOverride();
   addRunCommand(program);
   addReplayCommand(program);
+  addExploreCommand(program);
   addHostCommand(program);
   addSchemaCommand(program);
   addBenchCommand(program);

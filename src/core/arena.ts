@@ -45,6 +45,9 @@ export interface ArenaOptions {
   readonly kernelBasePfn: number;
 }
 
+/** An arena in which nothing is allocated: header, directory, scratch slots and frame info. */
+export type ArenaState = Uint8Array;
+
 /** What another thread needs to attach; structured-cloneable. */
 export interface ArenaHandle {
   readonly memory: WebAssembly.Memory;
@@ -199,6 +202,19 @@ export class Arena {
   /** Storage frames allocated now, nodes of the physical directory included. */
   get storageFramesInUse(): number {
     return Atomics.load(this.words, (HEADER_STORAGE_REGION + REGION_IN_USE) >>> 2);
+  }
+
+  /** What to {@link restore} later. Nothing may be allocated, and no other thread may use the arena, now or then. */
+  save(): ArenaState {
+    invariant(this.kernelFramesInUse === 0 && this.storageFramesInUse === 0, 'arena: saved with frames in use');
+    const head = new Uint8Array(this.kernelFirst * FRAME_BYTES);
+    head.set(this.bytes.subarray(0, head.length));
+    return head;
+  }
+
+  /** The arena is as it was: what was allocated since is gone, without being freed. */
+  restore(state: ArenaState): void {
+    this.bytes.set(state);
   }
 
   /** Bytes of a frame. */

@@ -1,9 +1,11 @@
 /**
  * Sleeping locks for tasks, as the kernel's mutex and rw_semaphore: waiters are woken in the order they came, a newcomer
  * that runs first may take the lock (as the kernel's lock stealing does), a waiting writer holds back later readers. Each lock has a class name (`iopt:domains_rwsem`) so that reports and order checkers can speak of it.
- * Every acquisition is a gate of that name.
+ * Every acquisition is a gate of that name, and is held against the order of locks (lock-order.ts).
  */
+import { noteAcquired, noteReleased } from './lock-order.js';
 import { invariant, WaitQueue, type Gate, type Task } from './task.js';
+import { lockChanged, sharedRead, sharedWrite } from './watch.js';
 
 /** Mutual exclusion between tasks. Not recursive. */
 export class Mutex {
@@ -22,13 +24,20 @@ export class Mutex {
 
   *lock(): Task<void> {
     yield this.lockClass;
-    while (this.#held) yield this.#queue;
+    while (this.#held) {
+      sharedRead(this, 'lock');
+      yield this.#queue;
+    }
+    noteAcquired(this, this.lockClass);
     this.#held = true;
+    lockChanged(this, this.lockClass, true, false);
   }
 
   unlock(): void {
     invariant(this.#held, `${this.lockClass}: unlock of a mutex that nobody holds`);
     this.#held = false;
+    noteReleased(this);
+    lockChanged(this, this.lockClass, false, false);
     this.#queue.wakeOne();
   }
 }
@@ -58,27 +67,43 @@ export class RwSemaphore {
 
   *down_read(): Task<void> {
     yield this.lockClass;
-    while (this.#hasWriter || this.#waitingWriters > 0) yield this.#readersQueue;
+    while (this.#hasWriter || this.#waitingWriters > 0) {
+      sharedRead(this, 'lock');
+      yield this.#readersQueue;
+    }
+    noteAcquired(this, this.lockClass);
     this.#readers++;
+    lockChanged(this, this.lockClass, true, true);
   }
 
   up_read(): void {
     invariant(this.#readers > 0, `${this.lockClass}: up_read without a reader`);
     this.#readers--;
+    noteReleased(this);
+    lockChanged(this, this.lockClass, false, true);
     if (this.#readers === 0) this.#release();
   }
 
-  *down_write(): Task<void> {
+  /** `nest`: the class of a lock, held already, that allows several of this class to be held (`down_write_nest_lock`). */
+  *down_write(nest?: Gate): Task<void> {
     yield this.lockClass;
     this.#waitingWriters++;
-    while (this.#hasWriter || this.#readers > 0) yield this.#writersQueue;
+    while (this.#hasWriter || this.#readers > 0) {
+      // Readers that come now wait: others see that a writer waits.
+      sharedWrite(this, 'lock');
+      yield this.#writersQueue;
+    }
     this.#waitingWriters--;
+    noteAcquired(this, this.lockClass, nest);
     this.#hasWriter = true;
+    lockChanged(this, this.lockClass, true, false);
   }
 
   up_write(): void {
     invariant(this.#hasWriter, `${this.lockClass}: up_write without a writer`);
     this.#hasWriter = false;
+    noteReleased(this);
+    lockChanged(this, this.lockClass, false, false);
     this.#release();
   }
 

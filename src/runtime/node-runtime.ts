@@ -6,31 +6,51 @@
  */
 import type { EventValue, RunEvent } from './events.js';
 import { FaultSwitches } from './faults.js';
-import { RandomStream } from './random.js';
+import { InvariantLedger } from './invariants.js';
 import {
-  Scheduler,
+  deviatingPolicy,
   inOrderPolicy,
+  pctPolicy,
   randomPolicy,
   recordedPolicy,
+  type Deviation,
+  type GateMode,
   type SchedulingPolicy,
-  type TaskHandle,
-} from './scheduler.js';
+} from './policies.js';
+import { RandomStream } from './random.js';
+import { Scheduler, type TaskHandle } from './scheduler.js';
 import type { Task } from './task.js';
 
-/** How a node's schedule is decided. `recorded` repeats the choices of an earlier run. */
+/**
+ * How a node's schedule is decided. `recorded` repeats the choices of an earlier run; those with a `seed` of their own draw from that,
+ * so that the run's other randomness stays as it is; `policy` is one made by the caller, for nodes of this thread.
+ */
 export type ScheduleSpec =
   | { readonly strategy: 'in-order' }
   | { readonly strategy: 'random' }
-  | { readonly strategy: 'recorded'; readonly of: 'in-order' | 'random'; readonly choices: readonly number[] };
+  | { readonly strategy: 'explored'; readonly seed: number }
+  | { readonly strategy: 'pct'; readonly seed: number; readonly depth: number; readonly choices: number }
+  | { readonly strategy: 'deviating'; readonly deviations: readonly Deviation[] }
+  | { readonly strategy: 'recorded'; readonly of: GateMode; readonly choices: readonly number[] }
+  | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy };
 
 function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
+  const random = (of: number): RandomStream => new RandomStream(of, `schedule/${node}`);
   switch (spec.strategy) {
     case 'in-order':
       return inOrderPolicy;
     case 'random':
-      return randomPolicy(new RandomStream(seed, `schedule/${node}`));
+      return randomPolicy(random(seed));
+    case 'explored':
+      return randomPolicy(random(spec.seed), true);
+    case 'pct':
+      return pctPolicy(random(spec.seed), spec);
+    case 'deviating':
+      return deviatingPolicy(spec.deviations);
     case 'recorded':
-      return recordedPolicy(spec.choices, spec.of === 'random');
+      return recordedPolicy(spec.choices, spec.of);
+    case 'policy':
+      return spec.policy;
   }
 }
 
@@ -40,6 +60,7 @@ export class NodeRuntime {
   readonly seed: number;
   readonly scheduler: Scheduler;
   readonly faults = new FaultSwitches();
+  readonly invariants = new InvariantLedger();
   #events: RunEvent[] = [];
   #eventCount = 0;
 
@@ -47,6 +68,11 @@ export class NodeRuntime {
     this.node = node;
     this.seed = seed;
     this.scheduler = new Scheduler(policyFor(schedule, seed, node));
+  }
+
+  /** From now on the schedule is decided like this; what was chosen before is forgotten. */
+  useSchedule(schedule: ScheduleSpec): void {
+    this.scheduler.usePolicy(policyFor(schedule, this.seed, this.node));
   }
 
   /** Virtual nanoseconds since the start of the run. */

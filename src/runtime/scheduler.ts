@@ -9,48 +9,17 @@
  * Invariants: `now` never goes back; a task is in exactly one of {running, ready, timer heap, one wait queue, done}; with
  * the same policy and the same inputs the same steps are taken in the same order.
  */
+import { LockOrder, setLockHolder, type HeldLock, type LockHolder } from './lock-order.js';
+import { inOrderPolicy, type Candidates, type SchedulingPolicy } from './policies.js';
 import { InvariantError, WaitQueue, type Task, type Wait, type Waiter } from './task.js';
 import { TimerHeap } from './timer-heap.js';
-import type { RandomStream } from './random.js';
-
-/** Decides which ready task goes on. */
-export interface SchedulingPolicy {
-  readonly name: string;
-  /** Whether a task that reaches a gate offers the others a turn. */
-  readonly preemptsAtGates: boolean;
-  /** Index into `ready` (length >= 2), which is ordered by the moment of becoming ready. */
-  choose(ready: readonly TaskHandle<unknown>[]): number;
-}
-
-/** First come, first served; gates do not pre-empt. */
-export const inOrderPolicy: SchedulingPolicy = { name: 'in-order', preemptsAtGates: false, choose: () => 0 };
-
-/** Uniformly random among the ready tasks, at every gate. */
-export function randomPolicy(random: RandomStream): SchedulingPolicy {
-  return { name: 'random', preemptsAtGates: true, choose: (ready) => random.below(ready.length) };
-}
-
-/** Repeats recorded choices; InvariantError when they do not fit the run. */
-export function recordedPolicy(choices: readonly number[], preemptsAtGates: boolean): SchedulingPolicy {
-  let next = 0;
-  return {
-    name: 'recorded',
-    preemptsAtGates,
-    choose: (ready) => {
-      const choice = choices[next++];
-      if (choice === undefined || choice >= ready.length) {
-        throw new InvariantError(
-          `recorded schedule does not fit: choice ${next} of ${choices.length} among ${ready.length} tasks`,
-        );
-      }
-      return choice;
-    },
-  };
-}
+import { watching, type Watcher } from './watch.js';
 
 /** A task in the hands of the scheduler. */
 export interface TaskHandle<T> {
   readonly name: string;
+  /** Place in the order of starting, from 0: the same in every run with the same schedule up to then. */
+  readonly number: number;
   readonly isDaemon: boolean;
   readonly isDone: boolean;
   /** Where the task waits, for reports; undefined while it is ready or running. */
@@ -64,8 +33,24 @@ interface TaskOptions {
   readonly daemon?: boolean;
 }
 
-class RunningTask<T> implements TaskHandle<T>, Waiter {
+/** Is told what a scheduler does. Looks on, never changes a run. */
+export interface SchedulerObserver extends Watcher {
+  /** One of the ready tasks was chosen, or time (`ready.length`). */
+  chosen(candidates: Candidates, index: number): void;
+  started(task: TaskHandle<unknown>, by: TaskHandle<unknown> | undefined): void;
+  resumed(task: TaskHandle<unknown>): void;
+  /** `wait` is undefined when the task has ended. */
+  suspended(task: TaskHandle<unknown>, wait: Wait | undefined): void;
+  /** A task became ready: woken by another, or by time. */
+  woken(task: TaskHandle<unknown>, by: TaskHandle<unknown> | undefined): void;
+}
+
+class RunningTask<T> implements TaskHandle<T>, Waiter, LockHolder {
   readonly name: string;
+  readonly number: number;
+  readonly held: HeldLock[] = [];
+  /** Since when the task has been ready, for how long it may be stalled. */
+  readySinceNs = 0;
   readonly isDaemon: boolean;
   readonly body: Task<T>;
   readonly finished: WaitQueue;
@@ -76,12 +61,17 @@ class RunningTask<T> implements TaskHandle<T>, Waiter {
   error: Error | undefined;
   readonly #scheduler: Scheduler;
 
-  constructor(scheduler: Scheduler, name: string, body: Task<T>, isDaemon: boolean) {
+  constructor(scheduler: Scheduler, name: string, number: number, body: Task<T>, isDaemon: boolean) {
     this.#scheduler = scheduler;
     this.name = name;
+    this.number = number;
     this.body = body;
     this.isDaemon = isDaemon;
     this.finished = new WaitQueue(`end of ${name}`);
+  }
+
+  get lockOrder(): LockOrder {
+    return this.#scheduler.lockOrder;
   }
 
   makeReady(): void {
@@ -99,21 +89,40 @@ class RunningTask<T> implements TaskHandle<T>, Waiter {
 
 /** A node that takes this many task steps without time moving is caught in a loop. */
 const MAX_STEPS_WITHOUT_TIME = 20_000_000;
+/** A ready task is kept off its CPU by a stalling policy for no longer than this: far below any time-out. */
+const MAX_STALL_NS = 50_000;
 
 /** One node's tasks and virtual time (nanoseconds, exact integers below 2^53). */
 export class Scheduler {
-  readonly policy: SchedulingPolicy;
-  /** Every choice among two or more ready tasks, in order: the schedule. */
+  #policy: SchedulingPolicy;
+  readonly lockOrder = new LockOrder();
+  /** Every choice among two or more candidates, in order: the schedule. */
   readonly choices: number[] = [];
+  /** Looks on. */
+  observer: SchedulerObserver | undefined;
+  /** Delays are gates: time does not matter where nothing but work costs any. */
+  isTimeless = false;
   #now = 0;
   #stepsNow = 0;
   #current: RunningTask<unknown> | undefined;
   readonly #ready: RunningTask<unknown>[] = [];
   readonly #timers = new TimerHeap();
   readonly #live = new Set<RunningTask<unknown>>();
+  #spawned = 0;
+  #mostTasks = 0;
+  #last: RunningTask<unknown> | undefined;
+  #horizonNs = 0;
+  /** The task that ran last, while it is ready. */
+  #offering: RunningTask<unknown> | undefined;
 
   constructor(policy: SchedulingPolicy = inOrderPolicy) {
-    this.policy = policy;
+    this.#policy = policy;
+  }
+
+  /** Another policy from now on; the choices begin anew. */
+  usePolicy(policy: SchedulingPolicy): void {
+    this.#policy = policy;
+    this.choices.length = 0;
   }
 
   get now(): number {
@@ -125,13 +134,25 @@ export class Scheduler {
     return this.#current?.name ?? '-';
   }
 
+  /** Name of the task that is running or ran last. */
+  get lastTask(): string {
+    return this.#last?.name ?? '-';
+  }
+
+  /** Most tasks there were at a time. */
+  get mostTasks(): number {
+    return this.#mostTasks;
+  }
+
   /**
    * Starts a task; it becomes ready now, behind those that are ready already. A task that fails and that nobody joins
    * ends the run with its error.
    */
   spawn<T>(name: string, body: Task<T>, options: TaskOptions = {}): TaskHandle<T> {
-    const task = new RunningTask(this, name, body, options.daemon ?? false);
+    const task = new RunningTask(this, name, this.#spawned++, body, options.daemon ?? false);
     this.#live.add(task);
+    this.#mostTasks = Math.max(this.#mostTasks, this.#live.size);
+    this.observer?.started(task, this.#current);
     this.enqueue(task);
     return task;
   }
@@ -148,9 +169,17 @@ export class Scheduler {
 
   /** Runs everything that happens before `horizonNs`. */
   runUntil(horizonNs: number): void {
+    this.#horizonNs = horizonNs;
+    if (this.observer === undefined) this.#run(horizonNs);
+    else watching(this.observer, () => this.#run(horizonNs));
+  }
+
+  #run(horizonNs: number): void {
     for (;;) {
       while (this.#ready.length > 0) {
-        this.#step(this.#take());
+        const task = this.#take();
+        if (task === undefined) break;
+        this.#step(task);
         if (++this.#stepsNow > MAX_STEPS_WITHOUT_TIME) {
           throw new InvariantError(`no progress: ${MAX_STEPS_WITHOUT_TIME} steps at ${this.#now} ns`);
         }
@@ -170,15 +199,32 @@ export class Scheduler {
 
   /** For {@link RunningTask.makeReady} only. */
   enqueue(task: RunningTask<unknown>): void {
+    task.readySinceNs = this.#now;
     this.#ready.push(task);
+    this.observer?.woken(task, this.#current);
   }
 
-  #take(): RunningTask<unknown> {
+  /** Whether time may pass although tasks are ready. */
+  #canStall(): boolean {
+    if (!this.#policy.stalls) return false;
+    const next = this.#timers.nextTime();
+    if (next >= this.#horizonNs) return false;
+    return this.#ready.every(({ readySinceNs }) => next - readySinceNs <= MAX_STALL_NS);
+  }
+
+  /** The task that goes on; undefined when time does. */
+  #take(): RunningTask<unknown> | undefined {
     const ready = this.#ready;
+    const running = this.#offering;
+    this.#offering = undefined;
     let index = 0;
-    if (ready.length > 1) {
-      index = this.policy.choose(ready);
+    const canStall = this.#canStall();
+    if (ready.length > 1 || canStall) {
+      const candidates: Candidates = { ready, canStall, running };
+      index = this.#policy.choose(candidates);
       this.choices.push(index);
+      this.observer?.chosen(candidates, index);
+      if (index === ready.length && canStall) return undefined;
     }
     const [task] = ready.splice(index, 1);
     if (task === undefined) throw new InvariantError('policy chose a task that is not ready');
@@ -186,11 +232,14 @@ export class Scheduler {
   }
 
   #step(task: RunningTask<unknown>): void {
-    this.#current = task;
+    this.#current = this.#last = task;
+    setLockHolder(task);
+    this.observer?.resumed(task);
     try {
       for (;;) {
         const step = task.body.next();
         if (step.done === true) {
+          this.observer?.suspended(task, undefined);
           task.result = step.value;
           this.#finish(task);
           return;
@@ -204,14 +253,17 @@ export class Scheduler {
       if (!task.isJoined) throw task.error;
     } finally {
       this.#current = undefined;
+      setLockHolder(undefined);
     }
   }
 
   /** Puts the task where `wait` says; false when it may go straight on. */
   #suspend(task: RunningTask<unknown>, wait: Wait): boolean {
-    if (typeof wait === 'string') {
-      if (!this.policy.preemptsAtGates || this.#ready.length === 0) return false;
+    if (typeof wait === 'string' || (this.isTimeless && typeof wait === 'number')) {
+      if (!this.#policy.preemptsAtGates || (this.#ready.length === 0 && !this.#canStall())) return false;
+      task.readySinceNs = this.#now;
       this.#ready.push(task);
+      this.#offering = task;
     } else if (typeof wait === 'number') {
       task.waitsFor = 'time';
       this.#timers.add(this.#now + wait, () => task.makeReady());
@@ -219,6 +271,7 @@ export class Scheduler {
       task.waitsFor = wait.name;
       wait.park(task);
     }
+    this.observer?.suspended(task, wait);
     return true;
   }
 

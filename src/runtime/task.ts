@@ -9,6 +9,8 @@
  * is atomic. Tasks never see promises: virtual time, not the platform's job queue, orders them.
  */
 
+import type { InvariantId } from './invariants.js';
+
 /** A scheduling point by name, `layer:point`, e.g. `iommufd:map-inserted`. */
 export type Gate = `${string}:${string}`;
 
@@ -53,9 +55,16 @@ export class WaitQueue {
 /** A rule of the model was broken: not a guest's or a client's mistake but ours. Ends the run. */
 export class InvariantError extends Error {
   override readonly name = 'InvariantError';
+  /** Which of {@link INVARIANTS} it is, where it is one of those. */
+  readonly id: InvariantId | undefined;
+
+  constructor(message: string, id?: InvariantId) {
+    super(id === undefined ? message : `${id}: ${message}`);
+    this.id = id;
+  }
 }
 
 /** Throws {@link InvariantError} unless `condition` holds. */
-export function invariant(condition: boolean, message: string): asserts condition {
-  if (!condition) throw new InvariantError(message);
+export function invariant(condition: boolean, message: string, id?: InvariantId): asserts condition {
+  if (!condition) throw new InvariantError(message, id);
 }

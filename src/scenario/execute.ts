@@ -5,12 +5,15 @@
  * itself becomes a failed or inconclusive check, so nothing that went wrong below is lost.
  */
 import type { HostDescription } from '../hardware/description.js';
-import type { RunEvent } from '../runtime/events.js';
-import { eventLine } from '../runtime/events.js';
+import type { ProgramFailure } from '../host/run-program.js';
+import { eventLine, HistoryDigest, type RunEvent } from '../runtime/events.js';
+import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
+import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunFailure } from '../testbed/conductor.js';
+import { runProgramAt } from '../testbed/run-program.js';
 import { run, type Placement } from '../testbed/run.js';
 import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
-import type { Scenario } from './load.js';
+import type { KernelOnly, Scenario } from './load.js';
 import type { Check, CheckVerdict } from './results.js';
 import { ScenarioRunner, type GuestLog, type ScenarioRecord, type StepLog } from './runner.js';
 import { subjectsOf } from './subjects.js';
@@ -22,6 +25,8 @@ export interface ExecuteOptions {
   readonly placement: Placement;
   /** Choices of an earlier run, by node: repeats its schedule. */
   readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
+  /** The schedule of a node, where it is none of the scenario's own. */
+  readonly scheduleOf?: (node: string) => ScheduleSpec;
   readonly onProgress?: (virtualNs: number) => void;
 }
 
@@ -60,6 +65,12 @@ export interface ScenarioOutcome {
   readonly hosts: readonly HostSummary[];
   readonly transactions: ScenarioRecord['transactions'];
   readonly timeline: Timeline;
+  /** How often each rule was looked at. */
+  readonly invariants: readonly InvariantReport[];
+  /** The rule that ended the run. */
+  readonly brokenRule: InvariantId | undefined;
+  /** Most tasks each node had at a time, summed. */
+  readonly tasks: number;
   /** Set when the testbed itself broke, not the scenario. */
   readonly isBroken: boolean;
 }
@@ -131,6 +142,7 @@ export async function executeScenario(
   scenario: Scenario,
   options: ExecuteOptions,
 ): Promise<{ readonly outcome: ScenarioOutcome; readonly trace: RunTrace }> {
+  if (scenario.kernelOnly !== undefined) return await executeKernelOnly(scenario, scenario.kernelOnly, options);
   let runner: ScenarioRunner | undefined;
   const finished = await run({
     seed: options.seed,
@@ -141,6 +153,7 @@ export async function executeScenario(
     main: (lab) => (runner = new ScenarioRunner(scenario, lab)).main(),
     ...(options.recordedChoices === undefined ? {} : { recordedChoices: options.recordedChoices }),
     ...(scenario.limitNs === undefined ? {} : { limitNs: scenario.limitNs }),
+    ...(options.scheduleOf === undefined ? {} : { scheduleOf: options.scheduleOf }),
     ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
   });
   const record = runner?.record;
@@ -163,9 +176,70 @@ export async function executeScenario(
     hosts: summarise(scenario),
     transactions: record?.transactions ?? [],
     timeline: timelineOf(finished.events),
+    invariants: finished.invariants,
+    brokenRule: finished.failure?.rule,
+    tasks: finished.tasks,
     isBroken: finished.failure?.kind === 'broken',
   };
   return { outcome, trace: { lines: linesOf(finished.events), choices: finished.choices } };
+}
+
+/** The verdict on a program's run: whether it broke a rule, and whether it was meant to. */
+function checkOf(failure: ProgramFailure | undefined, wanted: string | undefined): Check {
+  if (wanted !== undefined) {
+    const isIt = failure?.signature === wanted;
+    const detail = failure === undefined ? 'no rule was broken' : failure.message;
+    return { name: `it fails: ${wanted}`, verdict: isIt ? 'pass' : 'fail', detail };
+  }
+  if (failure === undefined) return { name: 'no rule is broken', verdict: 'pass', detail: '' };
+  return { name: failure.id ?? 'no rule is broken', verdict: 'fail', detail: `${failure.task}: ${failure.message}` };
+}
+
+async function executeKernelOnly(
+  scenario: Scenario,
+  { program, deviations, fails }: KernelOnly,
+  { seed, placement, recordedChoices }: ExecuteOptions,
+): Promise<{ readonly outcome: ScenarioOutcome; readonly trace: RunTrace }> {
+  const choices = recordedChoices?.['kernel'];
+  const ran = await runProgramAt(placement, {
+    program,
+    seed,
+    schedule:
+      choices === undefined ? { strategy: 'deviating', deviations } : { strategy: 'recorded', of: 'explored', choices },
+  });
+  const digest = new HistoryDigest();
+  for (const event of ran.events) digest.add(event);
+  const checks = [checkOf(ran.failure, fails)];
+  const steps = ran.results.map(({ task, call, text, startNs, endNs }): StepLog => ({
+    kind: call.op,
+    at: { line: call.line ?? 1, column: 1 },
+    startNs,
+    endNs,
+    result: { verdict: text === 'ok' ? 'ok' : 'refused', text: `${task}: ${text}` },
+  }));
+  const outcome: ScenarioOutcome = {
+    name: scenario.name,
+    file: scenario.file,
+    text: scenario.text,
+    title: scenario.title,
+    covers: scenario.covers,
+    seed,
+    verdict: verdictOf(checks),
+    digest: digest.value(),
+    virtualNs: ran.virtualNs,
+    checks,
+    steps,
+    subjects: [undefined],
+    guests: [],
+    hosts: [],
+    transactions: [],
+    timeline: timelineOf(ran.events),
+    invariants: ran.invariants,
+    brokenRule: ran.failure?.id,
+    tasks: ran.tasks,
+    isBroken: false,
+  };
+  return { outcome, trace: { lines: linesOf(ran.events), choices: { kernel: ran.choices } } };
 }
 
 function linesOf(events: readonly RunEvent[]): string[] {

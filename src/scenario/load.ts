@@ -11,6 +11,8 @@ import { readFileSync } from 'node:fs';
 import { basename, dirname, extname, join } from 'node:path';
 import type { HostDescription } from '../hardware/description.js';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
+import type { Deviation } from '../runtime/policies.js';
+import type { Program } from '../host/program.js';
 import type { LinkSpec } from '../testbed/link.js';
 import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/machines.js';
 import {
@@ -31,6 +33,7 @@ import {
   type ScenarioFile,
   type Step,
 } from './schema.js';
+import { isKernelOnly, kernelOnlyFile, programOf, withoutUndefined } from './kernel-only.js';
 import { parseReservedRegions } from './snapshot.js';
 import { InputError, SourceText, type InputProblem, type Position, type ValuePath } from './text.js';
 import { findOverlap } from './fields.js';
@@ -44,6 +47,15 @@ export interface LocatedStep {
 /** A step, or branches of steps that run side by side. */
 export type ScenarioStep =
   LocatedStep | { readonly parallel: readonly (readonly LocatedStep[])[]; readonly at: Position };
+
+/** A kernel-only scenario's part. */
+export interface KernelOnly {
+  readonly program: Program;
+  /** Its schedule: where it is not in order. */
+  readonly deviations: readonly Deviation[];
+  /** Signature of the failure that it must end in. */
+  readonly fails?: string;
+}
 
 /** A scenario, checked. */
 export interface Scenario {
@@ -61,6 +73,8 @@ export interface Scenario {
   readonly guests: ReadonlyMap<string, GuestEntry>;
   readonly processes: ReadonlyMap<string, ProcessEntry>;
   readonly steps: readonly ScenarioStep[];
+  /** Tasks on a kernel without a machine; there are no hosts and no steps then. */
+  readonly kernelOnly?: KernelOnly;
   /** What makes it fail (sabotage.ts). */
   readonly failsWith?: ScenarioFile['fails-with'];
 }
@@ -428,6 +442,7 @@ export interface LoadOptions {
 /** Loads a scenario's text. @throws InputError with every problem as file:line:column */
 export function loadScenario(file: string, text: string, options: LoadOptions = {}): Scenario {
   const source = SourceText.parse(file, text);
+  if (isKernelOnly(source.value)) return loadKernelOnly(source, text);
   const given = source.as(scenarioFile);
   const hosts = options.hosts ?? Object.entries(given.hosts).map(([name, entry]) => resolveHost(source, name, entry));
   const checker = new Checker(source, given, hosts);
@@ -451,6 +466,30 @@ export function loadScenario(file: string, text: string, options: LoadOptions = 
     processes: new Map(Object.entries(given.processes)),
     steps: locate(source, given.steps),
     ...(given['fails-with'] === undefined ? {} : { failsWith: given['fails-with'] }),
+  };
+}
+
+function loadKernelOnly(source: SourceText, text: string): Scenario {
+  const given = source.as(kernelOnlyFile);
+  const { file } = source;
+  return {
+    name: basename(file, extname(file)),
+    file,
+    text,
+    title: given.title,
+    covers: given.covers,
+    schedule: 'in-order',
+    hosts: [],
+    links: [],
+    guests: new Map(),
+    processes: new Map(),
+    steps: [],
+    kernelOnly: {
+      program: programOf(source, given),
+      deviations: given.schedule,
+      ...(given.fails === undefined ? {} : { fails: given.fails }),
+    },
+    ...(given['fails-with'] === undefined ? {} : { failsWith: withoutUndefined(given['fails-with']) }),
   };
 }
 

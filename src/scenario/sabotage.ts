@@ -5,12 +5,13 @@
  * process); a host with other memory; or `no-faults`: the scenario's own `fault` steps are what it is about and are left out. Pure.
  */
 import type { ScenarioOutcome } from './execute.js';
-import { isOfMain, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
+import { isOfMain, type KernelOnly, type LocatedStep, type Scenario, type ScenarioStep } from './load.js';
 
 /** The scenario that must fail; undefined when the file names no switch. */
 export function sabotaged(scenario: Scenario): Scenario | undefined {
   const { failsWith, steps, hosts } = scenario;
   if (failsWith === undefined) return undefined;
+  if (scenario.kernelOnly !== undefined) return withHistoricalFault(scenario, scenario.kernelOnly);
   if (failsWith === 'no-faults') return { ...scenario, steps: steps.flatMap(withoutFaults) };
   if ('memory' in failsWith) {
     const { host: name, memory } = failsWith;
@@ -24,6 +25,15 @@ export function sabotaged(scenario: Scenario): Scenario | undefined {
     return { step: { fault: { ...where, ...fault, off: false } }, at };
   });
   return { ...scenario, steps: [...armed, ...steps] };
+}
+
+/** A kernel-only scenario with the fault that it is about in the kernel. */
+export function withHistoricalFault(scenario: Scenario, { program, ...rest }: KernelOnly): Scenario {
+  const { failsWith } = scenario;
+  if (failsWith === undefined || failsWith === 'no-faults' || 'memory' in failsWith) return scenario;
+  const { fault, skip, count } = failsWith;
+  const armed = { fault, ...(skip === undefined ? {} : { skip }), ...(count === undefined ? {} : { count }) };
+  return { ...scenario, kernelOnly: { ...rest, program: { ...program, faults: [...program.faults, armed] } } };
 }
 
 function withoutFaults(step: ScenarioStep): ScenarioStep[] {

@@ -9,6 +9,8 @@
  * The merged history is complete up to the horizon after each round; it is sorted by (time, node, number) and fed to the
  * digest there.
  */
+import type { InvariantId } from '../runtime/invariants.js';
+import { InvariantError } from '../runtime/task.js';
 import { compareEvents, HistoryDigest, type RunEvent } from '../runtime/events.js';
 import {
   compareMessages,
@@ -21,9 +23,11 @@ import {
 
 /** Why a run ended before its main task did. */
 export interface RunFailure {
-  readonly kind: 'host-died' | 'broken' | 'stuck' | 'time-limit';
+  readonly kind: 'host-died' | 'broken' | 'invariant' | 'stuck' | 'time-limit';
   readonly node: string;
   readonly message: string;
+  /** The rule that was broken, of kind `invariant`. */
+  readonly rule?: InvariantId;
 }
 
 /** The history of a run and how it ended. */
@@ -53,9 +57,16 @@ interface Seat {
 }
 
 function failureOf(error: unknown, node: string): RunFailure {
-  if (error instanceof NodeFailure) return { kind: error.kind, node: error.node, message: error.message };
+  if (error instanceof NodeFailure) return failureOfNode(error);
+  if (error instanceof InvariantError && error.id !== undefined)
+    return { kind: 'invariant', node, message: error.message, rule: error.id };
   const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
   return { kind: 'broken', node, message: text };
+}
+
+/** A node's failure as a run's. */
+export function failureOfNode({ kind, node, message, rule }: NodeFailure): RunFailure {
+  return { kind, node, message, ...(rule === undefined ? {} : { rule }) };
 }
 
 /** Runs rounds until the main task is done, nothing is left to do, the time limit is reached, or a node fails. */

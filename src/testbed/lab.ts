@@ -6,6 +6,7 @@
  */
 import type { HostDescription } from '../hardware/description.js';
 import type { HostReply, HostRequest, LabCommand, LabReply, ProcessSpec, TransactionRecord } from '../host/protocol.js';
+import type { InvariantReport } from '../runtime/invariants.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RandomStream } from '../runtime/random.js';
 import type { TaskHandle } from '../runtime/scheduler.js';
@@ -95,6 +96,14 @@ export class Lab implements Node {
 
   choices(): readonly number[] {
     return this.runtime.scheduler.choices;
+  }
+
+  tasks(): number {
+    return this.runtime.scheduler.mostTasks;
+  }
+
+  invariants(): readonly InvariantReport[] {
+    return this.runtime.invariants.report();
   }
 
   close(): void {

@@ -1,6 +1,8 @@
 /** A host's node in this thread: the `inline` placement, and what the worker of the `workers` placement wraps. */
 import { HostKilledError, HostNode, type HostNodeSpec } from '../host/host-node.js';
 import type { HostRequest } from '../host/protocol.js';
+import type { InvariantReport } from '../runtime/invariants.js';
+import { InvariantError } from '../runtime/task.js';
 import { MAIN_NODE, MESSAGE_LATENCY_NS, NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
 
 /** Adapts a {@link HostNode} to the conductor. */
@@ -28,6 +30,8 @@ export class LocalHostNode implements Node {
       return { outbox, events, nextNs };
     } catch (error) {
       if (error instanceof HostKilledError) throw new NodeFailure(this.name, 'host-died', error.message);
+      if (error instanceof InvariantError && error.id !== undefined)
+        throw new NodeFailure(this.name, 'invariant', error.message, error.id);
       throw new NodeFailure(
         this.name,
         'broken',
@@ -38,6 +42,14 @@ export class LocalHostNode implements Node {
 
   choices(): readonly number[] {
     return this.#host.runtime.scheduler.choices;
+  }
+
+  tasks(): number {
+    return this.#host.runtime.scheduler.mostTasks;
+  }
+
+  invariants(): readonly InvariantReport[] {
+    return this.#host.runtime.invariants.report();
   }
 
   close(): void {

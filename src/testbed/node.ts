@@ -6,6 +6,7 @@
  * placement's business; only plain data crosses.
  */
 import type { RunEvent } from '../runtime/events.js';
+import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 
 /** Name of the main process's node. Hosts are named by the scenario. */
 export const MAIN_NODE = 'main';
@@ -48,6 +49,10 @@ export interface Node {
   advance(turn: NodeTurn): NodeResult | Promise<NodeResult>;
   /** The schedule so far: choices among ready tasks. */
   choices(): readonly number[] | Promise<readonly number[]>;
+  /** Most tasks it had at a time. */
+  tasks(): number | Promise<number>;
+  /** How often each rule was looked at. */
+  invariants(): readonly InvariantReport[] | Promise<readonly InvariantReport[]>;
   close(): void | Promise<void>;
 }
 
@@ -55,12 +60,15 @@ export interface Node {
 export class NodeFailure extends Error {
   override readonly name = 'NodeFailure';
   readonly node: string;
-  readonly kind: 'host-died' | 'broken';
+  readonly kind: 'host-died' | 'broken' | 'invariant';
+  /** The rule that was broken, of kind `invariant`. */
+  readonly rule: InvariantId | undefined;
 
-  constructor(node: string, kind: 'host-died' | 'broken', message: string, options?: ErrorOptions) {
-    super(message, options);
+  constructor(node: string, kind: NodeFailure['kind'], message: string, rule?: InvariantId) {
+    super(message);
     this.node = node;
     this.kind = kind;
+    this.rule = rule;
   }
 }
 

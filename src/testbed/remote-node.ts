@@ -12,18 +12,30 @@ import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
 import { pack, unpack } from 'msgpackr';
 import type { HostNodeSpec } from '../host/host-node.js';
+import type { ProgramOutcome } from '../host/run-program.js';
+import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
+import type { ProgramRequest } from './run-program.js';
 import { NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
 
 /** What the worker answers: data, or a failure as data. */
 export type RemoteAnswer =
   | { readonly ok: true; readonly bytes: Uint8Array }
-  | { readonly ok: false; readonly kind: 'host-died' | 'broken'; readonly message: string };
+  | {
+      readonly ok: false;
+      readonly kind: NodeFailure['kind'];
+      readonly message: string;
+      readonly rule?: InvariantId;
+    };
 
 /** The object a host's worker exposes. */
 export interface RemoteHost {
   start(spec: Uint8Array): RemoteAnswer;
   advance(turn: Uint8Array): RemoteAnswer;
   choices(): RemoteAnswer;
+  tasks(): RemoteAnswer;
+  invariants(): RemoteAnswer;
+  /** Runs a program on a kernel-only machine; no host is started. */
+  program(request: Uint8Array): RemoteAnswer;
 }
 
 /** Longest a worker may take for one round before it counts as hung. */
@@ -94,12 +106,30 @@ export class RemoteHostNode implements Node {
     return node;
   }
 
+  /** A program in a worker of its own, which ends with it. */
+  static async runProgram(request: ProgramRequest): Promise<ProgramOutcome> {
+    const node = new RemoteHostNode('kernel');
+    try {
+      return unpack(await node.#call(node.#remote.program(packed(request)))) as ProgramOutcome;
+    } finally {
+      await node.close();
+    }
+  }
+
   async advance(turn: NodeTurn): Promise<NodeResult> {
     return unpack(await this.#call(this.#remote.advance(packed(turn)))) as NodeResult;
   }
 
   async choices(): Promise<readonly number[]> {
     return unpack(await this.#call(this.#remote.choices())) as number[];
+  }
+
+  async tasks(): Promise<number> {
+    return unpack(await this.#call(this.#remote.tasks())) as number;
+  }
+
+  async invariants(): Promise<readonly InvariantReport[]> {
+    return unpack(await this.#call(this.#remote.invariants())) as InvariantReport[];
   }
 
   async close(): Promise<void> {
@@ -125,7 +155,7 @@ export class RemoteHostNode implements Node {
     try {
       const answer = await Promise.race([call, death, deadline]);
       if (answer.ok) return answer.bytes;
-      throw new NodeFailure(this.name, answer.kind, answer.message);
+      throw new NodeFailure(this.name, answer.kind, answer.message, answer.rule);
     } finally {
       clearTimeout(timer);
       if (onDeath !== undefined) this.#waiting.delete(onDeath);

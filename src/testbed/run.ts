@@ -5,10 +5,11 @@
  * with `inline` all nodes live here. The history is the same.
  */
 import type { HostDescription } from '../hardware/description.js';
+import { InvariantLedger, type InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { TaskHandle } from '../runtime/scheduler.js';
 import type { Task } from '../runtime/task.js';
-import { conduct, type Conducted, type RunFailure } from './conductor.js';
+import { conduct, failureOfNode, type Conducted, type RunFailure } from './conductor.js';
 import { Lab } from './lab.js';
 import type { LinkSpec } from './link.js';
 import { MAIN_NODE, NodeFailure, type Node } from './node.js';
@@ -21,6 +22,8 @@ export interface RunSpec {
   readonly seed: number;
   readonly placement: Placement;
   readonly strategy: 'in-order' | 'random';
+  /** The schedule of a node, where it is neither {@link strategy} nor recorded. */
+  readonly scheduleOf?: (node: string) => ScheduleSpec;
   /** Choices of an earlier run by node name: repeats its schedule. */
   readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
   readonly hosts: readonly HostDescription[];
@@ -35,12 +38,17 @@ export interface RunSpec {
 export interface RunOutcome extends Conducted {
   /** The schedule of each node, for replay; missing for nodes that died. */
   readonly choices: Readonly<Record<string, readonly number[]>>;
+  /** How often each rule was looked at, in all nodes that are still there. */
+  readonly invariants: readonly InvariantReport[];
+  /** Most tasks each of these nodes had at a time, summed. */
+  readonly tasks: number;
 }
 
 const DEFAULT_LIMIT_NS = 3600e9;
 
 function scheduleFor(spec: RunSpec, node: string): ScheduleSpec {
   const choices = spec.recordedChoices?.[node];
+  if (choices === undefined && spec.scheduleOf !== undefined) return spec.scheduleOf(node);
   return choices === undefined ? { strategy: spec.strategy } : { strategy: 'recorded', of: spec.strategy, choices };
 }
 
@@ -51,28 +59,33 @@ async function startHost(spec: RunSpec, description: HostDescription): Promise<N
   return new LocalHostNode(nodeSpec);
 }
 
-async function collectChoices(nodes: readonly Node[]): Promise<Record<string, readonly number[]>> {
+/** What nodes have to say when all is over; those that died say nothing. */
+async function collect(nodes: readonly Node[]): Promise<Pick<RunOutcome, 'choices' | 'invariants' | 'tasks'>> {
   const choices: Record<string, readonly number[]> = {};
+  const ledger = new InvariantLedger();
+  let tasks = 0;
   for (const node of nodes) {
     try {
       choices[node.name] = await node.choices();
+      for (const { id, looks } of await node.invariants()) ledger.held(id, looks);
+      tasks += await node.tasks();
     } catch (error) {
       if (!(error instanceof NodeFailure)) throw error;
     }
   }
-  return choices;
+  return { choices, invariants: ledger.report(), tasks };
 }
 
 function brokenAtStart(error: unknown): RunOutcome {
   const failure: RunFailure =
     error instanceof NodeFailure
-      ? { kind: error.kind, node: error.node, message: error.message }
+      ? failureOfNode(error)
       : {
           kind: 'broken',
           node: MAIN_NODE,
           message: error instanceof Error ? (error.stack ?? error.message) : String(error),
         };
-  return { events: [], digest: '', virtualNs: 0, rounds: 0, failure, choices: {} };
+  return { events: [], digest: '', virtualNs: 0, rounds: 0, failure, choices: {}, invariants: [], tasks: 0 };
 }
 
 /** Carries out a run. Never rejects for what happens inside it: see `failure`. */
@@ -93,7 +106,7 @@ export async function run(spec: RunSpec): Promise<RunOutcome> {
       limitNs: spec.limitNs ?? DEFAULT_LIMIT_NS,
       ...(spec.onProgress === undefined ? {} : { onProgress: spec.onProgress }),
     });
-    return { ...conducted, choices: await collectChoices(nodes) };
+    return { ...conducted, ...(await collect(nodes)) };
   } catch (error) {
     return brokenAtStart(error);
   } finally {

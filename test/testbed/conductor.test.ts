@@ -69,6 +69,14 @@ class EchoHost implements Node {
     return this.runtime.scheduler.choices;
   }
 
+  tasks(): number {
+    return 0;
+  }
+
+  invariants(): [] {
+    return [];
+  }
+
   close(): void {
     // Nothing to close.
   }

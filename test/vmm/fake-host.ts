@@ -116,6 +116,14 @@ export class FakeHost implements Node {
     return [];
   }
 
+  tasks(): number {
+    return 0;
+  }
+
+  invariants(): [] {
+    return [];
+  }
+
   close(): void {
     // Nothing to close.
   }

@@ -3,6 +3,7 @@
  * or thrown out for newer ones. Invalidations complete when no transaction that used what they removed is under way.
  */
 import type { Task } from '../../runtime/task.js';
+import type { AtsRequest, AtsResponse } from '../smmu/ats.js';
 import { InFlight } from '../smmu/in-flight.js';
 
 /** Translations a cache holds. */
@@ -46,6 +47,29 @@ export class Atc {
   insert(entry: AtcEntry): void {
     this.#entries = [...this.#entries.filter((old) => old.last < entry.first || old.first > entry.last), entry];
     if (this.#entries.length > ATC_ENTRIES) this.#entries.shift();
+  }
+
+  /**
+   * A translation from the cache, or one that is asked for now; a string says why there is none. An answer that an invalidation
+   * overtook is used once and not kept.
+   */
+  *translation(
+    { streamId, iova }: Pick<AtsRequest, 'streamId' | 'iova'>,
+    write: boolean,
+    ask: (request: AtsRequest) => Task<AtsResponse>,
+  ): Task<AtcEntry | string> {
+    const known = this.lookup(iova, write);
+    if (known !== undefined) return known;
+    const before = this.#invalidations;
+    const answer = yield* ask({ streamId, iova });
+    if (answer.status !== 'success') return `translation request: ${answer.status}`;
+    const size = 1n << BigInt(answer.shift);
+    const first = iova - (iova % size);
+    const pa = answer.pa - Number(iova % size);
+    const entry = { first, last: first + size - 1n, pa, read: answer.read, write: answer.write };
+    if (!(write ? entry.write : entry.read)) return 'translation request: no access';
+    if (before === this.#invalidations) this.insert(entry);
+    return entry;
   }
 
   /** A transaction that uses the cache begins; its ticket. */

@@ -189,23 +189,16 @@ export class HostBridge implements UpstreamPort {
 
   /** A translation from the function's cache, or one it asks for now; a string says why there is none. */
   *#translation(fn: PciFunction, iova: bigint, write: boolean): Task<AtcEntry | string> {
-    const known = fn.atc.lookup(iova, write);
-    if (known !== undefined) return known;
-    const before = fn.atc.invalidations;
     const route = this.fabric.route({ from: fn, address: Number(iova), addressType: 'translation-request' });
     const stream = route.kind === 'upstream' ? this.streamOf(route.requesterId) : undefined;
     const smmu = stream === undefined ? undefined : this.#ports.smmus.get(stream.iommu);
-    if (smmu === undefined || stream === undefined) return 'nobody answers translation requests';
-    const answer = yield* smmu.translateAts({ streamId: stream.id, iova });
-    yield TO_SMMU_NS;
-    if (answer.status !== 'success') return `translation request: ${answer.status}`;
-    const size = 1n << BigInt(answer.shift);
-    const first = iova - (iova % size);
-    const pa = answer.pa - Number(iova % size);
-    const entry = { first, last: first + size - 1n, pa, read: answer.read, write: answer.write };
-    if (!(write ? entry.write : entry.read)) return 'translation request: no access';
-    if (before === fn.atc.invalidations) fn.atc.insert(entry);
-    return entry;
+    if (smmu === undefined || stream === undefined)
+      return fn.atc.lookup(iova, write) ?? 'nobody answers translation requests';
+    return yield* fn.atc.translation({ streamId: stream.id, iova }, write, function* (request) {
+      const answer = yield* smmu.translateAts(request);
+      yield TO_SMMU_NS;
+      return answer;
+    });
   }
 
   *#through(

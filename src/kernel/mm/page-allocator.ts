@@ -127,6 +127,11 @@ export class PageAllocator {
     return this.#pins.pages;
   }
 
+  /** Whether a page is nobody's. */
+  isFree(pfn: number): boolean {
+    return this.#free.some((run) => run.pfn <= pfn && pfn < run.pfn + run.pages);
+  }
+
   /** How often a page is pinned. */
   pinCount(pfn: number): number {
     return this.#pins.count(pfn);

@@ -1,0 +1,458 @@
+/**
+ * A machine with nothing on it but what a kernel-only scenario needs: iommufd, processes, and devices behind the selftest's mock
+ * IOMMU or behind an SMMUv3 with its real driver.
+ *
+ * There are no buses, no boot and no messages: tasks call the kernel directly, so that a run takes microseconds and an exploration
+ * can afford a hundred thousand of them. Kernel and SMMU are the same code that whole hosts run. With the mock IOMMU nothing
+ * waits for hardware, and what costs time is a scheduling point only (`isTimeless`).
+ *
+ * Ownership: the machine owns everything but the arena, which belongs to the thread and is put back to its initial state for each
+ * machine: every run finds the same memory.
+ */
+import { Arena, type ArenaState } from '../core/arena.js';
+import type { HostDescription } from '../hardware/description.js';
+import { PciFunction, type UpstreamPort } from '../hardware/pcie/function.js';
+import type { SmmuMemory } from '../hardware/smmu/ports.js';
+import { Smmu, type TranslateRequest } from '../hardware/smmu/smmu.js';
+import type { Device } from '../kernel/device.js';
+import { SyscallContext } from '../kernel/files.js';
+import { IommuCore } from '../kernel/iommu/iommu.js';
+import type { CommandRow } from '../kernel/iommufd/command.js';
+import {
+  getDevice,
+  iommufd_device_detach,
+  iommufd_device_unbind,
+  type IommufdDevice,
+} from '../kernel/iommufd/device.js';
+import { Ioas } from '../kernel/iommufd/ioas.js';
+import { IommufdContext, IommufdFile } from '../kernel/iommufd/main.js';
+import { MockDomain } from '../kernel/iommufd/selftest/mock-domain.js';
+import { selftestCommand } from '../kernel/iommufd/selftest/selftest.js';
+import { MemfdFile } from '../kernel/mm/memfd.js';
+import { MmStruct } from '../kernel/mm/mm.js';
+import { PageAllocator } from '../kernel/mm/page-allocator.js';
+import { Process, UserStruct } from '../kernel/mm/process.js';
+import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
+import { invariant, InvariantError, type Task } from '../runtime/task.js';
+import { EFAULT } from '../uapi/errno.js';
+import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../uapi/pci-regs.js';
+import { PROT_READ, PROT_WRITE } from '../uapi/syscall.js';
+import { PageStore } from './page-store.js';
+import type { Program } from './program.js';
+
+const PAGE_BYTES = 4096;
+/** RAM that processes get their pages from, and the kernel's own behind it. */
+const RAM_PFN = 0x40000;
+const RAM_PAGES = 0x10000;
+const KERNEL_BASE_PFN = 0x80000;
+/** Where processes find the buffers of a program, one behind the other with a gap. */
+const BUFFER_BASE = 0x1000_0000_0000n;
+const BUFFER_STRIDE = 0x1_0000_0000n;
+/** Where the tasks of a process have the arguments of their calls. */
+const ARGUMENT_BASE = 0x3000_0000_0000n;
+/** Room for the arguments of one task. */
+export const ARGUMENT_BYTES = 16 * PAGE_BYTES;
+
+/** From a device to the SMMU, from there to memory, and of an invalidation to a device and back. */
+const TO_SMMU_NS = 100;
+const TO_MEMORY_NS = 100;
+const ATC_INVALIDATION_NS = 200;
+/** What devices write. */
+const DMA_BYTE = 0x5a;
+
+/** The one SMMU of a machine with hardware. */
+const SMMU_DESCRIPTION: HostDescription['iommus'][number] = {
+  name: 'smmu0',
+  base: 0x43000000n,
+  stage1: true,
+  stage2: true,
+  inputBits: 48,
+  outputBits: 48,
+  httu: 'dirty',
+  granules: ['4k', '64k'],
+  streamIdBits: 8,
+  rangeInvalidation: true,
+  ats: true,
+  pri: true,
+  forcedWriteBack: true,
+};
+
+/** A device's function: it has ATS, which stays off until the driver switches it on. */
+const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100 } as const;
+
+/** A bare function reaches the SMMU through {@link KernelMachine.dma} and nothing else. */
+const NO_FABRIC: UpstreamPort = {
+  dmaRead: unreachable,
+  dmaWrite: unreachable,
+  msi: unreachable,
+};
+
+function unreachable(): never {
+  throw new InvariantError('kernel-only machine: a function without a fabric started a transaction');
+}
+
+const HOST: HostDescription = {
+  name: 'kernel',
+  title: 'kernel-only machine',
+  sources: [],
+  arch: 'arm64',
+  kernelRelease: '7.3.4',
+  pageShift: 12,
+  memory: [{ start: BigInt(RAM_PFN * PAGE_BYTES), last: BigInt((KERNEL_BASE_PFN + 0x10000) * PAGE_BYTES - 1) }],
+  iommus: [SMMU_DESCRIPTION],
+  msiControllers: [],
+  hostBridges: [],
+  functions: [],
+  reservedRegions: [],
+  allowUnsafeInterrupts: true,
+};
+
+interface PooledArena {
+  readonly arena: Arena;
+  readonly initial: ArenaState;
+}
+
+/** The arena of this thread for each kind of machine. */
+const pool = new Map<Program['iommu'], PooledArena>();
+
+/** An arena as it is when it is new. */
+function freshArena(kind: Program['iommu']): Arena {
+  const known = pool.get(kind);
+  if (known !== undefined) {
+    known.arena.restore(known.initial);
+    return known.arena;
+  }
+  const frames = kind === 'mock' ? { kernelFrames: 16, storageFrames: 64 } : { kernelFrames: 2048, storageFrames: 256 };
+  const arena = Arena.create({ ...frames, kernelBasePfn: KERNEL_BASE_PFN });
+  pool.set(kind, { arena, initial: arena.save() });
+  return arena;
+}
+
+/** The kernel window of an arena and the pages of processes, as an SMMU sees them. */
+function smmuMemory(arena: Arena, pages: PageStore): SmmuMemory {
+  const indexOf = (pa: number): number | undefined => {
+    const frame = arena.pfnToFrame(Math.floor(pa / PAGE_BYTES));
+    return frame < 0 ? undefined : (arena.frameOffset(frame) + (pa % PAGE_BYTES)) >>> 2;
+  };
+  const isRam = (pa: number): boolean => pa >= RAM_PFN * PAGE_BYTES && pa < (RAM_PFN + RAM_PAGES) * PAGE_BYTES;
+  return {
+    loadWords(pa, out) {
+      const index = indexOf(pa);
+      if (index !== undefined) out.set(arena.words.subarray(index, index + out.length));
+      else if (isRam(pa)) out.set(new Uint32Array(pages.read(pa, 4 * out.length).buffer));
+      else return false;
+      return true;
+    },
+    store64(pa, lo, hi) {
+      const index = indexOf(pa);
+      if (index !== undefined) arena.words.set([lo, hi], index);
+      else if (isRam(pa)) pages.write(pa, new Uint8Array(Uint32Array.of(lo, hi).buffer));
+      else return false;
+      return true;
+    },
+    compareAndSwap64(pa, oldLo, oldHi, newLo, newHi) {
+      const found = new Uint32Array(2);
+      if (!this.loadWords(pa, found) || found[0] !== oldLo >>> 0 || found[1] !== oldHi >>> 0) return false;
+      return this.store64(pa, newLo, newHi);
+    },
+  };
+}
+
+/** The machine. */
+export class KernelMachine {
+  readonly runtime: NodeRuntime;
+  readonly arena: Arena;
+  readonly pages: PageAllocator;
+  readonly memory = new PageStore();
+  /** There with hardware only. */
+  readonly smmu: Smmu | undefined;
+  readonly #core: IommuCore | undefined;
+  readonly #testCommand: CommandRow | undefined;
+  readonly ictx: IommufdContext;
+  readonly processes = new Map<string, Process>();
+  readonly #buffers: ReadonlyMap<string, bigint>;
+  readonly #hasAts: boolean;
+  /** Devices behind the SMMU by stream. */
+  readonly #functions = new Map<number, PciFunction>();
+  /** Memory of dma-bufs and other things that need no pin. */
+  readonly #unpinned = new Set<number>();
+  #arguments = ARGUMENT_BASE;
+  #devices = 0;
+
+  constructor(program: Program, seed: number, schedule: ScheduleSpec) {
+    this.runtime = new NodeRuntime('kernel', seed, schedule);
+    const isMock = program.iommu === 'mock';
+    this.runtime.scheduler.isTimeless = isMock;
+    this.arena = freshArena(program.iommu);
+    this.#hasAts = program.ats;
+    this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
+    if (isMock) this.#testCommand = this.#selftest();
+    else [this.smmu, this.#core] = this.#hardware();
+    this.ictx = new IommufdContext(this.arena, true, false, this.runtime.faults);
+    this.#buffers = new Map(
+      program.buffers.map(({ name }, i) => [name, BUFFER_BASE + BigInt(i) * BUFFER_STRIDE] as const),
+    );
+    this.#makeProcesses(program);
+  }
+
+  #makeProcesses(program: Program): void {
+    const files = program.files.map(({ lengthBytes }) => {
+      const file = new MemfdFile(this.runtime, this.pages);
+      invariant(file.ftruncate(lengthBytes) === 0, 'kernel-only machine: no memory for a file');
+      return file;
+    });
+    const users = new Map<number, UserStruct>();
+    for (const [index, spec] of program.processes.entries()) {
+      const user = users.get(spec.uid) ?? new UserStruct(spec.uid);
+      users.set(spec.uid, user);
+      const mm = new MmStruct(this.runtime, this.memory, this.pages);
+      const process = new Process(index + 1, spec, mm, user);
+      this.processes.set(spec.name, process);
+      process.files.install(new IommufdFile(this.ictx, this.#testCommand));
+      if (index > 0) this.ictx.get();
+      for (const file of files) process.files.install(file);
+      for (const { name, lengthBytes, contiguity } of program.buffers) {
+        const at = mm.mmapAnonymous(this.bufferAddress(name), lengthBytes, PROT_READ | PROT_WRITE, contiguity);
+        invariant(at === this.bufferAddress(name), `kernel-only machine: no memory for ${name}`);
+      }
+    }
+  }
+
+  #selftest(): CommandRow {
+    return selftestCommand((pages, firstWord) => {
+      const [extent] = this.pages.alloc(pages, 'pages') ?? [];
+      if (extent?.pages !== pages) return undefined;
+      const pa = extent.pfn * PAGE_BYTES;
+      this.memory.write(pa, new Uint8Array(Uint32Array.of(firstWord).buffer));
+      const pfns = Array.from({ length: extent.pages }, (_, i) => extent.pfn + i);
+      for (const pfn of pfns) this.#unpinned.add(pfn);
+      const free = (): void => {
+        for (const pfn of pfns) this.#unpinned.delete(pfn);
+        this.pages.release([extent]);
+      };
+      return { pa, free };
+    });
+  }
+
+  #hardware(): [Smmu, IommuCore] {
+    let onIrq: (smmu: string, line: string) => void = () => undefined;
+    const smmu = new Smmu({
+      runtime: this.runtime,
+      memory: smmuMemory(this.arena, this.memory),
+      description: SMMU_DESCRIPTION,
+      irq: (line) => onIrq(SMMU_DESCRIPTION.name, line),
+      atc: ({ streamId, start, last }) => this.#invalidateAtc(streamId, start, last),
+    });
+    const base = Number(SMMU_DESCRIPTION.base);
+    const core = new IommuCore(
+      this.runtime,
+      {
+        arena: this.arena,
+        bus: {
+          mmioRead32: (pa) => smmu.readRegister(pa - base, 4),
+          mmioWrite32: (pa, value) => {
+            smmu.writeRegister(pa - base, 4, value);
+            return true;
+          },
+        },
+        legalityOf: () => smmu.legality,
+        onSmmuIrq: (handler) => {
+          onIrq = handler;
+        },
+      },
+      HOST,
+    );
+    return [smmu, core];
+  }
+
+  /** Where a buffer of the program begins, in every process. */
+  bufferAddress(name: string): bigint {
+    const address = this.#buffers.get(name);
+    invariant(address !== undefined, `kernel-only machine: no buffer ${name}`);
+    return address;
+  }
+
+  /** The process of this name. */
+  process(name: string): Process {
+    const process = this.processes.get(name);
+    invariant(process !== undefined, `kernel-only machine: no process ${name}`);
+    return process;
+  }
+
+  /** A task's way into the kernel, and memory of its own for arguments. */
+  context(processName: string): { readonly ctx: SyscallContext; readonly argument: bigint } {
+    const process = this.process(processName);
+    const argument = process.mm.mmapAnonymous(this.#arguments, BigInt(ARGUMENT_BYTES), PROT_READ | PROT_WRITE, 'pages');
+    invariant(typeof argument === 'bigint', 'kernel-only machine: no memory for arguments');
+    this.#arguments += BigInt(2 * ARGUMENT_BYTES);
+    return { ctx: new SyscallContext(this.runtime, process), argument };
+  }
+
+  /** Brings up what there is of hardware. */
+  *start(): Task<void> {
+    yield* this.#core?.probe() ?? nothing();
+  }
+
+  /** A new device behind the SMMU, in a group of its own; -errno. */
+  *addDevice(): Task<Device | number> {
+    invariant(this.#core !== undefined, 'kernel-only machine: devices of a mock IOMMU are made by the selftest');
+    const number = this.#devices++;
+    const bdf = `0000:00:${number.toString(16).padStart(2, '0')}.0`;
+    const fn = new PciFunction(this.runtime, { ...FUNCTION, bdf, ats: this.#hasAts }, [], NO_FABRIC);
+    fn.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MASTER);
+    const device: Device = {
+      name: bdf,
+      function: fn,
+      parent: undefined,
+      isMultifunction: false,
+      busMates: () => [],
+      streamIds: [fn.requesterId],
+      iommu: SMMU_DESCRIPTION.name,
+      msiController: undefined,
+      msiDeviceId: 0,
+      driver: undefined,
+      driverOverride: undefined,
+      group: undefined,
+    };
+    this.#functions.set(fn.requesterId, fn);
+    const rc = yield* this.#core.addDevice(device);
+    return rc < 0 ? rc : device;
+  }
+
+  /** A device behind the SMMU goes. */
+  *removeDevice(device: Device): Task<void> {
+    yield* this.#core?.removeDevice(device) ?? nothing();
+    this.#functions.delete(device.streamIds[0] ?? -1);
+  }
+
+  /** The iommufd device of a number. */
+  boundDevice(id: number): IommufdDevice {
+    const idev = getDevice(this.ictx, id);
+    invariant(idev !== undefined, `kernel-only machine: no device ${id}`);
+    this.ictx.objects.put(idev);
+    return idev;
+  }
+
+  /** A device leaves: as VFIO's character device is closed. */
+  *giveBack({ device, idev }: { readonly device?: Device; readonly idev?: IommufdDevice }): Task<void> {
+    if (idev !== undefined) {
+      yield* iommufd_device_detach(idev);
+      yield* iommufd_device_unbind(idev);
+    }
+    if (device !== undefined) yield* this.removeDevice(device);
+  }
+
+  /** Everything was given back. @throws InvariantError when something was not */
+  checkNothingIsLeft(): void {
+    const { invariants } = this.runtime;
+    invariant(this.pages.pinnedPages === 0, `${this.pages.pinnedPages} pages are still pinned`, 'INV-3');
+    for (const { name, mm, user } of this.processes.values()) {
+      const charged = [mm.pinnedVm, mm.lockedVm, user.lockedVm];
+      invariant(
+        charged.every((pages) => pages === 0),
+        `${name}: pinned_vm, locked_vm and its user's locked_vm are ${charged.join(', ')}`,
+        'INV-5',
+      );
+    }
+    const { objects } = this.ictx;
+    invariant(objects.isEmpty, `${objects.size} numbers of iommufd objects are still taken`, 'objects');
+    invariant(this.#unpinned.size === 0, `${this.#unpinned.size} pages of dma-bufs and mocks are left`, 'objects');
+    invariant(this.pages.freePages === RAM_PAGES, `${RAM_PAGES - this.pages.freePages} pages are not free`, 'objects');
+    const { storageFramesInUse } = this.arena;
+    invariant(storageFramesInUse === 0, `${storageFramesInUse} frames of records are in use`, 'objects');
+    for (const id of ['INV-3', 'INV-5', 'objects'] as const) invariants.held(id);
+  }
+
+  /** Tells what can be told of the state by numbers: what is mapped where, who is there. */
+  addState(add: (value: number) => void): void {
+    for (const object of this.ictx.objects.objects()) {
+      add(object.id);
+      add(object.users);
+      if (!(object instanceof Ioas)) continue;
+      for (const area of object.iopt.areas.overlapping()) {
+        add(Number(area.iova & 0xffff_ffffn));
+        add(Number(area.lengthBytes & 0xffff_ffffn));
+        add(area.numAccesses);
+      }
+    }
+    add(this.pages.pinnedPages);
+  }
+
+  *#invalidateAtc(streamId: number, start: bigint, last: bigint): Task<boolean> {
+    yield ATC_INVALIDATION_NS;
+    const fn = this.#functions.get(streamId);
+    if (fn === undefined) return false;
+    yield* fn.atc.invalidate(start, last);
+    return true;
+  }
+
+  // --- DMA ---
+
+  /**
+   * A device reads or writes a byte: 0, or -EFAULT when it was refused. What it reaches must be somebody's, and pinned.
+   * @throws InvariantError INV-3 when the page was given back already
+   */
+  *dma(device: Device, iova: bigint, write: boolean): Task<number> {
+    const pa =
+      this.smmu === undefined ? this.#mockAccess(device, iova, write) : yield* this.#access(device, iova, write);
+    return pa === undefined ? -EFAULT : 0;
+  }
+
+  /** The mock's devices reach memory in the step in which they look it up: there is no way to wait for those that do not. */
+  #mockAccess(device: Device, iova: bigint, write: boolean): number | undefined {
+    const domain = device.group?.domain;
+    if (!(domain instanceof MockDomain)) return undefined;
+    const pa = domain.iova_to_phys(Number(iova));
+    if (pa === undefined) return undefined;
+    if (write && domain.tracksDirty) domain.set_dirty(Number(iova));
+    this.#touch(pa, write);
+    return pa;
+  }
+
+  *#access(device: Device, iova: bigint, write: boolean): Task<number | undefined> {
+    const { smmu } = this;
+    const streamId = device.streamIds[0] ?? 0;
+    const fn = this.#functions.get(streamId);
+    if (smmu === undefined || fn === undefined) return undefined;
+    const atcTicket = fn.isAtsEnabled ? fn.atc.begin() : undefined;
+    try {
+      yield TO_SMMU_NS;
+      let address = iova;
+      if (atcTicket !== undefined) {
+        const entry = yield* fn.atc.translation({ streamId, iova }, write, (request) => smmu.translateAts(request));
+        if (typeof entry === 'string') return undefined;
+        address = BigInt(entry.pa) + iova - entry.first;
+      }
+      return yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
+    } finally {
+      if (atcTicket !== undefined) fn.atc.end(atcTicket);
+    }
+  }
+
+  *#throughSmmu(smmu: Smmu, request: TranslateRequest, isTranslated: boolean): Task<number | undefined> {
+    const ticket = smmu.beginTransaction();
+    try {
+      const result = yield* isTranslated ? smmu.passTranslated(request) : smmu.translate(request, ticket);
+      if (!result.ok) return undefined;
+      yield TO_MEMORY_NS;
+      yield 'dma:translated';
+      this.#touch(result.pa, request.write);
+      return result.pa;
+    } finally {
+      smmu.endTransaction(ticket);
+    }
+  }
+
+  #touch(pa: number, write: boolean): void {
+    const pfn = Math.floor(pa / PAGE_BYTES);
+    const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
+    const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';
+    invariant(isReachable, `a device reached page 0x${pfn.toString(16)}, which ${what}`, 'INV-3');
+    this.runtime.invariants.held('INV-3');
+    if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
+  }
+}
+
+function* nothing(): Task<void> {
+  // No hardware.
+}

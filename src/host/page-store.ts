@@ -1,0 +1,58 @@
+/** Physical memory of a kernel-only machine: pages that somebody wrote bytes to; the rest is zero. */
+import type { PageMemory } from '../kernel/mm/page-allocator.js';
+import { invariant } from '../runtime/task.js';
+import type { PageRun } from '../uapi/syscall.js';
+
+const PAGE_BYTES = 4096;
+
+/** Pages by number. */
+export class PageStore implements PageMemory {
+  readonly #pages = new Map<number, Uint8Array>();
+
+  read(pa: number, lengthBytes: number): Uint8Array {
+    const pfn = Math.floor(pa / PAGE_BYTES);
+    const from = pa % PAGE_BYTES;
+    const page = this.#pages.get(pfn);
+    if (from + lengthBytes <= PAGE_BYTES)
+      return page === undefined ? new Uint8Array(lengthBytes) : page.slice(from, from + lengthBytes);
+    const out = new Uint8Array(lengthBytes);
+    for (let done = 0; done < lengthBytes;) {
+      const length = Math.min(lengthBytes - done, PAGE_BYTES - ((pa + done) % PAGE_BYTES));
+      out.set(this.read(pa + done, length), done);
+      done += length;
+    }
+    return out;
+  }
+
+  write(pa: number, bytes: Uint8Array): boolean {
+    for (let done = 0; done < bytes.length;) {
+      const from = (pa + done) % PAGE_BYTES;
+      const length = Math.min(bytes.length - done, PAGE_BYTES - from);
+      this.#page(Math.floor((pa + done) / PAGE_BYTES)).set(bytes.subarray(done, done + length), from);
+      done += length;
+    }
+    return true;
+  }
+
+  pageContents(pfn: number, pages: number): PageRun[] {
+    return Array.from({ length: pages }, (_, i) => ({
+      firstPage: i,
+      pages: 1,
+      bytes: this.read((pfn + i) * PAGE_BYTES, PAGE_BYTES),
+    }));
+  }
+
+  setPageContents(): void {
+    invariant(false, 'kernel-only machine: nobody stores whole pages');
+  }
+
+  clearPages(pfn: number, pages: number): void {
+    for (let i = 0; i < pages; i++) this.#pages.delete(pfn + i);
+  }
+
+  #page(pfn: number): Uint8Array {
+    let page = this.#pages.get(pfn);
+    if (page === undefined) this.#pages.set(pfn, (page = new Uint8Array(PAGE_BYTES)));
+    return page;
+  }
+}

@@ -1,0 +1,231 @@
+/**
+ * Runs a program on a kernel-only machine: setup in order, the tasks as the schedule says, then everything is given back and nothing
+ * may be left.
+ *
+ * A run ends at the first rule that is broken. Its *signature* says which, without numbers and names, so that two runs that failed for the
+ * same reason can be told from two that did not.
+ */
+import { InvariantError, type Task } from '../runtime/task.js';
+import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
+import type { ScheduleSpec } from '../runtime/node-runtime.js';
+import type { RunEvent } from '../runtime/events.js';
+import type { SchedulerObserver } from '../runtime/scheduler.js';
+import { errnoName } from '../uapi/errno.js';
+import { KernelMachine } from './kernel-machine.js';
+import { perform, type Caller, type Thing } from './operations.js';
+import type { Call, Program } from './program.js';
+
+/** Why a run failed. */
+export interface ProgramFailure {
+  readonly signature: string;
+  /** The rule, where it is one of {@link INVARIANTS}. */
+  readonly id: InvariantId | undefined;
+  readonly message: string;
+  readonly stack: string | undefined;
+  /** The task that ran, `-` for none. */
+  readonly task: string;
+}
+
+/** What a call came to. */
+export interface CallResult {
+  readonly task: string;
+  readonly call: Call;
+  /** What the system call returned, and in words: `ok` or the error's name. */
+  readonly rc: number;
+  readonly text: string;
+  readonly startNs: number;
+  readonly endNs: number;
+}
+
+/** A finished run. */
+export interface ProgramOutcome {
+  readonly failure: ProgramFailure | undefined;
+  readonly results: readonly CallResult[];
+  /** The schedule of the tasks: indices among candidates. */
+  readonly choices: readonly number[];
+  /** Most tasks there were at a time, those of the kernel and the hardware included. */
+  readonly tasks: number;
+  readonly invariants: readonly InvariantReport[];
+  readonly events: readonly RunEvent[];
+  /** Of everything that can be told at the end: results, and what is mapped. */
+  readonly stateHash: number;
+  readonly virtualNs: number;
+}
+
+/** How to run. */
+export interface RunProgramOptions {
+  readonly seed: number;
+  readonly schedule: ScheduleSpec;
+  /** Looks on while the tasks run. */
+  readonly observer?: SchedulerObserver;
+  /** Is given the machine when setup is done, to look at later. */
+  readonly onMachine?: (machine: KernelMachine) => void;
+}
+
+/** An answer that the program did not allow. */
+class UnexpectedAnswer extends Error {
+  override readonly name = 'UnexpectedAnswer';
+}
+
+/** Message without numbers: what two failures of one kind have in common. */
+export function signatureOf(message: string): string {
+  return message
+    .replaceAll(/0x[0-9a-f]+/g, '#')
+    .replaceAll(/\d+/g, '#')
+    .slice(0, 160);
+}
+
+function nameOf(rc: number): string {
+  return rc < 0 ? (errnoName(-rc) ?? String(rc)) : 'ok';
+}
+
+class ProgramRun {
+  readonly machine: KernelMachine;
+  readonly results: CallResult[] = [];
+  readonly #program: Program;
+  readonly #options: RunProgramOptions;
+  readonly #things = new Map<string, Thing>();
+
+  constructor(program: Program, options: RunProgramOptions) {
+    this.#program = program;
+    this.#options = options;
+    this.machine = new KernelMachine(program, options.seed, { strategy: 'in-order' });
+    for (const { name } of program.files) {
+      // Files follow /dev/iommu in every process.
+      this.#things.set(name, { fd: 1 + program.files.findIndex((file) => file.name === name) });
+    }
+  }
+
+  /** @throws what a rule or an expectation that is broken throws */
+  run(): void {
+    const { machine } = this;
+    const { runtime } = machine;
+    const { observer, schedule } = this.#options;
+    this.#alone('setup', this.#setup());
+    for (const { fault, ...rule } of this.#program.faults) runtime.faults.arm(fault, rule);
+    this.#options.onMachine?.(machine);
+    runtime.useSchedule(schedule);
+    const { scheduler } = runtime;
+    scheduler.observer = observer;
+    for (const { name, process, calls } of this.#program.tasks) runtime.spawn(name, this.#calls(name, process, calls));
+    scheduler.runUntil(Infinity);
+    scheduler.observer = undefined;
+    this.#checkAllEnded();
+  }
+
+  /** Gives everything back. @throws InvariantError when something stays */
+  tearDown(): void {
+    this.machine.runtime.useSchedule({ strategy: 'in-order' });
+    this.#alone('teardown', this.#closeAll());
+    this.machine.checkNothingIsLeft();
+  }
+
+  #alone(name: string, body: Task<void>): void {
+    const { runtime } = this.machine;
+    runtime.spawn(name, body);
+    runtime.scheduler.runUntil(Infinity);
+    this.#checkAllEnded();
+  }
+
+  #checkAllEnded(): void {
+    const stuck = this.machine.runtime.scheduler.unfinished();
+    if (stuck.length > 0) {
+      const waits = stuck.map(({ name, waitsFor }) => `${name} waits for ${waitsFor ?? 'its turn'}`).sort();
+      throw new InvariantError(waits.join('; '), 'no-deadlock');
+    }
+    this.machine.runtime.invariants.held('no-deadlock');
+  }
+
+  *#setup(): Task<void> {
+    yield* this.machine.start();
+    const first = this.#program.processes[0];
+    if (first !== undefined) yield* this.#calls('setup', first.name, this.#program.setup);
+  }
+
+  *#calls(task: string, process: string, calls: readonly Call[]): Task<void> {
+    const { runtime } = this.machine;
+    const caller: Caller = { machine: this.machine, things: this.#things, ...this.machine.context(process) };
+    for (const call of calls) {
+      yield 'program:call';
+      const startNs = runtime.now;
+      const rc = yield* perform(caller, call);
+      const text = nameOf(rc);
+      this.results.push({ task, call, rc, text, startNs, endNs: runtime.now });
+      runtime.emit('program.call', { op: call.op, answer: text });
+      const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
+      if (allowed !== undefined && !allowed.includes(text)) {
+        throw new UnexpectedAnswer(`${task}: ${call.op} answered ${text} instead of ${allowed.join(' or ')}`);
+      }
+    }
+  }
+
+  *#closeAll(): Task<void> {
+    for (const thing of this.#things.values()) {
+      if (thing.device === undefined || this.machine.smmu === undefined) continue;
+      yield* this.machine.giveBack(thing);
+    }
+    for (const process of this.machine.processes.values()) {
+      process.mm.release();
+      yield* process.files.closeAll();
+    }
+  }
+
+  /** A number for everything that can be told at the end of the tasks. */
+  stateHash(): number {
+    let hash = 0x811c9dc5;
+    const add = (value: number): void => {
+      hash = Math.imul(hash ^ (value & 0xffff), 0x01000193);
+      hash = Math.imul(hash ^ (value >>> 16), 0x01000193);
+    };
+    const order = new Map(this.#program.tasks.map(({ name }, i) => [name, i]));
+    const sorted = this.results.map((result, i) => ({ result, i, task: order.get(result.task) ?? -1 }));
+    sorted.sort((a, b) => a.task - b.task || a.i - b.i);
+    for (const { result, task } of sorted) {
+      add(task);
+      add(result.rc);
+    }
+    this.machine.addState(add);
+    return hash >>> 0;
+  }
+}
+
+function failureOf(error: unknown, task: string): ProgramFailure {
+  const thrown = error instanceof Error ? error : new Error(String(error));
+  const id = thrown instanceof InvariantError ? thrown.id : undefined;
+  const kind = thrown instanceof InvariantError ? '' : `${thrown.name}: `;
+  const message = `${kind}${thrown.message}`;
+  return { signature: signatureOf(message), id, message, stack: thrown.stack, task };
+}
+
+/** Runs a program. Never throws for what happens in it. */
+export function runProgram(program: Program, options: RunProgramOptions): ProgramOutcome {
+  const run = new ProgramRun(program, options);
+  const { runtime } = run.machine;
+  let failure: ProgramFailure | undefined;
+  let stateHash = 0;
+  let choices: readonly number[] = [];
+  const attempt = (body: () => void): void => {
+    if (failure !== undefined) return;
+    try {
+      body();
+    } catch (error) {
+      failure = failureOf(error, runtime.scheduler.lastTask);
+    }
+  };
+  attempt(() => run.run());
+  choices = [...runtime.scheduler.choices];
+  attempt(() => {
+    stateHash = run.stateHash();
+    run.tearDown();
+  });
+  return {
+    failure,
+    results: run.results,
+    choices,
+    tasks: runtime.scheduler.mostTasks,
+    invariants: runtime.invariants.report(),
+    events: runtime.drainEvents(),
+    stateHash,
+    virtualNs: runtime.now,
+  };
+}

@@ -1,0 +1,174 @@
+/**
+ * Scheduling policies: who goes on where several could.
+ *
+ * A policy is asked only where there is a choice. Candidates are the ready tasks, in the order in which they became ready, and,
+ * for policies that stall, *time*: letting it pass keeps every ready task off its CPU until the next timer, as a long
+ * pre-emption does. Answers are indices, `ready.length` standing for time; the list of answers is the schedule.
+ *
+ * The *default* choice is to let the running task run on; a schedule can therefore be written as its deviations from that
+ * ({@link Deviation}), which is what shrinking makes small and what a corpus file holds.
+ */
+import type { RandomStream } from './random.js';
+import type { TaskHandle } from './scheduler.js';
+import { InvariantError } from './task.js';
+
+/** What a policy chooses from. */
+export interface Candidates {
+  /** In the order of becoming ready; a task that offers its turn at a gate is the last. */
+  readonly ready: readonly TaskHandle<unknown>[];
+  /** Time may pass instead: there is a timer and no ready task has been kept waiting for too long. */
+  readonly canStall: boolean;
+  /** The task that ran last, if it could run on. */
+  readonly running: TaskHandle<unknown> | undefined;
+}
+
+/** Decides which ready task goes on. */
+export interface SchedulingPolicy {
+  readonly name: string;
+  /** Whether a task that reaches a gate offers the others a turn. */
+  readonly preemptsAtGates: boolean;
+  /** Whether time may pass while tasks are ready. */
+  readonly stalls: boolean;
+  /** Index into `ready`, or `ready.length` for time where `canStall`. There are at least two candidates. */
+  choose(candidates: Candidates): number;
+}
+
+/** What a schedule was made with, so that it can be repeated. */
+export type GateMode = 'in-order' | 'random' | 'explored';
+
+/** A choice that is not the default. */
+export interface Deviation {
+  /** Number of the choice in the run, from 0. */
+  readonly at: number;
+  /** Name of the task that goes on, `time` for time. */
+  readonly to: string;
+}
+
+/** How a deviation calls time. */
+export const TIME = 'time';
+
+/** How a deviation calls a candidate: by its name, with its number where several have that. */
+export function candidateName(ready: readonly TaskHandle<unknown>[], index: number): string {
+  const task = ready[index];
+  if (task === undefined) return TIME;
+  const isAlone = ready.filter(({ name }) => name === task.name).length === 1;
+  return isAlone ? task.name : `${task.name}#${task.number}`;
+}
+
+/** First come, first served; gates do not pre-empt. */
+export const inOrderPolicy: SchedulingPolicy = {
+  name: 'in-order',
+  preemptsAtGates: false,
+  stalls: false,
+  choose: () => 0,
+};
+
+/** Uniformly random among the ready tasks, at every gate; with `stalls`, time is one more candidate. */
+export function randomPolicy(random: RandomStream, stalls = false): SchedulingPolicy {
+  return {
+    name: 'random',
+    preemptsAtGates: true,
+    stalls,
+    choose: ({ ready, canStall }) => random.below(ready.length + (canStall ? 1 : 0)),
+  };
+}
+
+/** What is chosen where nothing else is wanted: the running task runs on, else the one that has been ready longest. */
+export function defaultChoice({ ready, running }: Candidates): number {
+  return running === undefined ? 0 : Math.max(0, ready.indexOf(running));
+}
+
+/** Repeats recorded choices; InvariantError when they do not fit the run. */
+export function recordedPolicy(choices: readonly number[], mode: GateMode): SchedulingPolicy {
+  let next = 0;
+  return {
+    name: 'recorded',
+    preemptsAtGates: mode !== 'in-order',
+    stalls: mode === 'explored',
+    choose: ({ ready, canStall }) => {
+      const choice = choices[next++];
+      const candidates = ready.length + (canStall ? 1 : 0);
+      if (choice === undefined || choice >= candidates) {
+        throw new InvariantError(
+          `recorded schedule does not fit: choice ${next} of ${choices.length} among ${candidates} tasks`,
+        );
+      }
+      return choice;
+    },
+  };
+}
+
+/**
+ * The default but for the deviations. One whose task cannot go on then is passed over: a schedule that is being shrunk, or an old
+ * one on newer code, still says something.
+ */
+export function deviatingPolicy(deviations: readonly Deviation[]): SchedulingPolicy {
+  let at = 0;
+  let next = 0;
+  return {
+    name: 'deviating',
+    preemptsAtGates: true,
+    stalls: true,
+    choose: (candidates) => {
+      const deviation = deviations[next];
+      if (deviation === undefined || deviation.at !== at++) return defaultChoice(candidates);
+      next++;
+      const { ready, canStall } = candidates;
+      if (deviation.to === TIME) return canStall ? ready.length : defaultChoice(candidates);
+      const index = ready.findIndex((_, i) => candidateName(ready, i) === deviation.to);
+      return index < 0 ? defaultChoice(candidates) : index;
+    },
+  };
+}
+
+/** What PCT needs to know beforehand. */
+export interface PctOptions {
+  /** d: a bug of this depth is found with probability at least 1 / (n * k^(d-1)). */
+  readonly depth: number;
+  /** k: choices in a run, as seen in an earlier one. */
+  readonly choices: number;
+}
+
+/** Priorities below this belong to tasks that a change point demoted. */
+const DEMOTED = 2 ** 16;
+
+/**
+ * Probabilistic concurrency testing: tasks have random priorities, the highest runs, and at d-1 random choices the one
+ * that would run is demoted below all others. Time has a priority like a task.
+ *
+ * Source: Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010.
+ */
+export function pctPolicy(random: RandomStream, { depth, choices }: PctOptions): SchedulingPolicy {
+  const priorities: number[] = [];
+  const timePriority = { value: random.between(DEMOTED, 2 ** 32) };
+  const changes = new Set<number>();
+  const wanted = Math.min(depth - 1, choices);
+  while (changes.size < wanted) changes.add(random.below(choices));
+  let at = 0;
+  let demoted = DEMOTED;
+  const priorityOf = ({ number }: TaskHandle<unknown>): number =>
+    (priorities[number] ??= random.between(DEMOTED, 2 ** 32));
+  const highest = ({ ready, canStall }: Candidates): number => {
+    let best = 0;
+    let bestPriority = -1;
+    for (const [i, task] of ready.entries()) {
+      const priority = priorityOf(task);
+      if (priority > bestPriority) [best, bestPriority] = [i, priority];
+    }
+    return canStall && timePriority.value > bestPriority ? ready.length : best;
+  };
+  return {
+    name: 'pct',
+    preemptsAtGates: true,
+    stalls: true,
+    choose: (candidates) => {
+      const chosen = highest(candidates);
+      if (!changes.has(at++)) return chosen;
+      const task = candidates.ready[chosen];
+      demoted--;
+      if (task === undefined) timePriority.value = demoted;
+      else priorities[task.number] = demoted;
+      return highest(candidates);
+    },
+  };
+}

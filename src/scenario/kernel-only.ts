@@ -1,0 +1,249 @@
+/**
+ * Kernel-only scenarios: tasks that make system calls side by side on a kernel without a machine around it; the format, and its way to a
+ * {@link Program}.
+ *
+ * A call is a mapping with one key, the operation, and may say beside it what it must answer. Names are checked here: something that is
+ * used must be made somewhere, by whichever task.
+ */
+import { z } from 'zod';
+import { FAULTS, type FaultId } from '../runtime/faults.js';
+import { ERRNO } from '../uapi/errno.js';
+import type { Call, OperationName, Operations, Program } from '../host/program.js';
+import { address, count, name, range, size } from './fields.js';
+import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
+
+const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
+const prot = z.enum(['r', 'w', 'rw']).default('rw');
+const from = z.strictObject({ buffer: name.optional(), offset: address.default(0n) }).default({ offset: 0n });
+const place = z.strictObject({ ioas: name.default('main'), iova: address });
+const space = { ioas: name.default('main') };
+
+/** What each operation is given; `as` names what it makes. */
+const operations = {
+  ioas: z.strictObject({ as: name }),
+  map: z.strictObject({ ...space, iova: address.optional(), length: size, from, prot, as: name.optional() }),
+  'map-file': z.strictObject({
+    ...space,
+    iova: address.optional(),
+    length: size,
+    file: name,
+    offset: address.default(0n),
+    prot,
+  }),
+  unmap: z.strictObject({ ...space, iova: address.optional(), length: size.optional() }),
+  copy: z.strictObject({ from: place, to: place, length: size }),
+  allow: z.strictObject({ ...space, ranges: z.array(range) }),
+  'huge-pages': z.strictObject({ ...space, on: z.boolean() }),
+  'change-process': z.strictObject({}),
+  destroy: z.strictObject({ object: name }),
+  device: z.strictObject({ as: name, to: name.default('main'), dirty: z.boolean().default(true) }),
+  replace: z.strictObject({ device: name, to: name }),
+  unplug: z.strictObject({ device: name }),
+  hwpt: z.strictObject({
+    as: name,
+    device: name,
+    on: name.default('main'),
+    dirty: z.boolean().default(false),
+    nesting: z.boolean().default(false),
+    'fault-queue': name.optional(),
+    iotlb: count(0, 0xffff_ffff).optional(),
+  }),
+  'track-dirty': z.strictObject({ hwpt: name, on: z.boolean() }),
+  'read-dirty': z.strictObject({ hwpt: name, iova: address, length: size, clear: z.boolean().default(true) }),
+  dma: z.strictObject({ device: name, iova: address, length: size, write: z.boolean().default(true) }),
+  access: z.strictObject({ as: name, ...space, pins: z.boolean().default(true) }),
+  pin: z.strictObject({ access: name, iova: address, length: size, as: name }),
+  unpin: z.strictObject({ access: name, pin: name }),
+  'access-rw': z.strictObject({ access: name, iova: address, length: size, write: z.boolean().default(true) }),
+  'access-replace': z.strictObject({ access: name, ioas: name }),
+  'fault-queue': z.strictObject({ as: name }),
+  'page-request': z.strictObject({ device: name, iova: address, group: count(0, 511).default(0) }),
+  'read-faults': z.strictObject({ queue: name, as: name.optional() }),
+  respond: z.strictObject({ queue: name, to: name, success: z.boolean().default(true) }),
+  viommu: z.strictObject({ as: name, device: name, on: name }),
+  vdevice: z.strictObject({ as: name, viommu: name, device: name, id: address }),
+  veventq: z.strictObject({ as: name, viommu: name, depth: count(1, 1 << 19).default(8) }),
+  vevent: z.strictObject({ device: name }),
+  'read-events': z.strictObject({ queue: name, length: count(1, 65_536).default(4096) }),
+  mmap: z.strictObject({ as: name, viommu: name }),
+  munmap: z.strictObject({ mapping: name }),
+  'dma-buf': z.strictObject({ as: name, length: size }),
+  revoke: z.strictObject({ file: name, revoked: z.boolean().default(true) }),
+  close: z.strictObject({ file: name }),
+} satisfies { readonly [K in OperationName]: z.ZodType };
+
+/** Fields that name something another call makes. */
+const USES = [
+  'ioas',
+  'to',
+  'on',
+  'device',
+  'object',
+  'hwpt',
+  'access',
+  'pin',
+  'queue',
+  'viommu',
+  'mapping',
+  'file',
+  'fault-queue',
+] as const;
+
+const answer = z.enum(['ok', ...(Object.keys(ERRNO) as [string, ...string[]])], {
+  error: (issue) => `unknown errno ${JSON.stringify(issue.input)}`,
+});
+const expected = z.union([answer.transform((one) => [one]), z.array(answer).min(1)]).optional();
+
+const names = Object.keys(operations) as [OperationName, ...OperationName[]];
+const callError = `a call has one of these keys: ${names.join(', ')}; and may have expect`;
+const call = z.union(
+  names.map((op) => z.strictObject({ [op]: operations[op], expect: expected })) as unknown as [z.ZodType, z.ZodType],
+  { error: callError },
+);
+const calls = z.array(call).min(1);
+const fault = z.enum(Object.keys(FAULTS) as [FaultId, ...FaultId[]], {
+  error: (issue) => `unknown fault ${JSON.stringify(issue.input)}`,
+});
+const armed = z.strictObject({ fault, skip: count(0, 1_000_000).optional(), count: count(1, 1_000_000).optional() });
+
+/** A choice that is not the default one: at which choice, who goes on. */
+export const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });
+
+const process = z.strictObject({
+  uid: count(0, 0xffff_ffff).default(0),
+  capabilities: z.array(z.string().regex(/^CAP_[A-Z_]+$/, 'expected a capability, e.g. CAP_IPC_LOCK')).default([]),
+  memlock: size.optional(),
+});
+
+/** A kernel-only scenario file. */
+export const kernelOnlyFile = z.strictObject({
+  title: z.string({ error: 'a scenario has a title' }).min(1),
+  covers: z.array(z.string()).default([]),
+  'kernel-only': z.strictObject({
+    /** `mock`: the selftest's devices. `arm-smmu-v3`: an SMMU with its driver. */
+    iommu: z.enum(['mock', 'arm-smmu-v3']).default('mock'),
+    ats: z.boolean().default(false),
+  }),
+  processes: z.record(name, process).default({ p: { uid: 0, capabilities: [] } }),
+  buffers: z
+    .record(name, z.strictObject({ length: size, contiguity: contiguity.default('pages') }))
+    .default({ memory: { length: 65_536n, contiguity: 'pages' } }),
+  files: z.record(name, z.strictObject({ length: size })).default({}),
+  /** Historical faults that are in the kernel in every run. */
+  faults: z.array(armed).default([]),
+  'fails-with': armed.optional(),
+  setup: z.array(call).default([]),
+  tasks: z.record(name, z.union([calls, z.strictObject({ process: name, calls })])),
+  /** A schedule: where others go on than the one that runs. In order where nothing is said. */
+  schedule: z.array(deviation).default([]),
+  /** The rule that this scenario breaks, as a failed run names it: it must. */
+  fails: z.string().min(1).optional(),
+});
+
+type KernelOnlyFile = z.output<typeof kernelOnlyFile>;
+type RawCall = Readonly<Record<string, unknown>>;
+
+/** Whether a file is one of these. */
+export function isKernelOnly(value: unknown): boolean {
+  return typeof value === 'object' && value !== null && 'kernel-only' in value;
+}
+
+function callOf(source: SourceText, raw: RawCall, path: ValuePath): Call {
+  const op = names.find((candidate) => candidate in raw);
+  if (op === undefined) throw new InputError([source.problem(path, callError)]);
+  const expect = raw['expect'] as readonly string[] | undefined;
+  return {
+    op,
+    args: raw[op] as Operations[OperationName],
+    line: source.position(path).line,
+    ...(expect === undefined ? {} : { expect }),
+  };
+}
+
+function namesIn(value: unknown, keys: readonly string[]): string[] {
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([key, inner]) =>
+    typeof inner === 'string' ? (keys.includes(key) ? [inner] : []) : namesIn(inner, keys),
+  );
+}
+
+interface PlacedCall {
+  readonly call: Call;
+  readonly path: ValuePath;
+}
+
+/** Names that are used and made nowhere. */
+function unknownNames(source: SourceText, given: KernelOnlyFile, all: readonly PlacedCall[]): InputProblem[] {
+  const made = new Set([
+    ...all.flatMap(({ call: { args } }) => namesIn(args, ['as'])),
+    ...all.flatMap(({ call: { op, args } }) =>
+      op === 'device' ? namesIn(args, ['as']).map((as) => `${as}.hwpt`) : [],
+    ),
+    ...Object.keys(given.files),
+    'main',
+  ]);
+  return all.flatMap(({ call: { op, args }, path }) => {
+    const unknown = namesIn(args, USES).filter((used) => !made.has(used));
+    const buffers = namesIn(args, ['buffer']).filter((used) => !(used in given.buffers));
+    return [...unknown, ...buffers].map((used) => source.problem([...path, op], `nothing is called ${used}`));
+  });
+}
+
+/** A file as a program. @throws InputError with every name that stands for nothing */
+export function programOf(source: SourceText, given: KernelOnlyFile): Program {
+  const [firstBuffer = 'memory'] = Object.keys(given.buffers);
+  const [firstProcess = 'p'] = Object.keys(given.processes);
+  const place = (raw: unknown, path: ValuePath): PlacedCall => {
+    const made = callOf(source, raw as RawCall, path);
+    if (made.op !== 'map') return { call: made, path };
+    const args = made.args as Operations['map'];
+    const buffer = (args.from as { buffer?: string }).buffer ?? firstBuffer;
+    return { call: { ...made, args: { ...args, from: { buffer, offset: args.from.offset } } }, path };
+  };
+  const own = given.setup.map((raw, i) => place(raw, ['setup', i]));
+  const hasMain = own.some(({ call: { op, args } }) => op === 'ioas' && namesIn(args, ['as']).includes('main'));
+  const tasks = Object.entries(given.tasks).map(([task, entry]) => {
+    const isList = Array.isArray(entry);
+    const raws: readonly unknown[] = isList ? entry : entry.calls;
+    const base = isList ? ['tasks', task] : ['tasks', task, 'calls'];
+    return {
+      name: task,
+      process: isList ? firstProcess : entry.process,
+      placed: raws.map((raw, i) => place(raw, [...base, i])),
+    };
+  });
+  const problems = unknownNames(source, given, [...own, ...tasks.flatMap(({ placed }) => placed)]);
+  for (const { name: task, process: owner } of tasks)
+    if (!(owner in given.processes)) problems.push(source.problem(['tasks', task], `no process is called ${owner}`));
+  if (tasks.length === 0) problems.push(source.problem(['tasks'], 'a kernel-only scenario has tasks'));
+  if (problems.length > 0) throw new InputError(problems);
+  const main: Call[] = hasMain ? [] : [{ op: 'ioas', args: { as: 'main' } }];
+  return {
+    iommu: given['kernel-only'].iommu,
+    ats: given['kernel-only'].ats,
+    processes: Object.entries(given.processes).map(([key, { uid, capabilities, memlock }]) => ({
+      name: key,
+      uid,
+      capabilities,
+      ...(memlock === undefined ? {} : { memlockBytes: memlock }),
+    })),
+    buffers: Object.entries(given.buffers).map(([key, { length, contiguity: how }]) => ({
+      name: key,
+      lengthBytes: length,
+      contiguity: how,
+    })),
+    files: Object.entries(given.files).map(([key, { length }]) => ({ name: key, lengthBytes: length })),
+    faults: given.faults.map(withoutUndefined),
+    setup: [...main, ...own.map(({ call: made }) => made)],
+    tasks: tasks.map(({ name: task, process: owner, placed }) => ({
+      name: task,
+      process: owner,
+      calls: placed.map(({ call: made }) => made),
+    })),
+  };
+}
+
+/** A fault as a program has it. */
+export function withoutUndefined({ fault: id, skip, count: times }: z.output<typeof armed>): Program['faults'][number] {
+  return { fault: id, ...(skip === undefined ? {} : { skip }), ...(times === undefined ? {} : { count: times }) };
+}
