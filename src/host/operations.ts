@@ -5,7 +5,7 @@
  * bound as VFIO's character device does it; mock devices by the selftest's ioctl. Nothing is checked here but what an operation itself
  * can see.
  */
-import type { FieldSpecs, StructValue } from '../layout/struct.js';
+import type { FieldSpecs, Struct, StructValue } from '../layout/struct.js';
 import type { Device } from '../kernel/device.js';
 import type { OpenFile, SyscallContext } from '../kernel/files.js';
 import { iommu_report_device_fault, PAGE_REQUEST_LAST_PAGE } from '../kernel/iommu/group.js';
@@ -95,15 +95,26 @@ type MemberFields<M extends Member> = ReturnType<(typeof test.iommu_test_member)
 
 /** IOMMU_TEST_CMD; the member of the union as the kernel left it. */
 function* testCommand<M extends Member>(
-  caller: Caller,
+  { ctx, argument }: Caller,
   op: number,
   id: number,
   member: M,
   fields: Partial<MemberFields<M>>,
 ): Task<{ readonly rc: number; readonly value: MemberFields<M> }> {
-  const argument = { op, id, [member]: fields };
-  const { rc, value } = yield* ioctl(caller, test.IOMMU_TEST_CMD, argument as never);
-  return { rc, value: (value as unknown as Record<M, MemberFields<M>>)[member] };
+  const { number, struct } = test.IOMMU_TEST_CMD;
+  const union = struct.offsetOf('add_reserved');
+  // Members are many: only the one that holds is written and read.
+  const bytes = new Uint8Array(struct.sizeBytes);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(struct.offsetOf('size'), struct.sizeBytes, true);
+  view.setUint32(struct.offsetOf('op'), op, true);
+  view.setUint32(struct.offsetOf('id'), id, true);
+  const layout = test.iommu_test_member[member] as unknown as Struct<FieldSpecs>;
+  layout.write(view, union, fields);
+  invariant(ctx.process.mm.copy_to_user(argument, bytes), 'program: no memory for arguments');
+  const rc = yield* ctx.process.files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+  const answer = ctx.process.mm.copy_from_user(argument, bytes.length) ?? bytes;
+  return { rc, value: layout.read(new DataView(answer.buffer, answer.byteOffset), union) as MemberFields<M> };
 }
 
 function userAddress({ machine }: Caller, { buffer, offset }: BufferRef): bigint {

@@ -5,6 +5,9 @@ import type { PageRun } from '../uapi/syscall.js';
 
 const PAGE_BYTES = 4096;
 
+/** Pages that nobody uses now: making new ones would keep the collector busy, run after run. */
+const spare: Uint8Array[] = [];
+
 /** Pages by number. */
 export class PageStore implements PageMemory {
   readonly #pages = new Map<number, Uint8Array>();
@@ -47,12 +50,26 @@ export class PageStore implements PageMemory {
   }
 
   clearPages(pfn: number, pages: number): void {
-    for (let i = 0; i < pages; i++) this.#pages.delete(pfn + i);
+    for (let i = 0; i < pages; i++) {
+      const page = this.#pages.get(pfn + i);
+      if (page === undefined) continue;
+      this.#pages.delete(pfn + i);
+      spare.push(page);
+    }
+  }
+
+  /** Gives every page back; the store must not be used afterwards. */
+  dispose(): void {
+    spare.push(...this.#pages.values());
+    this.#pages.clear();
   }
 
   #page(pfn: number): Uint8Array {
     let page = this.#pages.get(pfn);
-    if (page === undefined) this.#pages.set(pfn, (page = new Uint8Array(PAGE_BYTES)));
+    if (page === undefined) {
+      page = spare.pop()?.fill(0) ?? new Uint8Array(PAGE_BYTES);
+      this.#pages.set(pfn, page);
+    }
     return page;
   }
 }

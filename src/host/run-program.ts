@@ -106,7 +106,7 @@ class ProgramRun {
     this.#options.onMachine?.(machine);
     runtime.useSchedule(schedule);
     const { scheduler } = runtime;
-    scheduler.observer = observer;
+    if (observer !== undefined) scheduler.observer = observer;
     for (const { name, process, calls } of this.#program.tasks) runtime.spawn(name, this.#calls(name, process, calls));
     scheduler.runUntil(Infinity);
     scheduler.observer = undefined;
@@ -218,6 +218,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     stateHash = run.stateHash();
     run.tearDown();
   });
+  run.machine.memory.dispose();
   return {
     failure,
     results: run.results,

@@ -161,6 +161,10 @@ function place(name: string, specs: FieldSpecs): { placed: Placed[]; sizeBytes: 
   return { placed, sizeBytes: Math.ceil(cursor / alignBytes) * alignBytes, alignBytes };
 }
 
+function zeroBytes(view: DataView, offset: number, lengthBytes: number): void {
+  for (let at = offset; at < offset + lengthBytes; at++) view.setUint8(at, 0);
+}
+
 /**
  * Declares a C struct.
  *
@@ -181,15 +185,23 @@ export function defineStruct<const F extends FieldSpecs>(name: string, specs: F)
     fields: placed,
     endOf: (key) => field(key).offset + field(key).sizeBytes,
     offsetOf: (key) => field(key).offset,
-    zero: () => Object.fromEntries(placed.map((p) => [p.name, p.type.zero()])) as StructValue<F>,
-    read: (view, offset = 0) =>
-      Object.fromEntries(placed.map((p) => [p.name, p.type.read(view, offset + p.offset)])) as StructValue<F>,
+    zero: () => {
+      const value: Record<string, unknown> = {};
+      for (const p of placed) value[p.name] = p.type.zero();
+      return value as StructValue<F>;
+    },
+    read: (view, offset = 0) => {
+      // Assigned one by one: every value of a struct has the same shape, which the engine remembers.
+      const value: Record<string, unknown> = {};
+      for (const p of placed) value[p.name] = p.type.read(view, offset + p.offset);
+      return value as StructValue<F>;
+    },
     write: (view, offset, value) => {
       const given = value as Record<string, unknown>;
       for (const p of placed) {
         const x = given[p.name];
         if (x !== undefined) p.type.write(view, offset + p.offset, x);
-        else if (!p.isOverlay) p.type.write(view, offset + p.offset, p.type.zero());
+        else if (!p.isOverlay) zeroBytes(view, offset + p.offset, p.sizeBytes);
       }
     },
     encode: (value) => {

@@ -18,12 +18,12 @@ import {
   type SchedulingPolicy,
 } from './policies.js';
 import { RandomStream } from './random.js';
-import { Scheduler, type TaskHandle } from './scheduler.js';
+import { Scheduler, type SchedulerObserver, type TaskHandle } from './scheduler.js';
 import type { Task } from './task.js';
 
 /**
  * How a node's schedule is decided. `recorded` repeats the choices of an earlier run; those with a `seed` of their own draw from that,
- * so that the run's other randomness stays as it is; `policy` is one made by the caller, for nodes of this thread.
+ * so that the run's other randomness stays as it is; `policy` is one made by the caller that looks on as well, for nodes of this thread.
  */
 export type ScheduleSpec =
   | { readonly strategy: 'in-order' }
@@ -32,7 +32,7 @@ export type ScheduleSpec =
   | { readonly strategy: 'pct'; readonly seed: number; readonly depth: number; readonly choices: number }
   | { readonly strategy: 'deviating'; readonly deviations: readonly Deviation[] }
   | { readonly strategy: 'recorded'; readonly of: GateMode; readonly choices: readonly number[] }
-  | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy };
+  | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy; readonly observer: SchedulerObserver };
 
 function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
   const random = (of: number): RandomStream => new RandomStream(of, `schedule/${node}`);
@@ -68,11 +68,13 @@ export class NodeRuntime {
     this.node = node;
     this.seed = seed;
     this.scheduler = new Scheduler(policyFor(schedule, seed, node));
+    if (schedule.strategy === 'policy') this.scheduler.observer = schedule.observer;
   }
 
   /** From now on the schedule is decided like this; what was chosen before is forgotten. */
   useSchedule(schedule: ScheduleSpec): void {
     this.scheduler.usePolicy(policyFor(schedule, this.seed, this.node));
+    this.scheduler.observer = schedule.strategy === 'policy' ? schedule.observer : undefined;
   }
 
   /** Virtual nanoseconds since the start of the run. */
