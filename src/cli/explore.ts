@@ -1,56 +1,184 @@
 /** `iovaduct explore`: schedules of a scenario, one after another, until one breaks a rule. */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
 import { Option, type Command } from 'commander';
-import { measureChoices, sample, type Sampled } from '../explore/explore.js';
-import { guarantee, STRATEGIES, type Sampling, type StrategyName } from '../explore/strategies.js';
-import { subjectOf } from '../explore/subject.js';
-import { readScenario } from '../scenario/load.js';
-import { sabotaged } from '../scenario/sabotage.js';
+import { explore, type Exploration } from '../explore/campaign.js';
+import { countDeviations } from '../explore/record.js';
+import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
+import { STRATEGIES, type StrategyName } from '../explore/strategies.js';
+import { INVARIANTS } from '../runtime/invariants.js';
+import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
 import { EXIT } from './exit-codes.js';
 import { scenarioFiles } from './files.js';
 import { wholeNumber } from './options.js';
+import { LiveLine } from './progress.js';
+import { palette } from './run.js';
+import type { Palette } from '../report/terminal.js';
 
 interface ExploreOptions {
   readonly strategy: StrategyName;
   readonly runs: number;
   readonly depth: number;
   readonly seed: number;
+  readonly jobs: number;
   readonly history?: boolean;
+  readonly shrink: boolean;
+  readonly corpus?: string;
+  readonly json?: string;
 }
+
+/** A scenario that was explored. */
+interface Explored {
+  readonly scenario: Scenario;
+  readonly exploration: Exploration;
+  readonly seconds: number;
+  readonly shrunk: Shrunk | undefined;
+  /** Where the shrunk case was written. */
+  readonly corpusFile: string | undefined;
+}
+
+/** Runs that shrinking may take. */
+const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
 
 function percent(chance: number): string {
-  return chance > 0.9999 ? '> 99.99 %' : `${(100 * chance).toFixed(2)} %`;
+  if (chance > 0.9999) return '> 99.99 %';
+  return chance < 0.0001 ? '< 0.01 %' : `${(100 * chance).toFixed(2)} %`;
 }
 
-function reportText(name: string, sampled: Sampled, seconds: number): string {
-  const { runs, tasks, choices, schedules, states, failure, pctRuns } = sampled;
+function boundText({ preemptions, runs, pruned, isComplete }: Exploration['bounds'][number]): string {
+  const within = preemptions === Infinity ? 'any number of pre-emptions' : `${preemptions} pre-emptions at most`;
+  const how = isComplete ? 'every order that matters was seen' : 'not finished';
+  return `  ${within}: ${how}, ${runs} runs${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
+}
+
+function sizeText({ scenario, deviations }: Shrunk): string {
+  const { kernelOnly, steps, hosts } = scenario;
+  const switches = `${countDeviations(deviations)} switches`;
+  if (kernelOnly === undefined) return `${hosts.length} hosts, ${steps.length} steps, ${switches}`;
+  const { tasks, setup } = kernelOnly.program;
+  const calls = tasks.reduce((sum, task) => sum + task.calls.length, 0);
+  return `${tasks.length} tasks, ${calls} calls after ${setup.length} to set up, ${switches}`;
+}
+
+function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Explored, colours: Palette): string {
+  const { runs, tasks, choices, distinctSchedules, distinctStates, failure, guarantees, bounds } = exploration;
+  const mark = failure === undefined ? colours.good('✔') : colours.bad('✖');
+  const speed = seconds > 0 ? `, ${(runs / seconds).toFixed(0)} a second` : '';
   const lines = [
-    `${name}: ${runs} schedules (${schedules.size} distinct), ${states.size} final states, ${(runs / seconds).toFixed(0)}/s`,
-    `  n = ${tasks} tasks, k = ${choices} choices at most`,
-    ...Object.entries(pctRuns).map(
-      ([d, count]) =>
-        `  d = ${d}: ${count} runs by PCT find any bug of that depth with a chance of at least ${percent(guarantee(tasks, choices, Number(d), count))}`,
+    `${mark} ${scenario.name}  ${runs} schedules, ${distinctSchedules} distinct, ${distinctStates} final states${speed}`,
+    colours.faint(`  n = ${tasks} tasks, k = ${choices} choices`),
+    ...guarantees.map(({ depth, runs: count, chance }) =>
+      colours.faint(
+        `  d = ${depth}: ${count} runs find any bug of that depth with a chance of at least ${percent(chance)}`,
+      ),
     ),
+    ...bounds.map((bound) => colours.faint(boundText(bound))),
   ];
-  if (failure !== undefined)
-    lines.push(
-      `  run ${failure.run} failed: ${failure.attempt.failure?.task ?? ''}: ${failure.attempt.failure?.message ?? ''}`,
-    );
+  if (failure !== undefined) {
+    lines.push(`  run ${failure.run}, task ${failure.task}: ${failure.message.split('\n')[0] ?? ''}`);
+    if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));
+  }
+  if (shrunk !== undefined) {
+    const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
+    lines.push(`  shrunk to ${sizeText(shrunk)} in ${shrunk.attempts} runs${where}`);
+  }
   return `${lines.join('\n')}\n`;
 }
 
-async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
-  for (const file of scenarioFiles(paths)) {
-    const read = readScenario(file);
-    const scenario = options.history === true ? (sabotaged(read) ?? read) : read;
-    const subject = subjectOf(scenario, options.seed);
-    const { strategy, seed, depth } = options;
-    if (strategy === 'exhaustive') throw new Error('not yet');
-    const sampling: Sampling = { strategy, seed, depth, choices: await measureChoices(subject, seed) };
-    const start = performance.now();
-    const sampled = await sample(subject, sampling, { first: 0, end: options.runs });
-    process.stdout.write(reportText(scenario.name, sampled, (performance.now() - start) / 1000));
-    if (sampled.failure !== undefined) process.exitCode = EXIT.failed;
+function exploredJson(
+  { scenario, exploration, seconds, shrunk, corpusFile }: Explored,
+  options: ExploreOptions,
+): object {
+  const { failure } = exploration;
+  return {
+    file: scenario.file,
+    name: scenario.name,
+    strategy: options.strategy,
+    seed: options.seed,
+    verdict: failure !== undefined ? 'fail' : exploration.inconclusive > 0 ? 'inconclusive' : 'pass',
+    runs: exploration.runs,
+    distinct_schedules: exploration.distinctSchedules,
+    distinct_states: exploration.distinctStates,
+    tasks: exploration.tasks,
+    choices: exploration.choices,
+    guarantees: exploration.guarantees,
+    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete }) => ({
+      preemptions: preemptions === Infinity ? null : preemptions,
+      runs,
+      pruned,
+      complete: isComplete,
+    })),
+    self_tests: exploration.selfTests,
+    schedules_per_second: Math.round(exploration.runs / seconds),
+    invariants: exploration.invariants,
+    ...(failure === undefined
+      ? {}
+      : {
+          failure: {
+            run: failure.run,
+            rule: failure.id ?? null,
+            signature: failure.signature,
+            message: failure.message,
+            task: failure.task,
+            schedule: shrunk?.deviations ?? failure.deviations,
+            ...(corpusFile === undefined ? {} : { corpus: corpusFile }),
+          },
+        }),
+  };
+}
+
+async function exploreOne(file: string, options: ExploreOptions, live: LiveLine): Promise<Explored> {
+  const read = readScenario(file);
+  const scenario = options.history === true ? loadScenario(file, withFault(read)) : read;
+  const { strategy, runs, depth, seed, jobs } = options;
+  const start = performance.now();
+  const exploration = await explore({
+    scenario,
+    strategy,
+    runs,
+    depth,
+    seed,
+    jobs,
+    onProgress: (done) => live.show(`${scenario.name}: ${done} of ${runs} schedules`),
+  });
+  const seconds = (performance.now() - start) / 1000;
+  const { failure } = exploration;
+  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink;
+  if (isShrunk) live.show(`${scenario.name}: shrinking`);
+  const { text } = scenario;
+  const shrunk = isShrunk
+    ? await shrink(
+        { file, text, seed, signature: failure.signature, deviations: failure.deviations },
+        SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
+      )
+    : undefined;
+  let corpusFile: string | undefined;
+  if (shrunk !== undefined && options.corpus !== undefined) {
+    mkdirSync(options.corpus, { recursive: true });
+    corpusFile = join(options.corpus, `${scenario.name}.yaml`);
+    writeFileSync(corpusFile, shrunk.text);
   }
+  return { scenario, exploration, seconds, shrunk, corpusFile };
+}
+
+async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
+  const files = scenarioFiles(paths);
+  const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
+  const out = options.json === '-' ? process.stderr : process.stdout;
+  const live = new LiveLine(process.stderr);
+  const all: Explored[] = [];
+  for (const file of wanted) {
+    const explored = await exploreOne(file, options, live);
+    live.clear();
+    all.push(explored);
+    out.write(exploredText(explored, palette(out.isTTY)));
+  }
+  const document = { scenarios: all.map((explored) => exploredJson(explored, options)) };
+  if (options.json === '-') process.stdout.write(`${JSON.stringify(document, undefined, 2)}\n`);
+  else if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(document, undefined, 2)}\n`);
+  if (all.some(({ exploration }) => exploration.failure !== undefined)) process.exitCode = EXIT.failed;
+  else if (all.some(({ exploration }) => exploration.inconclusive > 0)) process.exitCode = EXIT.inconclusive;
 }
 
 /** Adds the command. */
@@ -62,9 +190,18 @@ export function addExploreCommand(program: Command): void {
     .addOption(
       new Option('--strategy <name>', 'how schedules are chosen').choices([...STRATEGIES]).default('portfolio'),
     )
-    .option('--runs <n>', 'schedules at most', wholeNumber(1), 1000)
-    .option('--depth <d>', 'depth of the bugs that PCT looks for', wholeNumber(1), 3)
-    .option('--seed <n>', 'seed of the schedules', wholeNumber(0), 1)
+    .option('--runs <n>', 'schedules at most, for each scenario', wholeNumber(1), 1000)
+    .option(
+      '--depth <d>',
+      'depth of the bugs that PCT looks for; pre-emptions of an exhaustive search',
+      wholeNumber(0),
+      3,
+    )
+    .option('--seed <n>', 'seed of the scenario and of the schedules', wholeNumber(0), 1)
+    .option('--jobs <n>', 'threads', wholeNumber(1), availableParallelism())
     .option('--history', 'with the historical fault that each scenario names under fails-with')
+    .option('--no-shrink', 'report a failing run as it was found')
+    .option('--corpus <dir>', 'write each failing case, shrunk, as a scenario there')
+    .option('--json <file>', 'write a JSON document; - is standard output')
     .action(exploreCommand);
 }

@@ -8,6 +8,8 @@ import type { ScenarioOutcome } from '../scenario/execute.js';
 
 /** Longest time between two redraws of the live line. */
 const REDRAW_MS = 100;
+/** Shortest time between two lines to a pipe. */
+const PIPE_MS = 5000;
 
 /** Where progress is written. */
 export interface ProgressStream {
@@ -49,6 +51,33 @@ export class Progress {
 
   /** Removes the live line. */
   end(): void {
+    if (this.#stream.isTTY === true) this.#stream.write('\r\u001b[K');
+  }
+}
+
+/** One line that is rewritten on a terminal; a pipe gets it now and then. */
+export class LiveLine {
+  readonly #stream: ProgressStream;
+  #shownMs = -Infinity;
+
+  constructor(stream: ProgressStream) {
+    this.#stream = stream;
+  }
+
+  show(text: string): void {
+    const isTerminal = this.#stream.isTTY === true;
+    const nowMs = performance.now();
+    if (nowMs - this.#shownMs < (isTerminal ? REDRAW_MS : PIPE_MS)) return;
+    // The first word to a pipe comes when the work has taken as long as later ones are apart.
+    if (!isTerminal && this.#shownMs === -Infinity) {
+      this.#shownMs = nowMs;
+      return;
+    }
+    this.#shownMs = nowMs;
+    this.#stream.write(isTerminal ? `\r\u001b[K${text.slice(0, (this.#stream.columns ?? 80) - 1)}` : `${text}\n`);
+  }
+
+  clear(): void {
     if (this.#stream.isTTY === true) this.#stream.write('\r\u001b[K');
   }
 }

@@ -6,8 +6,7 @@
  * twice and its two histories are compared: a difference is a flaw of the testbed (INV-20), reported with the first event in which
  * they differ.
  */
-import type { InvariantReport } from '../runtime/invariants.js';
-import { InvariantLedger } from '../runtime/invariants.js';
+import { InvariantLedger, type InvariantReport } from '../runtime/invariants.js';
 import { firstDifference } from '../scenario/recording.js';
 import { hashOf, type Attempt, type Subject } from './subject.js';
 import { depthOf, scheduleOf, WARM_UP_RUNS, type Sampling } from './strategies.js';
@@ -59,7 +58,7 @@ function lengthOf(choices: Attempt['choices']): number {
 }
 
 /** Collects what runs came to. */
-class Collector {
+export class Collector {
   readonly schedules = new Set<number>();
   readonly states = new Set<number>();
   readonly pctRuns: Record<number, number> = {};
@@ -70,6 +69,26 @@ class Collector {
   #inconclusive = 0;
   selfTests = 0;
 
+  /** Runs so far. */
+  get runs(): number {
+    return this.#runs;
+  }
+
+  /** What another thread collected. */
+  merge(part: Sampled): void {
+    this.#runs += part.runs;
+    this.#tasks = Math.max(this.#tasks, part.tasks);
+    this.#choices = Math.max(this.#choices, part.choices);
+    this.#inconclusive += part.inconclusive;
+    this.selfTests += part.selfTests;
+    for (const schedule of part.schedules) this.schedules.add(schedule);
+    for (const state of part.states) this.states.add(state);
+    for (const [depth, runs] of Object.entries(part.pctRuns))
+      this.pctRuns[Number(depth)] = (this.pctRuns[Number(depth)] ?? 0) + runs;
+    for (const { id, looks } of part.invariants) this.#ledger.held(id, looks);
+  }
+
+  /** A run, and the depth it had under PCT. */
   add(attempt: Attempt, depth: number | undefined): void {
     this.#runs++;
     this.#tasks = Math.max(this.#tasks, attempt.tasks);

@@ -5,11 +5,12 @@
  * they look the same: a schedule goes in, an {@link Attempt} comes out, and the same schedule gives the same attempt.
  */
 import type { Program } from '../host/program.js';
-import { runProgram, signatureOf } from '../host/run-program.js';
+import { runProgram } from '../host/run-program.js';
 import { eventLine } from '../runtime/events.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { SchedulerObserver } from '../runtime/scheduler.js';
+import { signatureOf } from '../runtime/signature.js';
 import { executeScenario } from '../scenario/execute.js';
 import type { Scenario } from '../scenario/load.js';
 

@@ -5,6 +5,7 @@
  * A run ends at the first rule that is broken. Its *signature* says which, without numbers and names, so that two runs that failed for the
  * same reason can be told from two that did not.
  */
+import { signatureOf } from '../runtime/signature.js';
 import { InvariantError, type Task } from '../runtime/task.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
@@ -65,14 +66,6 @@ export interface RunProgramOptions {
 /** An answer that the program did not allow. */
 class UnexpectedAnswer extends Error {
   override readonly name = 'UnexpectedAnswer';
-}
-
-/** Message without numbers: what two failures of one kind have in common. */
-export function signatureOf(message: string): string {
-  return message
-    .replaceAll(/0x[0-9a-f]+/g, '#')
-    .replaceAll(/\d+/g, '#')
-    .slice(0, 160);
 }
 
 function nameOf(rc: number): string {

@@ -34,7 +34,8 @@ export type ScheduleSpec =
   | { readonly strategy: 'recorded'; readonly of: GateMode; readonly choices: readonly number[] }
   | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy; readonly observer: SchedulerObserver };
 
-function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
+/** The policy that a schedule means in a node. */
+export function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
   const random = (of: number): RandomStream => new RandomStream(of, `schedule/${node}`);
   switch (spec.strategy) {
     case 'in-order':

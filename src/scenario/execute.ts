@@ -6,6 +6,7 @@
  */
 import type { HostDescription } from '../hardware/description.js';
 import type { ProgramFailure } from '../host/run-program.js';
+import { signatureOf } from '../runtime/signature.js';
 import { eventLine, HistoryDigest, type RunEvent } from '../runtime/events.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
@@ -137,6 +138,22 @@ function summarise(scenario: Scenario): HostSummary[] {
   }));
 }
 
+/** The schedule that the caller or the scenario's file says. */
+function scheduleOption({ deviations }: Scenario, { scheduleOf }: ExecuteOptions): Pick<ExecuteOptions, 'scheduleOf'> {
+  if (scheduleOf !== undefined) return { scheduleOf };
+  if (deviations === undefined) return {};
+  return { scheduleOf: (node) => ({ strategy: 'deviating', deviations: deviations[node] ?? [] }) };
+}
+
+/** Checks of a scenario that must fail in one way, as one check of whether it did. */
+function judgeFailure(wanted: string | undefined, checks: readonly Check[]): readonly Check[] {
+  if (wanted === undefined) return checks;
+  const failed = checks.find(({ verdict }) => verdict === 'fail');
+  const isIt = failed !== undefined && signatureOf(`${failed.name}: ${failed.detail}`) === wanted;
+  const detail = failed === undefined ? 'no rule was broken' : `${failed.name}: ${failed.detail}`;
+  return [{ name: `it fails: ${wanted}`, verdict: isIt ? 'pass' : 'fail', detail }];
+}
+
 /** Runs a scenario. Never rejects for what happens inside the run. */
 export async function executeScenario(
   scenario: Scenario,
@@ -153,12 +170,13 @@ export async function executeScenario(
     main: (lab) => (runner = new ScenarioRunner(scenario, lab)).main(),
     ...(options.recordedChoices === undefined ? {} : { recordedChoices: options.recordedChoices }),
     ...(scenario.limitNs === undefined ? {} : { limitNs: scenario.limitNs }),
-    ...(options.scheduleOf === undefined ? {} : { scheduleOf: options.scheduleOf }),
+    ...scheduleOption(scenario, options),
     ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
   });
   const record = runner?.record;
   const failed = finished.failure === undefined ? [] : [failureCheck(finished.failure)];
-  const checks = [...(record?.checks ?? []), ...failed];
+  const found = [...(record?.checks ?? []), ...failed];
+  const checks = options.scheduleOf === undefined ? judgeFailure(scenario.fails, found) : found;
   const outcome: ScenarioOutcome = {
     name: scenario.name,
     file: scenario.file,
@@ -197,7 +215,7 @@ function checkOf(failure: ProgramFailure | undefined, wanted: string | undefined
 
 async function executeKernelOnly(
   scenario: Scenario,
-  { program, deviations, fails }: KernelOnly,
+  { program }: KernelOnly,
   { seed, placement, recordedChoices }: ExecuteOptions,
 ): Promise<{ readonly outcome: ScenarioOutcome; readonly trace: RunTrace }> {
   const choices = recordedChoices?.['kernel'];
@@ -205,11 +223,13 @@ async function executeKernelOnly(
     program,
     seed,
     schedule:
-      choices === undefined ? { strategy: 'deviating', deviations } : { strategy: 'recorded', of: 'explored', choices },
+      choices === undefined
+        ? { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] }
+        : { strategy: 'recorded', of: 'explored', choices },
   });
   const digest = new HistoryDigest();
   for (const event of ran.events) digest.add(event);
-  const checks = [checkOf(ran.failure, fails)];
+  const checks = [checkOf(ran.failure, scenario.fails)];
   const steps = ran.results.map(({ task, call, text, startNs, endNs }): StepLog => ({
     kind: call.op,
     at: { line: call.line ?? 1, column: 1 },

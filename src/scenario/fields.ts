@@ -102,3 +102,6 @@ export function findOverlap(ranges: readonly AddressRange[]): readonly [number, 
   }
   return undefined;
 }
+
+/** A choice of a schedule that is not the default one: at which choice, counted from 0, which task goes on (or `time`). */
+export const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO } from '../uapi/errno.js';
 import type { Call, OperationName, Operations, Program } from '../host/program.js';
-import { address, count, name, range, size } from './fields.js';
+import { address, count, deviation, name, range, size } from './fields.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
 const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
@@ -105,9 +105,6 @@ const fault = z.enum(Object.keys(FAULTS) as [FaultId, ...FaultId[]], {
   error: (issue) => `unknown fault ${JSON.stringify(issue.input)}`,
 });
 const armed = z.strictObject({ fault, skip: count(0, 1_000_000).optional(), count: count(1, 1_000_000).optional() });
-
-/** A choice that is not the default one: at which choice, who goes on. */
-export const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });
 
 const process = z.strictObject({
   uid: count(0, 0xffff_ffff).default(0),

@@ -51,10 +51,6 @@ export type ScenarioStep =
 /** A kernel-only scenario's part. */
 export interface KernelOnly {
   readonly program: Program;
-  /** Its schedule: where it is not in order. */
-  readonly deviations: readonly Deviation[];
-  /** Signature of the failure that it must end in. */
-  readonly fails?: string;
 }
 
 /** A scenario, checked. */
@@ -67,6 +63,10 @@ export interface Scenario {
   readonly title: string;
   readonly covers: readonly string[];
   readonly schedule: 'in-order' | 'random';
+  /** Where the schedule of a node is not in order; the other nodes are, then. */
+  readonly deviations?: Readonly<Record<string, readonly Deviation[]>>;
+  /** Signature of the failure that it must end in. */
+  readonly fails?: string;
   readonly limitNs?: number;
   readonly hosts: readonly HostDescription[];
   readonly links: readonly LinkSpec[];
@@ -454,7 +454,10 @@ export function loadScenario(file: string, text: string, options: LoadOptions = 
     text,
     title: given.title,
     covers: given.covers,
-    schedule: given.schedule,
+    ...(typeof given.schedule === 'string'
+      ? { schedule: given.schedule }
+      : { schedule: 'in-order', deviations: given.schedule }),
+    ...(given.fails === undefined ? {} : { fails: given.fails }),
     ...(given.limit === undefined ? {} : { limitNs: given.limit }),
     hosts,
     links: given.links.map((link) => ({
@@ -484,11 +487,9 @@ function loadKernelOnly(source: SourceText, text: string): Scenario {
     guests: new Map(),
     processes: new Map(),
     steps: [],
-    kernelOnly: {
-      program: programOf(source, given),
-      deviations: given.schedule,
-      ...(given.fails === undefined ? {} : { fails: given.fails }),
-    },
+    kernelOnly: { program: programOf(source, given) },
+    deviations: { kernel: given.schedule },
+    ...(given.fails === undefined ? {} : { fails: given.fails }),
     ...(given['fails-with'] === undefined ? {} : { failsWith: withoutUndefined(given['fails-with']) }),
   };
 }

@@ -1,0 +1,210 @@
+/**
+ * An exploration from beginning to end: runs side by side, the first failure, what all of it is worth.
+ *
+ * Sampled runs are dealt out in chunks of consecutive numbers. When a chunk finds a failure, only chunks before it go on: the failure
+ * with the lowest number is the one that counts, whatever the threads did. An exhaustive search is one sequence and runs here.
+ */
+import { Piscina } from 'piscina';
+import type { Scenario } from '../scenario/load.js';
+import { BoundedSearch, isPruned, type BoundReport } from './exhaustive.js';
+import { Collector, measureChoices, sample, type Sampled } from './explore.js';
+import { record, type Deviations } from './record.js';
+import { guarantee, scheduleOf, type Sampling, type StrategyName } from './strategies.js';
+import { subjectOf, type Attempt, type AttemptFailure, type Subject } from './subject.js';
+
+/** What to explore, and how. */
+export interface Campaign {
+  readonly scenario: Scenario;
+  readonly strategy: StrategyName;
+  /** Runs at most. */
+  readonly runs: number;
+  /** d of PCT; the most pre-emptions of an exhaustive search, beyond which it is not bounded. */
+  readonly depth: number;
+  readonly seed: number;
+  /** Threads. */
+  readonly jobs: number;
+  readonly onProgress?: (runs: number) => void;
+}
+
+/** A run that failed, and the schedule that made it. */
+export interface CampaignFailure extends AttemptFailure {
+  /** Number of the run, from 0. */
+  readonly run: number;
+  readonly deviations: Deviations;
+}
+
+/** What an exploration came to. */
+export interface Exploration {
+  readonly runs: number;
+  readonly distinctSchedules: number;
+  readonly distinctStates: number;
+  /** n: most tasks at a time. */
+  readonly tasks: number;
+  /** k: most choices in a run. */
+  readonly choices: number;
+  /** What the PCT runs are worth. */
+  readonly guarantees: readonly { readonly depth: number; readonly runs: number; readonly chance: number }[];
+  /** How far an exhaustive search got, by bound. */
+  readonly bounds: readonly BoundReport[];
+  readonly invariants: Sampled['invariants'];
+  readonly inconclusive: number;
+  /** Runs that were made twice, to see that they are the same. */
+  readonly selfTests: number;
+  readonly failure: CampaignFailure | undefined;
+}
+
+/** A piece of a campaign for a thread. Plain data. */
+export interface ExploreJob {
+  readonly file: string;
+  readonly text: string;
+  readonly seed: number;
+  readonly sampling: Sampling;
+  readonly first: number;
+  readonly end: number;
+}
+
+/** Runs in a chunk. */
+const CHUNK = { kernelOnly: 1024, whole: 8 };
+/** Pre-emptions of the bounded searches that come before the unbounded one. */
+const BOUNDS = [0, 1, 2, 3];
+
+/** Makes a campaign. */
+export async function explore(campaign: Campaign): Promise<Exploration> {
+  const subject = subjectOf(campaign.scenario, campaign.seed);
+  return campaign.strategy === 'exhaustive' ? await exhaust(campaign, subject) : await sampleAll(campaign, subject);
+}
+
+async function failureOf(
+  subject: Subject,
+  seed: number,
+  run: number,
+  attempt: Attempt,
+  schedule: Parameters<typeof record>[2],
+): Promise<CampaignFailure | undefined> {
+  if (attempt.failure === undefined) return undefined;
+  // A failure of the self-test is of no single schedule.
+  const deviations = attempt.failure.id === 'INV-20' ? {} : (await record(subject, seed, schedule)).deviations;
+  return { ...attempt.failure, run, deviations };
+}
+
+// --- sampling ---
+
+async function sampleAll(campaign: Campaign, subject: Subject): Promise<Exploration> {
+  const { seed, depth, strategy, scenario } = campaign;
+  if (strategy === 'exhaustive') throw new RangeError('an exhaustive search is not sampled');
+  const sampling: Sampling = { strategy, seed, depth, choices: await measureChoices(subject, seed) };
+  const chunk = subject.isKernelOnly ? CHUNK.kernelOnly : CHUNK.whole;
+  const wanted = strategy === 'in-order' ? 1 : campaign.runs;
+  const parts =
+    campaign.jobs > 1 && wanted > chunk && scenario.text !== ''
+      ? await sampleInPool(campaign, sampling, chunk, wanted)
+      : [await sample(subject, sampling, { first: 0, end: wanted, onProgress: (done) => report(campaign, done) })];
+  const total = merge(parts);
+  const { failure } = total;
+  return {
+    runs: total.runs,
+    distinctSchedules: total.schedules.size,
+    distinctStates: total.states.size,
+    tasks: total.tasks,
+    choices: total.choices,
+    guarantees: Object.entries(total.pctRuns).map(([d, runs]) => ({
+      depth: Number(d),
+      runs,
+      chance: guarantee(total.tasks, sampling.choices, Number(d), runs),
+    })),
+    bounds: [],
+    invariants: total.invariants,
+    inconclusive: total.inconclusive,
+    selfTests: total.selfTests,
+    failure:
+      failure &&
+      (await failureOf(subject, seed, failure.run, failure.attempt, () => scheduleOf(sampling, failure.run))),
+  };
+}
+
+function report({ onProgress }: Campaign, runs: number): boolean {
+  onProgress?.(runs);
+  return true;
+}
+
+/** Chunks up to the one with the first failure, in order. */
+async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: number, wanted: number): Promise<Sampled[]> {
+  const { scenario, seed } = campaign;
+  const pool = new Piscina<ExploreJob, Sampled>({
+    filename: new URL('../../workers/explore.js', import.meta.url).href,
+    maxThreads: campaign.jobs,
+  });
+  const parts: Sampled[] = [];
+  let next = 0;
+  let done = 0;
+  let failing = Infinity;
+  const work = async (): Promise<void> => {
+    while (next * chunk < wanted && next < failing) {
+      const index = next++;
+      const first = index * chunk;
+      const end = Math.min(wanted, first + chunk);
+      const part = await pool.run({ file: scenario.file, text: scenario.text, seed, sampling, first, end });
+      parts[index] = part;
+      done += part.runs;
+      if (part.failure !== undefined) failing = Math.min(failing, index);
+      campaign.onProgress?.(done);
+    }
+  };
+  try {
+    await Promise.all(Array.from({ length: campaign.jobs }, work));
+  } finally {
+    await pool.destroy();
+  }
+  return parts.slice(0, failing + 1);
+}
+
+function merge(parts: readonly Sampled[]): Sampled {
+  const collector = new Collector();
+  for (const part of parts) collector.merge(part);
+  return collector.result(parts.find(({ failure }) => failure !== undefined)?.failure);
+}
+
+// --- exhaustive ---
+
+async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploration> {
+  const collector = new Collector();
+  const bounds: BoundReport[] = [];
+  let failure: CampaignFailure | undefined;
+  for (const bound of [...BOUNDS.filter((preemptions) => preemptions <= campaign.depth), Infinity]) {
+    const search = new BoundedSearch(bound);
+    while (!search.isDone && failure === undefined && collector.runs < campaign.runs) {
+      const schedule = search.next();
+      const attempt = await subject.attempt({ scheduleOf: schedule });
+      const wasPruned = isPruned(attempt.failure?.message ?? '');
+      search.ended(wasPruned);
+      if (wasPruned) continue;
+      collector.add(attempt, undefined);
+      if (attempt.failure !== undefined) {
+        const { choices } = attempt;
+        failure = await failureOf(subject, campaign.seed, collector.runs - 1, attempt, (node) => ({
+          strategy: 'recorded',
+          of: 'random',
+          choices: choices[node] ?? [],
+        }));
+      }
+      if (collector.runs % 64 === 0) report(campaign, collector.runs);
+    }
+    const reached = search.report();
+    bounds.push(reached);
+    if (failure !== undefined || !reached.isComplete || !reached.isBounded) break;
+  }
+  const total = collector.result(undefined);
+  return {
+    runs: total.runs,
+    distinctSchedules: total.schedules.size,
+    distinctStates: total.states.size,
+    tasks: total.tasks,
+    choices: total.choices,
+    guarantees: [],
+    bounds,
+    invariants: total.invariants,
+    inconclusive: total.inconclusive,
+    selfTests: 0,
+    failure,
+  };
+}

@@ -1,0 +1,81 @@
+/**
+ * A run's schedule as a person can read it and a file can keep it: the choices that were not the default, by node.
+ *
+ * The wrapped policy decides; this only writes down what it chose among which tasks.
+ */
+import { policyFor, type ScheduleSpec } from '../runtime/node-runtime.js';
+import {
+  candidateName,
+  defaultChoice,
+  type Candidates,
+  type Deviation,
+  type SchedulingPolicy,
+} from '../runtime/policies.js';
+import type { SchedulerObserver } from '../runtime/scheduler.js';
+import type { Attempt, Subject } from './subject.js';
+
+/** Deviations from the default, by node. */
+export type Deviations = Readonly<Record<string, readonly Deviation[]>>;
+
+/** Looks on and sees nothing. */
+const BLIND: SchedulerObserver = {
+  chosen: () => undefined,
+  started: () => undefined,
+  resumed: () => undefined,
+  suspended: () => undefined,
+  woken: () => undefined,
+  access: () => undefined,
+  lock: () => undefined,
+};
+
+class RecordingPolicy implements SchedulingPolicy {
+  readonly name = 'recording';
+  readonly preemptsAtGates: boolean;
+  readonly stalls: boolean;
+  readonly deviations: Deviation[] = [];
+  readonly #inner: SchedulingPolicy;
+  #at = 0;
+
+  constructor(inner: SchedulingPolicy) {
+    this.#inner = inner;
+    this.preemptsAtGates = inner.preemptsAtGates;
+    this.stalls = inner.stalls;
+  }
+
+  choose(candidates: Candidates): number {
+    const at = this.#at++;
+    const index = this.#inner.choose(candidates);
+    if (index !== defaultChoice(candidates)) this.deviations.push({ at, to: candidateName(candidates.ready, index) });
+    return index;
+  }
+}
+
+/** Runs once and writes the schedule down. */
+export async function record(
+  subject: Subject,
+  seed: number,
+  scheduleOf: (node: string) => ScheduleSpec,
+): Promise<{ readonly attempt: Attempt; readonly deviations: Deviations }> {
+  const policies = new Map<string, RecordingPolicy>();
+  const attempt = await subject.attempt({
+    scheduleOf: (node) => {
+      const policy = new RecordingPolicy(policyFor(scheduleOf(node), seed, node));
+      policies.set(node, policy);
+      return { strategy: 'policy', policy, observer: BLIND };
+    },
+  });
+  return {
+    attempt,
+    deviations: Object.fromEntries([...policies].map(([node, { deviations }]) => [node, deviations])),
+  };
+}
+
+/** The schedule that deviations describe. */
+export function deviating(deviations: Deviations): (node: string) => ScheduleSpec {
+  return (node) => ({ strategy: 'deviating', deviations: deviations[node] ?? [] });
+}
+
+/** How many there are, in all nodes. */
+export function countDeviations(deviations: Deviations): number {
+  return Object.values(deviations).reduce((sum, list) => sum + list.length, 0);
+}

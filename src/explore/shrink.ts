@@ -1,0 +1,305 @@
+/**
+ * Shrinking: the smallest scenario and schedule that still fail for the same reason.
+ *
+ * First the scenario, as its file's text: steps, calls, tasks, hosts and optional fields are left out, lengths made a page. What is left must
+ * fail with the same signature, under the same schedule or one that a short exploration finds. Then the schedule: as few
+ * deviations from the default as will do, each as early as it can be. The result is a scenario file that holds its
+ * schedule as choices, so that it says the same on any later version that still has the tasks.
+ *
+ * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
+ */
+import { isMap, isScalar, isSeq, parseDocument, type Document, type Node } from 'yaml';
+import { InvariantError } from '../runtime/task.js';
+import type { Deviation } from '../runtime/policies.js';
+import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
+import { InputError } from '../scenario/text.js';
+import { countDeviations, deviating, record, type Deviations } from './record.js';
+import { scheduleOf } from './strategies.js';
+import { KERNEL_NODE, subjectOf, type Attempt, type Subject } from './subject.js';
+
+/** A failing case. */
+export interface FailingCase {
+  readonly file: string;
+  /** The scenario's text, with the faults that it needs in it. */
+  readonly text: string;
+  readonly seed: number;
+  readonly signature: string;
+  readonly deviations: Deviations;
+}
+
+/** What became of it. */
+export interface Shrunk {
+  /** A scenario file that fails as it says. */
+  readonly text: string;
+  readonly scenario: Scenario;
+  readonly deviations: Deviations;
+  readonly attempt: Attempt;
+  /** Runs that shrinking took. */
+  readonly attempts: number;
+}
+
+/** How much to try. */
+export interface ShrinkBudget {
+  /** Runs in all. */
+  readonly attempts: number;
+  /** Schedules tried for each smaller scenario that does not fail under the known one. */
+  readonly schedules: number;
+}
+
+type Path = readonly (string | number)[];
+
+/** Lists whose items are steps or calls, and mappings whose entries can be spared. */
+const SPARED = new Set([
+  'steps',
+  'parallel',
+  'setup',
+  'tasks',
+  'calls',
+  'hosts',
+  'guests',
+  'processes',
+  'buffers',
+  'files',
+  'links',
+]);
+/** What a file is about is kept. */
+const KEPT = new Set(['title', 'covers', 'kernel-only', 'faults', 'fails', 'fails-with', 'schedule', 'limit']);
+
+/** Paths of what might be left out: whole entries first, deepest and last first among those. */
+function removable(document: Document): Path[] {
+  const whole: Path[] = [];
+  const details: Path[] = [];
+  const visit = (node: Node | null | undefined, path: Path, isSpared: boolean): void => {
+    if (isMap(node)) {
+      for (const { key, value } of node.items) {
+        const name = isScalar(key) ? String(key.value) : '';
+        if (path.length === 0 && KEPT.has(name)) continue;
+        const at = [...path, name];
+        if (path.length > 0) (isSpared ? whole : details).push(at);
+        visit(value as Node | null, at, SPARED.has(name));
+      }
+    } else if (isSeq(node)) {
+      node.items.forEach((item, index) => {
+        const at = [...path, index];
+        (isSpared || path.some((step) => SPARED.has(String(step))) ? whole : details).push(at);
+        visit(item as Node, at, false);
+      });
+    }
+  };
+  visit(document.contents, [], false);
+  return [...whole.reverse(), ...details.reverse()];
+}
+
+/** Paths of lengths that are more than a page. */
+function lengths(document: Document): Path[] {
+  const found: Path[] = [];
+  const visit = (node: Node | null | undefined, path: Path): void => {
+    if (isMap(node))
+      for (const { key, value } of node.items) visit(value as Node, [...path, isScalar(key) ? String(key.value) : '']);
+    else if (isSeq(node)) node.items.forEach((item, i) => visit(item as Node, [...path, i]));
+    else if (
+      isScalar(node) &&
+      typeof node.value === 'string' &&
+      /^\d+ [KMGT]iB$/.test(node.value) &&
+      node.value !== PAGE
+    )
+      found.push(path);
+  };
+  visit(document.contents, []);
+  return found;
+}
+
+const PAGE = '4 KiB';
+
+function parse(text: string): Document {
+  return parseDocument(text, { intAsBigInt: true });
+}
+
+class Shrinker {
+  readonly #case: FailingCase;
+  readonly #budget: ShrinkBudget;
+  attempts = 0;
+  text: string;
+  deviations: Deviations;
+  attempt: Attempt | undefined;
+
+  constructor(failing: FailingCase, budget: ShrinkBudget) {
+    this.#case = failing;
+    this.#budget = budget;
+    this.text = failing.text;
+    this.deviations = failing.deviations;
+  }
+
+  get #isSpent(): boolean {
+    return this.attempts >= this.#budget.attempts;
+  }
+
+  #subject(text: string): Subject | undefined {
+    try {
+      return subjectOf(loadScenario(this.#case.file, text), this.#case.seed);
+    } catch (error) {
+      if (error instanceof InputError) return undefined;
+      throw error;
+    }
+  }
+
+  /** Whether a run under these deviations fails as the case does; then they are noted as they really were. */
+  async #fails(subject: Subject, deviations: Deviations): Promise<Deviations | undefined> {
+    this.attempts++;
+    const ran = await record(subject, this.#case.seed, deviating(deviations));
+    if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
+    this.attempt = ran.attempt;
+    return ran.deviations;
+  }
+
+  /** A schedule under which a smaller scenario still fails: the known one, or one that is found. */
+  async #failing(text: string): Promise<Deviations | undefined> {
+    const subject = this.#subject(text);
+    if (subject === undefined) return undefined;
+    const known = await this.#fails(subject, this.deviations);
+    if (known !== undefined) return known;
+    for (let index = 0; index < this.#budget.schedules && !this.#isSpent; index++) {
+      this.attempts++;
+      const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
+      const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
+      if (ran.failure?.signature !== this.#case.signature) continue;
+      const { deviations } = await record(subject, this.#case.seed, () => scheduleOf(sampling, index));
+      return await this.#fails(subject, deviations);
+    }
+    return undefined;
+  }
+
+  async #tryText(text: string): Promise<boolean> {
+    const deviations = await this.#failing(text);
+    if (deviations === undefined) return false;
+    this.text = text;
+    this.deviations = deviations;
+    return true;
+  }
+
+  /** The case as it is. */
+  async begin(): Promise<void> {
+    await this.#tryText(this.text);
+  }
+
+  /** Leaves out what can be left out, until nothing more can. */
+  async shrinkText(): Promise<void> {
+    for (let hasChanged = true; hasChanged && !this.#isSpent;) {
+      hasChanged = false;
+      for (const path of removable(parse(this.text))) {
+        if (this.#isSpent) return;
+        const document = parse(this.text);
+        if (!document.hasIn(path)) continue;
+        document.deleteIn(path);
+        hasChanged = (await this.#tryText(String(document))) || hasChanged;
+      }
+    }
+    for (const path of lengths(parse(this.text))) {
+      if (this.#isSpent) return;
+      const document = parse(this.text);
+      document.setIn(path, PAGE);
+      await this.#tryText(String(document));
+    }
+  }
+
+  async #tryDeviations(subject: Subject, deviations: Deviations): Promise<boolean> {
+    if (this.#isSpent) return false;
+    const now = await this.#fails(subject, deviations);
+    if (now === undefined || countDeviations(now) > countDeviations(deviations)) return false;
+    this.deviations = now;
+    return true;
+  }
+
+  /** Fewer deviations: halves, quarters, … of each node's list are left out, at last single ones. */
+  async shrinkSchedule(): Promise<void> {
+    const subject = this.#subject(this.text);
+    if (subject === undefined) return;
+    for (const node of Object.keys(this.deviations)) {
+      for (let size = Math.ceil(this.#of(node).length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
+        for (let at = this.#of(node).length - size; at > -size;) {
+          const from = Math.max(0, at);
+          const kept = this.#of(node).filter((_, i) => i < from || i >= from + size);
+          const isGone = await this.#tryDeviations(subject, { ...this.deviations, [node]: kept });
+          at = isGone ? Math.min(at, this.#of(node).length) - size : at - size;
+        }
+      }
+      await this.#moveEarlier(subject, node);
+    }
+  }
+
+  async #moveEarlier(subject: Subject, node: string): Promise<void> {
+    for (let i = 0; i < this.#of(node).length; i++) {
+      const list = this.#of(node);
+      const deviation = list[i];
+      const least = (list[i - 1]?.at ?? -1) + 1;
+      if (deviation === undefined) return;
+      for (let at = least; at < deviation.at && !this.#isSpent; at++) {
+        const moved = list.map((other, j) => (j === i ? { ...other, at } : other));
+        if (await this.#tryDeviations(subject, { ...this.deviations, [node]: moved })) break;
+      }
+    }
+  }
+
+  #of(node: string): readonly Deviation[] {
+    return this.deviations[node] ?? [];
+  }
+}
+
+/** The text of a scenario file with a schedule and the failure it must end in. */
+export function withSchedule(text: string, deviations: Deviations, signature: string): string {
+  const document = parse(text);
+  document.deleteIn(['schedule']);
+  const isKernelOnly = document.hasIn(['kernel-only']);
+  const lists = Object.entries(deviations).filter(([, list]) => list.length > 0);
+  const value = isKernelOnly ? deviations[KERNEL_NODE] : Object.fromEntries(lists);
+  if (lists.length > 0 || !isKernelOnly) {
+    const schedule = document.createNode(value);
+    document.set('schedule', schedule);
+    for (const [, list] of lists)
+      for (let i = 0; i < list.length; i++) {
+        const item: unknown = isKernelOnly ? document.getIn(['schedule', i]) : undefined;
+        if (isMap(item)) item.flow = true;
+      }
+  }
+  document.set('fails', signature);
+  return document.toString({ lineWidth: 160 });
+}
+
+/** The text of a scenario file with the fault it names under `fails-with` switched on in every run. */
+export function withFault(scenario: Scenario): string {
+  const { failsWith, text, kernelOnly, hosts } = scenario;
+  if (failsWith === undefined || failsWith === 'no-faults' || 'memory' in failsWith) return text;
+  const document = parse(text);
+  document.deleteIn(['fails-with']);
+  const { host, ...armed } = failsWith;
+  if (kernelOnly !== undefined) {
+    const faults: unknown = document.getIn(['faults']);
+    document.set('faults', document.createNode([...(isSeq(faults) ? faults.items : []), armed]));
+    return String(document);
+  }
+  const steps: unknown = document.getIn(['steps']);
+  const names = isOfMain(armed.fault) ? [undefined] : host === undefined ? hosts.map(({ name }) => name) : [host];
+  const arming = names.map((name) =>
+    document.createNode({ fault: { ...(name === undefined ? {} : { host: name }), ...armed } }),
+  );
+  if (isSeq(steps)) steps.items.unshift(...arming);
+  return String(document);
+}
+
+/** Shrinks a failing case. @throws InvariantError when it does not fail to begin with */
+export async function shrink(failing: FailingCase, budget: ShrinkBudget): Promise<Shrunk> {
+  const shrinker = new Shrinker(failing, budget);
+  await shrinker.begin();
+  await shrinker.shrinkText();
+  await shrinker.shrinkSchedule();
+  const { attempt } = shrinker;
+  if (attempt === undefined) throw new InvariantError('shrink: the case does not fail again', 'INV-20');
+  const text = withSchedule(shrinker.text, shrinker.deviations, failing.signature);
+  return {
+    text,
+    scenario: loadScenario(failing.file, text),
+    deviations: shrinker.deviations,
+    attempt,
+    attempts: shrinker.attempts,
+  };
+}

@@ -1,0 +1,9 @@
+/** What two failures of one kind have in common. */
+
+/** A failure's message without numbers: failures with the same signature happened for the same reason. */
+export function signatureOf(message: string): string {
+  return message
+    .replaceAll(/0x[0-9a-f]+/g, '#')
+    .replaceAll(/(?<!INV-\d?)\d+/g, '#')
+    .slice(0, 160);
+}
