@@ -17,6 +17,7 @@ import { Smmu, type TranslateRequest } from '../hardware/smmu/smmu.js';
 import type { Device } from '../kernel/device.js';
 import { SyscallContext } from '../kernel/files.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
+import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
 import {
   getDevice,
@@ -340,6 +341,11 @@ export class KernelMachine {
       yield* iommufd_device_unbind(idev);
     }
     if (device !== undefined) yield* this.removeDevice(device);
+  }
+
+  /** Nobody is at work in the kernel. @throws InvariantError when a rule does not hold */
+  audit(): void {
+    auditIommufd(this.ictx, (pfn) => this.pages.pinCount(pfn), this.runtime.invariants);
   }
 
   /** Everything was given back. @throws InvariantError when something was not */

@@ -208,6 +208,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
   attempt(() => run.run());
   choices = [...runtime.scheduler.choices];
   attempt(() => {
+    run.machine.audit();
     stateHash = run.stateHash();
     run.tearDown();
   });

@@ -110,6 +110,11 @@ export class FdTable {
     return this.#files[fd];
   }
 
+  /** Every open file. */
+  open(): OpenFile[] {
+    return this.#files.filter((file) => file !== undefined);
+  }
+
   get openCount(): number {
     return this.#files.filter((file) => file !== undefined).length;
   }

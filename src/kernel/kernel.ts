@@ -20,6 +20,7 @@ import { SYSCALL_NS } from './costs.js';
 import { EFD_FLAGS, EventFile } from './eventfd.js';
 import { SyscallContext, type OpenFile } from './files.js';
 import { IommuCore } from './iommu/iommu.js';
+import { auditIommufd } from './iommufd/audit.js';
 import { IommufdContext, IommufdFile } from './iommufd/main.js';
 import { IrqCore } from './irq.js';
 import { MmStruct, PAGE_BYTES } from './mm/mm.js';
@@ -160,6 +161,9 @@ export class Kernel {
       }
       case 'peek-bar':
         return this.#peekBar(command.bdf, Number(command.address), command.lengthBytes);
+      case 'audit':
+        this.#audit();
+        return { result: 0 };
       case 'counters':
         return { result: 0, counters: this.#counters() };
     }
@@ -174,6 +178,13 @@ export class Kernel {
     if (fn === undefined || bar === undefined) return { result: -EINVAL };
     const offset = address - fn.barAddress(bar);
     return { result: 0, bytes: readFrame(lengthBytes, offset, (at, width) => fn.barRead(bar.index, at, width)) };
+  }
+
+  #audit(): void {
+    const contexts = new Set<IommufdContext>();
+    for (const { files } of this.#processes.values())
+      for (const file of files.open()) if (file instanceof IommufdFile) contexts.add(file.ictx);
+    for (const ictx of contexts) auditIommufd(ictx, (pfn) => this.#pages.pinCount(pfn), this.#runtime.invariants);
   }
 
   #counters(): Record<string, number> {

@@ -32,6 +32,8 @@ export type LabCommand =
   | { readonly lab: 'device-state'; readonly bdf: string }
   /** What a function's BARs hold at a bus address: looked at, not read by anybody; EINVAL where it has none there. */
   | { readonly lab: 'peek-bar'; readonly bdf: string; readonly address: bigint; readonly lengthBytes: number }
+  /** Holds the kernel against what must be true while no call is at work. A rule that is broken ends the run. */
+  | { readonly lab: 'audit' }
   /** Object and page counts that must return to their initial values. */
   | { readonly lab: 'counters' };
 

@@ -221,6 +221,7 @@ export class ScenarioRunner {
     for (const step of this.#scenario.steps) yield* this.#perform(step);
     this.#checkUnexpected();
     for (const host of this.#lab.hosts) {
+      yield* host.command({ lab: 'audit' });
       const records = yield* host.transactions(0);
       const kept = reportedTransactions(records);
       this.record.transactions.push({ host: host.name, records: kept, leftOut: records.length - kept.length });

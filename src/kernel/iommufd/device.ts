@@ -102,6 +102,15 @@ export class IommufdGroups {
     return this.#groups.has(group);
   }
 
+  /** To look at, without keeping it. */
+  find(group: IommuGroup): IommufdGroup | undefined {
+    return this.#groups.get(group);
+  }
+
+  list(): readonly IommuGroup[] {
+    return [...this.#groups.keys()];
+  }
+
   get(ictx: IommufdContext, group: IommuGroup): IommufdGroup {
     const igroup = this.#groups.get(group) ?? new IommufdGroup(ictx, group);
     this.#groups.set(group, igroup);

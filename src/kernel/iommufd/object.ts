@@ -150,6 +150,11 @@ export class ObjectTable {
     }
   }
 
+  /** Objects that can be found, with the number each is found by. */
+  *entries(): Generator<[number, IommufdObject]> {
+    for (const [id, object] of this.#slots.entries()) if (object !== undefined) yield [id, object];
+  }
+
   /** Objects that can be found, by number. */
   objects(): IommufdObject[] {
     return this.#slots.filter((object) => object !== undefined);
