@@ -4,9 +4,11 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { explore, type Exploration } from '../explore/campaign.js';
+import { failNth, type Sweep } from '../explore/fail-nth.js';
 import { countDeviations } from '../explore/record.js';
 import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
 import { STRATEGIES, type StrategyName } from '../explore/strategies.js';
+import { KERNEL_NODE } from '../explore/subject.js';
 import { INVARIANTS } from '../runtime/invariants.js';
 import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
 import { EXIT } from './exit-codes.js';
@@ -23,6 +25,7 @@ interface ExploreOptions {
   readonly seed: number;
   readonly jobs: number;
   readonly history?: boolean;
+  readonly failNth?: boolean;
   readonly shrink: boolean;
   readonly corpus?: string;
   readonly json?: string;
@@ -162,8 +165,44 @@ async function exploreOne(file: string, options: ExploreOptions, live: LiveLine)
   return { scenario, exploration, seconds, shrunk, corpusFile };
 }
 
+function sweepText(name: string, { injected }: Sweep, colours: Palette): string {
+  const failed = injected.filter(({ failure }) => failure !== undefined);
+  const total = injected.reduce((sum, { calls }) => sum + calls, 0);
+  const kinds = injected
+    .filter(({ calls }) => calls > 0)
+    .map(({ fault, node, calls }) => `${calls} of ${fault}${node === KERNEL_NODE ? '' : ` in ${node}`}`);
+  const mark = failed.length === 0 ? colours.good('✔') : colours.bad('✖');
+  const lines = [`${mark} ${name}  ${total} failures, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`];
+  for (const { fault, failure } of failed)
+    lines.push(`  ${fault}, call ${failure?.nth ?? 0}: ${failure?.message.split('\n')[0] ?? ''}`);
+  return `${lines.join('\n')}\n`;
+}
+
+/** Every failure in turn. */
+async function sweepCommand(files: readonly string[], options: ExploreOptions): Promise<void> {
+  const out = options.json === '-' ? process.stderr : process.stdout;
+  const live = new LiveLine(process.stderr);
+  const all: object[] = [];
+  for (const file of files) {
+    const scenario = readScenario(file);
+    const sweep = await failNth(scenario, options.seed, (runs) => live.show(`${scenario.name}: ${runs} runs`));
+    live.clear();
+    out.write(sweepText(scenario.name, sweep, palette(out.isTTY)));
+    if (sweep.injected.some(({ failure }) => failure !== undefined)) process.exitCode = EXIT.failed;
+    all.push({ file, name: scenario.name, injected: sweep.injected, invariants: sweep.invariants });
+  }
+  writeJson({ scenarios: all }, options);
+}
+
+function writeJson(document: object, { json }: ExploreOptions): void {
+  const text = `${JSON.stringify(document, undefined, 2)}\n`;
+  if (json === '-') process.stdout.write(text);
+  else if (json !== undefined) writeFileSync(json, text);
+}
+
 async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
   const files = scenarioFiles(paths);
+  if (options.failNth === true) return await sweepCommand(files, options);
   const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
@@ -174,9 +213,7 @@ async function exploreCommand(paths: readonly string[], options: ExploreOptions)
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
   }
-  const document = { scenarios: all.map((explored) => exploredJson(explored, options)) };
-  if (options.json === '-') process.stdout.write(`${JSON.stringify(document, undefined, 2)}\n`);
-  else if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(document, undefined, 2)}\n`);
+  writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options);
   if (all.some(({ exploration }) => exploration.failure !== undefined)) process.exitCode = EXIT.failed;
   else if (all.some(({ exploration }) => exploration.inconclusive > 0)) process.exitCode = EXIT.inconclusive;
 }
@@ -200,6 +237,7 @@ export function addExploreCommand(program: Command): void {
     .option('--seed <n>', 'seed of the scenario and of the schedules', wholeNumber(0), 1)
     .option('--jobs <n>', 'threads', wholeNumber(1), availableParallelism())
     .option('--history', 'with the historical fault that each scenario names under fails-with')
+    .option('--fail-nth', 'in order, while each allocation, pin, invalidation and send fails in turn: nothing may leak')
     .option('--no-shrink', 'report a failing run as it was found')
     .option('--corpus <dir>', 'write each failing case, shrunk, as a scenario there')
     .option('--json <file>', 'write a JSON document; - is standard output')

@@ -7,12 +7,14 @@
 import type { Program } from '../host/program.js';
 import { runProgram } from '../host/run-program.js';
 import { eventLine } from '../runtime/events.js';
-import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
+import { FAULTS, type FaultId, type FaultRule } from '../runtime/faults.js';
+import { INVARIANTS, type InvariantId, type InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { signatureOf } from '../runtime/signature.js';
 import { executeScenario } from '../scenario/execute.js';
 import type { Scenario } from '../scenario/load.js';
+import { MAIN_NODE } from '../testbed/node.js';
 
 /** How a run failed. */
 export interface AttemptFailure {
@@ -34,6 +36,8 @@ export interface Attempt {
   /** Of what the run came to. */
   readonly stateHash: number;
   readonly invariants: readonly InvariantReport[];
+  /** What was left when everybody had gone, by node and kind; only where a fault was injected. */
+  readonly leftover: Readonly<Record<string, number>>;
   /** Events line by line, where they were asked for. */
   readonly lines: readonly string[];
 }
@@ -42,6 +46,8 @@ export interface Attempt {
 export interface AttemptOptions {
   /** The schedule of a node. */
   readonly scheduleOf: (node: string) => ScheduleSpec;
+  /** A fault that strikes one node, from the start. Then only rules count, not what the scenario expects, and nothing may leak. */
+  readonly inject?: { readonly fault: FaultId; readonly node: string; readonly rule: FaultRule };
   /** Whether the history is wanted. */
   readonly isTraced?: boolean;
   /** Looks on; kernel-only scenarios only. */
@@ -52,6 +58,8 @@ export interface AttemptOptions {
 export interface Subject {
   readonly scenario: Scenario;
   readonly isKernelOnly: boolean;
+  /** Nodes that have a switch of this fault. */
+  nodesOf(fault: FaultId): readonly string[];
   /** Runs once; at once for kernel-only scenarios. */
   attempt(options: AttemptOptions): Attempt | Promise<Attempt>;
 }
@@ -63,10 +71,12 @@ function kernelOnlySubject(scenario: Scenario, program: Program, seed: number): 
   return {
     scenario,
     isKernelOnly: true,
-    attempt({ scheduleOf, observer, isTraced }) {
+    nodesOf: (fault) => (FAULTS[fault].layer === 'link' ? [] : [KERNEL_NODE]),
+    attempt({ scheduleOf, observer, isTraced, inject }) {
       const ran = runProgram(program, {
         seed,
         schedule: scheduleOf(KERNEL_NODE),
+        ...(inject === undefined ? {} : { inject }),
         ...(observer === undefined ? {} : { observer }),
       });
       return {
@@ -76,6 +86,7 @@ function kernelOnlySubject(scenario: Scenario, program: Program, seed: number): 
         tasks: ran.tasks,
         stateHash: ran.stateHash,
         invariants: ran.invariants,
+        leftover: ran.leftover,
         lines: isTraced === true ? ran.events.map(eventLine) : [],
       };
     },
@@ -88,9 +99,22 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
   return {
     scenario,
     isKernelOnly: false,
-    async attempt({ scheduleOf }) {
-      const { outcome, trace } = await executeScenario(scenario, { seed, placement: 'inline', scheduleOf });
-      const failed = outcome.checks.find(({ verdict }) => verdict === 'fail');
+    nodesOf: (fault) =>
+      FAULTS[fault].layer === 'link'
+        ? scenario.links.length > 0
+          ? [MAIN_NODE]
+          : []
+        : scenario.hosts.map(({ name }) => name),
+    async attempt({ scheduleOf, inject }) {
+      const { outcome, trace } = await executeScenario(scenario, {
+        seed,
+        placement: 'inline',
+        scheduleOf,
+        ...(inject === undefined ? {} : { inject }),
+      });
+      const failed = outcome.checks.find(
+        ({ name, verdict }) => verdict === 'fail' && (inject === undefined || name in INVARIANTS || outcome.isBroken),
+      );
       const message = failed === undefined ? '' : `${failed.name}: ${failed.detail}`;
       return {
         verdict: outcome.verdict,
@@ -102,6 +126,7 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
         tasks: outcome.tasks,
         stateHash: hashOf(outcome.checks.map(({ name, verdict }) => `${name} ${verdict}`).join('\n')),
         invariants: outcome.invariants,
+        leftover: trace.leftover,
         lines: trace.lines,
       };
     },

@@ -257,6 +257,7 @@ export class Board {
   /** Takes an invalidation to the function with that stream; one that is gone never completes it. */
   *#invalidateAtc(iommu: string, { streamId, start, last }: AtcInvalidation): Task<boolean> {
     yield ATC_INVALIDATION_NS;
+    if (this.#runtime.faults.fires('device.atc-timeout')) return false;
     for (const bridge of this.hostBridges) {
       for (const fn of bridge.functions) {
         const stream = bridge.streamOf(fn.requesterId);

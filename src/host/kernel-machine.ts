@@ -185,6 +185,7 @@ export class KernelMachine {
     const isMock = program.iommu === 'mock';
     this.runtime.scheduler.isTimeless = isMock;
     this.arena = freshArena(program.iommu);
+    this.arena.setKernelAllocFault(() => this.runtime.faults.fires('core.kernel-alloc'));
     this.#hasAts = program.ats;
     this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
     if (isMock) this.#testCommand = this.#selftest();
@@ -381,11 +382,26 @@ export class KernelMachine {
         add(area.numAccesses);
       }
     }
+    for (const object of this.ictx.objects.objects()) {
+      if (!(object instanceof Ioas)) continue;
+      const { reserved, allowed } = object.iopt.ranges;
+      add(reserved.length);
+      add(allowed.length);
+      add(object.hwpts.length);
+      add(object.iopt.accesses.length);
+    }
+    for (const { files, mm, user } of this.processes.values()) {
+      add(files.openCount);
+      add(mm.pinnedVm);
+      add(user.lockedVm);
+    }
     add(this.pages.pinnedPages);
+    add(this.pages.freePages);
   }
 
   *#invalidateAtc(streamId: number, start: bigint, last: bigint): Task<boolean> {
     yield ATC_INVALIDATION_NS;
+    if (this.runtime.faults.fires('device.atc-timeout')) return false;
     const fn = this.#functions.get(streamId);
     if (fn === undefined) return false;
     yield* fn.atc.invalidate(start, last);

@@ -6,7 +6,8 @@
  * same reason can be told from two that did not.
  */
 import { signatureOf } from '../runtime/signature.js';
-import { InvariantError, type Task } from '../runtime/task.js';
+import { invariant, InvariantError, type Task } from '../runtime/task.js';
+import type { FaultId, FaultRule } from '../runtime/faults.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunEvent } from '../runtime/events.js';
@@ -14,7 +15,7 @@ import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { errnoName } from '../uapi/errno.js';
 import { KernelMachine } from './kernel-machine.js';
 import { perform, type Caller, type Thing } from './operations.js';
-import type { Call, Program } from './program.js';
+import type { Call, OperationName, Program } from './program.js';
 
 /** Why a run failed. */
 export interface ProgramFailure {
@@ -51,10 +52,14 @@ export interface ProgramOutcome {
   /** Of everything that can be told at the end: results, and what is mapped. */
   readonly stateHash: number;
   readonly virtualNs: number;
+  /** Frames of kernel memory that are in use when everything was given back. */
+  readonly leftover: Readonly<Record<string, number>>;
 }
 
 /** How to run. */
 export interface RunProgramOptions {
+  /** A fault that is armed from the start, setup included; what calls answer is not held against expectations then. */
+  readonly inject?: { readonly fault: FaultId; readonly rule: FaultRule };
   readonly seed: number;
   readonly schedule: ScheduleSpec;
   /** Looks on while the tasks run. */
@@ -62,6 +67,9 @@ export interface RunProgramOptions {
   /** Is given the machine when setup is done, to look at later. */
   readonly onMachine?: (machine: KernelMachine) => void;
 }
+
+/** What may be done in part when it fails, or is more than one system call. */
+const PARTIAL: ReadonlySet<OperationName> = new Set(['unmap', 'unplug', 'dma', 'respond', 'access-rw']);
 
 /** An answer that the program did not allow. */
 class UnexpectedAnswer extends Error {
@@ -93,7 +101,8 @@ class ProgramRun {
   run(): void {
     const { machine } = this;
     const { runtime } = machine;
-    const { observer, schedule } = this.#options;
+    const { observer, schedule, inject } = this.#options;
+    if (inject !== undefined) runtime.faults.arm(inject.fault, inject.rule);
     this.#alone('setup', this.#setup());
     for (const { fault, ...rule } of this.#program.faults) runtime.faults.arm(fault, rule);
     this.#options.onMachine?.(machine);
@@ -141,15 +150,25 @@ class ProgramRun {
     for (const call of calls) {
       yield 'program:call';
       const startNs = runtime.now;
+      const before = this.#options.inject === undefined ? 0 : this.stateHash();
       const rc = yield* perform(caller, call);
+      if (this.#options.inject !== undefined && rc < 0) this.#checkUnchanged(task, call, before);
       const text = nameOf(rc);
       this.results.push({ task, call, rc, text, startNs, endNs: runtime.now });
       runtime.emit('program.call', { op: call.op, answer: text });
+      if (this.#options.inject !== undefined) continue;
       const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
         throw new UnexpectedAnswer(`${task}: ${call.op} answered ${text} instead of ${allowed.join(' or ')}`);
       }
     }
+  }
+
+  /** A call that fails leaves everything as it was; only meaningful while no other task is at work. */
+  #checkUnchanged(task: string, { op }: Call, before: number): void {
+    if (PARTIAL.has(op)) return;
+    invariant(this.stateHash() === before, `${task}: ${op} failed and changed something`, 'INV-9');
+    this.machine.runtime.invariants.held('INV-9');
   }
 
   *#closeAll(): Task<void> {
@@ -222,5 +241,6 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     events: runtime.drainEvents(),
     stateHash,
     virtualNs: runtime.now,
+    leftover: { kernelFrames: run.machine.arena.kernelFramesInUse },
   };
 }

@@ -164,6 +164,9 @@ export class Kernel {
       case 'audit':
         this.#audit();
         return { result: 0 };
+      case 'exit-all':
+        for (const process of [...this.#processes.values()]) yield* this.#exit(process);
+        return { result: 0 };
       case 'counters':
         return { result: 0, counters: this.#counters() };
     }
@@ -255,11 +258,15 @@ export class Kernel {
       case 'store-pages':
         return { result: mm.storePages(request.va, request.runs) };
       case 'exit':
-        yield* files.closeAll();
-        mm.release();
-        this.#processes.delete(process.pid);
+        yield* this.#exit(process);
         return { result: 0 };
     }
+  }
+
+  *#exit(process: Process): Task<void> {
+    yield* process.files.closeAll();
+    process.mm.release();
+    this.#processes.delete(process.pid);
   }
 
   #open(ctx: SyscallContext, path: string): number {

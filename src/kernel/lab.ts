@@ -34,6 +34,8 @@ export type LabCommand =
   | { readonly lab: 'peek-bar'; readonly bdf: string; readonly address: bigint; readonly lengthBytes: number }
   /** Holds the kernel against what must be true while no call is at work. A rule that is broken ends the run. */
   | { readonly lab: 'audit' }
+  /** Every process is gone at once, as if killed. */
+  | { readonly lab: 'exit-all' }
   /** Object and page counts that must return to their initial values. */
   | { readonly lab: 'counters' };
 

@@ -19,6 +19,10 @@ export const FAULTS = {
   'mm.pin': { layer: 'kernel', effect: 'pinning user pages fails: EFAULT' },
   'smmu.drop-tlbi': { layer: 'hardware', effect: 'a TLB invalidation command is consumed but invalidates nothing' },
   'smmu.dirty-lost': { layer: 'hardware', effect: 'a write does not set the dirty state of its descriptor' },
+  'device.atc-timeout': {
+    layer: 'hardware',
+    effect: 'a device does not answer an invalidation of its ATC in time, and forgets nothing',
+  },
   'its.drop': { layer: 'hardware', effect: 'a write to GITS_TRANSLATER raises no interrupt' },
   'device.log-lost': { layer: 'hardware', effect: 'a write of a device is missing from its DMA log' },
   'vfio.mig-arc': {
@@ -81,6 +85,12 @@ interface ArmedFault {
 /** The switches of one node. */
 export class FaultSwitches {
   readonly #armed = new Map<FaultId, ArmedFault>();
+  readonly #onStrike: (id: FaultId) => void;
+
+  /** `onStrike` is told of every call that a fault strikes. */
+  constructor(onStrike: (id: FaultId) => void = () => undefined) {
+    this.#onStrike = onStrike;
+  }
 
   /** Switches a fault on (again: starts counting anew). */
   arm(id: FaultId, rule: FaultRule = {}): void {
@@ -101,6 +111,8 @@ export class FaultSwitches {
     const armed = this.#armed.get(id);
     if (armed === undefined) return false;
     const call = armed.calls++;
-    return call >= armed.skip && call < armed.skip + armed.count;
+    const strikes = call >= armed.skip && call < armed.skip + armed.count;
+    if (strikes) this.#onStrike(id);
+    return strikes;
   }
 }

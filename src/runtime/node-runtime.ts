@@ -60,7 +60,8 @@ export class NodeRuntime {
   readonly node: string;
   readonly seed: number;
   readonly scheduler: Scheduler;
-  readonly faults = new FaultSwitches();
+  /** Every call that a fault strikes is an event. */
+  readonly faults = new FaultSwitches((fault) => this.emit('fault.strikes', { fault }));
   readonly invariants = new InvariantLedger();
   #events: RunEvent[] = [];
   #eventCount = 0;

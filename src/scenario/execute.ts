@@ -16,7 +16,7 @@ import { run, type Placement } from '../testbed/run.js';
 import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
 import type { KernelOnly, Scenario } from './load.js';
 import type { Check, CheckVerdict } from './results.js';
-import { ScenarioRunner, type GuestLog, type ScenarioRecord, type StepLog } from './runner.js';
+import { ScenarioRunner, type GuestLog, type Injection, type ScenarioRecord, type StepLog } from './runner.js';
 import { subjectsOf } from './subjects.js';
 import { timelineOf, type Timeline } from './timeline.js';
 
@@ -26,6 +26,8 @@ export interface ExecuteOptions {
   readonly placement: Placement;
   /** Choices of an earlier run, by node: repeats its schedule. */
   readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
+  /** A fault that strikes one node from the start; what is left behind is counted then. */
+  readonly inject?: Injection;
   /** The schedule of a node, where it is none of the scenario's own. */
   readonly scheduleOf?: (node: string) => ScheduleSpec;
   readonly onProgress?: (virtualNs: number) => void;
@@ -80,10 +82,14 @@ export interface ScenarioOutcome {
 export interface RunTrace {
   readonly lines: readonly string[];
   readonly choices: Readonly<Record<string, readonly number[]>>;
+  /** What was left when everybody had gone; only where a fault was injected. */
+  readonly leftover: Readonly<Record<string, number>>;
 }
 
 function failureCheck(failure: RunFailure): Check {
   const where = failure.node === 'main' ? 'the run' : `host ${failure.node}`;
+  if (failure.rule !== undefined)
+    return { name: failure.rule, verdict: 'fail', detail: `in ${where}: ${failure.message}` };
   const verdict: CheckVerdict = failure.kind === 'time-limit' ? 'inconclusive' : 'fail';
   return { name: 'the run ends by itself', verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
 }
@@ -167,7 +173,7 @@ export async function executeScenario(
     strategy: scenario.schedule,
     hosts: scenario.hosts,
     links: scenario.links,
-    main: (lab) => (runner = new ScenarioRunner(scenario, lab)).main(),
+    main: (lab) => (runner = new ScenarioRunner(scenario, lab, options.inject)).main(),
     ...(options.recordedChoices === undefined ? {} : { recordedChoices: options.recordedChoices }),
     ...(scenario.limitNs === undefined ? {} : { limitNs: scenario.limitNs }),
     ...scheduleOption(scenario, options),
@@ -199,7 +205,10 @@ export async function executeScenario(
     tasks: finished.tasks,
     isBroken: finished.failure?.kind === 'broken',
   };
-  return { outcome, trace: { lines: linesOf(finished.events), choices: finished.choices } };
+  return {
+    outcome,
+    trace: { lines: linesOf(finished.events), choices: finished.choices, leftover: record?.leftover ?? {} },
+  };
 }
 
 /** The verdict on a program's run: whether it broke a rule, and whether it was meant to. */
@@ -259,7 +268,7 @@ async function executeKernelOnly(
     tasks: ran.tasks,
     isBroken: false,
   };
-  return { outcome, trace: { lines: linesOf(ran.events), choices: { kernel: ran.choices } } };
+  return { outcome, trace: { lines: linesOf(ran.events), choices: { kernel: ran.choices }, leftover: ran.leftover } };
 }
 
 function linesOf(events: readonly RunEvent[]): string[] {

@@ -14,7 +14,7 @@ import type { RunTrace, ScenarioOutcome } from './execute.js';
 const VERSION = 1;
 
 /** A recorded run. */
-export interface Recording extends RunTrace {
+export interface Recording extends Pick<RunTrace, 'lines' | 'choices'> {
   readonly version: number;
   readonly file: string;
   readonly text: string;

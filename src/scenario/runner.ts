@@ -10,7 +10,9 @@ import type { LabCommand, TransactionRecord } from '../host/protocol.js';
 import { migrate } from '../migration/migrate.js';
 import { preflight, type PreflightReport } from '../migration/preflight.js';
 import type { MigrationRequest, MigrationResult } from '../migration/request.js';
+import type { FaultId, FaultRule } from '../runtime/faults.js';
 import type { Task } from '../runtime/task.js';
+import { MAIN_NODE } from '../testbed/node.js';
 import type { Lab } from '../testbed/lab.js';
 import { ENODEV, ESRCH, KernelError, type ErrorDetail } from '../uapi/errno.js';
 import { parseReservedRegions, type Conflict, type SysfsRegion } from '../vmm/conflicts.js';
@@ -53,8 +55,17 @@ export interface GuestLog {
   readonly ram: readonly { readonly name: string; readonly start: bigint; readonly last: bigint }[];
 }
 
+/** A fault that strikes a node from the start. */
+export interface Injection {
+  readonly fault: FaultId;
+  readonly node: string;
+  readonly rule: FaultRule;
+}
+
 /** What is known after (or in the middle of) a scenario. Plain data but for the guests. */
 export interface ScenarioRecord {
+  /** What was left when everybody had gone; only where a fault was injected. */
+  readonly leftover: Record<string, number>;
   readonly checks: Check[];
   readonly steps: StepLog[];
   readonly transactions: {
@@ -198,7 +209,7 @@ function preflightStepResult(guest: Guest, to: string, { findings }: PreflightRe
 
 /** One run of a scenario. */
 export class ScenarioRunner {
-  readonly record: ScenarioRecord = { checks: [], steps: [], transactions: [], guests: [] };
+  readonly record: ScenarioRecord = { checks: [], steps: [], transactions: [], guests: [], leftover: {} };
   readonly #scenario: Scenario;
   readonly #lab: Lab;
   readonly #guests = new Map<string, Guest>();
@@ -208,13 +219,43 @@ export class ScenarioRunner {
   readonly #lastMigration = new Map<string, MigrationResult>();
   readonly #visited = new Map<string, string[]>();
 
-  constructor(scenario: Scenario, lab: Lab) {
+  readonly #inject: Injection | undefined;
+
+  constructor(scenario: Scenario, lab: Lab, inject?: Injection) {
     this.#scenario = scenario;
     this.#lab = lab;
+    this.#inject = inject;
   }
 
   /** The main task of the run. */
   *main(): Task<void> {
+    if (this.#inject !== undefined) yield* this.#arm(this.#inject);
+    try {
+      yield* this.#runSteps();
+    } catch (error) {
+      // What could not be served is an error that a client may not have thought of.
+      if (this.#inject === undefined || !(error instanceof KernelError)) throw error;
+    }
+    if (this.#inject !== undefined) yield* this.#countLeftovers();
+  }
+
+  *#arm({ fault, node, rule }: Injection): Task<void> {
+    if (node === MAIN_NODE) this.#lab.runtime.faults.arm(fault, rule);
+    else yield* this.#lab.host(node).command({ lab: 'arm-fault', fault, rule });
+  }
+
+  /** Everybody leaves, and what is still there is counted. */
+  *#countLeftovers(): Task<void> {
+    for (const guest of this.#guests.values()) yield* guest.pause();
+    for (const host of this.#lab.hosts) {
+      yield* host.command({ lab: 'exit-all' });
+      const { counters = {} } = yield* host.command({ lab: 'counters' });
+      for (const [what, count] of Object.entries(counters))
+        if (what !== 'freePages') this.record.leftover[`${what} on ${host.name}`] = count;
+    }
+  }
+
+  *#runSteps(): Task<void> {
     for (const [name, entry] of this.#scenario.processes) {
       this.#clients.set(name, yield* Client.start(this.#lab.host(entry.on), name, entry));
     }

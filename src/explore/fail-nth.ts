@@ -1,0 +1,87 @@
+/**
+ * Every allocation, pin, invalidation and send fails in turn, and nothing may leak.
+ *
+ * For each fault the scenario runs again and again while the first, the second, the third, … call of it fails, until a run has
+ * fewer calls than that. What the scenario expects is not asked: a call that could not be served answers an error. But no
+ * rule may be broken, a failed call changes nothing (INV-9), and when everybody has left nothing is kept.
+ *
+ * Source: Linux tools/testing/selftests/iommu/iommufd_fail_nth.c.
+ */
+import type { FaultId } from '../runtime/faults.js';
+import { InvariantLedger, type InvariantReport } from '../runtime/invariants.js';
+import type { Scenario } from '../scenario/load.js';
+import { subjectOf, type Attempt, type AttemptFailure } from './subject.js';
+
+/** What fails. */
+export const INJECTED = [
+  'kernel.kmalloc',
+  'core.kernel-alloc',
+  'mm.pin',
+  'device.atc-timeout',
+  'link.lost',
+] as const satisfies readonly FaultId[];
+
+/** How one kind of failure went. */
+export interface Injected {
+  readonly fault: FaultId;
+  /** Node whose switch it was. */
+  readonly node: string;
+  /** Calls that failed, one a run. */
+  readonly calls: number;
+  /** The first run that broke a rule. */
+  readonly failure: (AttemptFailure & { readonly nth: number }) | undefined;
+}
+
+/** What a sweep came to. */
+export interface Sweep {
+  readonly injected: readonly Injected[];
+  readonly invariants: readonly InvariantReport[];
+}
+
+/** A scenario that calls more often than this is left there. */
+const MAX_CALLS = 10_000;
+
+/** What a device that does not answer may do: reach what it was told to forget. */
+function isOfDeafDevice(fault: FaultId, { failure }: Attempt): boolean {
+  return fault === 'device.atc-timeout' && failure?.id === 'INV-3' && failure.message.includes('a device reached');
+}
+
+/** More is left than a run leaves in which nothing failed. */
+function leakOf({ leftover }: Attempt, clean: Attempt): AttemptFailure | undefined {
+  const kept = Object.entries(leftover).filter(([what, count]) => count > (clean.leftover[what] ?? 0));
+  if (kept.length === 0) return undefined;
+  const message = `objects: left behind: ${kept.map(([what, count]) => `${count} ${what}`).join(', ')}`;
+  return { signature: 'objects: left behind', id: 'objects', message, task: '-' };
+}
+
+/** Sweeps a scenario. `onProgress` is told how many runs were made. */
+export async function failNth(scenario: Scenario, seed: number, onProgress?: (runs: number) => void): Promise<Sweep> {
+  const subject = subjectOf(scenario, seed);
+  const ledger = new InvariantLedger();
+  const injected: Injected[] = [];
+  let runs = 0;
+  for (const fault of INJECTED) {
+    for (const node of subject.nodesOf(fault)) {
+      const once = async (skip: number): Promise<Attempt> =>
+        await subject.attempt({
+          scheduleOf: () => ({ strategy: 'in-order' }),
+          inject: { fault, node, rule: { skip, count: 1 } },
+          isTraced: true,
+        });
+      const clean = await once(Number.MAX_SAFE_INTEGER);
+      let calls = 0;
+      let failure: Injected['failure'];
+      while (calls < MAX_CALLS && failure === undefined) {
+        const attempt = await once(calls);
+        onProgress?.(++runs);
+        for (const { id, looks } of attempt.invariants) ledger.held(id, looks);
+        if (!attempt.lines.some((line) => line.includes(` fault.strikes fault=${fault}`))) break;
+        const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
+        if (broken !== undefined) failure = { ...broken, nth: calls };
+        calls++;
+      }
+      injected.push({ fault, node, calls, failure });
+    }
+  }
+  return { injected, invariants: ledger.report() };
+}
