@@ -8,7 +8,7 @@
  * Areas that reach out of the cluster's pages are shared with others and never change while it lasts: only an UNMAP that
  * covers one whole could take it, and that would belong to the cluster.
  */
-import { EEXIST } from '../uapi/errno.js';
+import { EBUSY, EEXIST } from '../uapi/errno.js';
 import { UNANSWERED, isRefused, mayEndUnmap, mayPublish, mayWithdraw, nextTold, type Operation } from './operation.js';
 import type { RangeIndex } from './range-index.js';
 import { ConfigurationSet, mix, type Configuration, type Search } from './search.js';
@@ -154,15 +154,7 @@ export class AllocationCluster {
     const slot = this.#open.indexOf(operation);
     let outcome: ReturnType<AllocationCluster['end']> = 'explained';
     if (!this.#isAbandoned) {
-      const goal = operation.kind === 'unmap' ? ENDED : TAKEN;
-      const isOptional = operation.kind === 'map' && operation.rc !== 0 && !isRefused(operation);
-      const reached = isOptional
-        ? this.#allocations
-        : this.#search.reach(
-            this.#allocations,
-            (allocation) => allocation.progress[slot] === goal,
-            (allocation, visit) => this.#expand(allocation, (next) => visit(this.#witnessed(next))),
-          );
+      const reached = this.#reach(operation, slot);
       if (reached === undefined) {
         outcome = 'exhausted';
         this.#isAbandoned = true;
@@ -175,6 +167,25 @@ export class AllocationCluster {
     this.#open.splice(slot, 1);
     this.#allocations = distinct(this.#allocations.map((allocation) => this.#ended(allocation, operation, slot)));
     return outcome;
+  }
+
+  /**
+   * The allocations in which an operation is through; undefined without budget. That a range was taken for a while can only
+   * be missed by somebody who must have met it: without such an open operation, a failed MAP need not have taken anything, and
+   * it does not matter what happened between a MAP's taking its range and publishing it.
+   */
+  #reach(operation: Operation, slot: number): readonly Allocation[] | undefined {
+    const isFailed = operation.kind === 'map' && operation.rc !== 0 && !isRefused(operation);
+    const isMet = this.#open.some(({ rc }) => rc === -EEXIST || rc === -EBUSY);
+    if (isFailed && !isMet) return this.#allocations;
+    const goal = operation.kind === 'unmap' ? ENDED : TAKEN;
+    const reached = this.#search.reach(
+      this.#allocations,
+      ({ progress, workers }) => progress[slot] === goal && !(isMet && workers.includes(operation)),
+      (allocation, visit) => this.#expand(allocation, (next) => visit(this.#witnessed(next))),
+    );
+    if (reached === undefined || !isFailed) return reached;
+    return [...this.#allocations, ...reached];
   }
 
   /** Writes the areas back when nothing is open and nothing in doubt; true then: the cluster is over. */

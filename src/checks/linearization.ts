@@ -35,6 +35,12 @@ export interface Exhaustion {
   readonly last: number;
 }
 
+/** Whether an UNMAP took pages of its range only, and, if it ended well, says how many. */
+function isCountRight(unmap: Operation): boolean {
+  if (unmap.rc === 0 && unmap.answeredPages !== unmap.toldPages) return false;
+  return unmap.extents.every(({ first, last }) => first >= unmap.first && last <= unmap.last);
+}
+
 /** One address space. */
 export class Linearization implements Findings {
   readonly violations: Violation[] = [];
@@ -72,7 +78,7 @@ export class Linearization implements Findings {
 
   respond(operation: Operation): void {
     const { kind } = operation;
-    if (kind === 'unmap' && operation.rc === 0 && operation.answeredPages !== operation.toldPages) {
+    if (kind === 'unmap' && !isCountRight(operation)) {
       this.#add(operation, (log) => countViolation(operation, log));
     }
     if (kind === 'map' || kind === 'unmap') this.#ranges.respond(operation);

@@ -131,11 +131,13 @@ export class Contention {
   #endWriterIn(register: Register, operation: Operation, slot: number, page: number): boolean | undefined {
     const bit = 1 << slot;
     const isOptional = operation.kind === 'map' && operation.rc !== 0;
-    if (!isOptional) {
+    // A MAP that left nothing behind must be looked at only if an access is still to be explained by it.
+    const isWanted = register.accesses.some((access) => access?.operation.frame === shown(operation, page));
+    if (!isOptional || isWanted) {
       const reached = this.#reach(register, page, (state) => (state.writers & bit) !== 0);
       if (reached === undefined) return undefined;
-      if (reached.length === 0) return false;
-      register.states = reached;
+      if (!isOptional && reached.length === 0) return false;
+      register.states = isOptional ? [...register.states, ...reached] : reached;
     }
     register.update(({ holder, writers, accesses }) =>
       register.state(page, isOptional && holder === operation ? undefined : holder, writers & ~bit, accesses),

@@ -144,7 +144,12 @@ export function rangeViolation(operation: Operation, areas: readonly Operation[]
   };
 }
 
-/** An UNMAP that counts other pages than went. */
+function wentText(unmap: Operation): string {
+  const ranges = unmap.extents.map(({ first, last }) => `${hex(first)}-${hex(last)}`);
+  return ranges.length === 0 ? 'nothing' : `${unmap.toldPages} pages: ${ranges.join(', ')}`;
+}
+
+/** An UNMAP that counts other pages than went, or took pages beyond its range. */
 export function countViolation(unmap: Operation, log: Iterable<Operation>): Violation {
   return {
     rule: 'range',
@@ -152,6 +157,6 @@ export function countViolation(unmap: Operation, log: Iterable<Operation>): Viol
     operation: unmap,
     overlapping: overlappingIn(log, unmap, unmap.first, unmap.last),
     allowed: [],
-    sentence: `${operationText(unmap)}, but the areas that went have ${unmap.toldPages} pages`,
+    sentence: `${operationText(unmap)}, but what went is ${wentText(unmap)}`,
   };
 }
