@@ -20,7 +20,7 @@ export class AddressSpaceCheck {
   readonly #linearization: Linearization;
   #log: Operation[] = [];
   /** Operations in the order of events since nothing was open: first for the invocation, then for the response. */
-  #events: Operation[] = [];
+  readonly #events: Operation[] = [];
   #open = 0;
   #operations = 0;
   #clock = 0;
@@ -127,15 +127,11 @@ export class AddressSpaceCheck {
   }
 
   #drain(): void {
-    const begun = new Set<Operation>();
-    for (const operation of this.#events) {
-      if (begun.has(operation)) {
-        this.#linearization.respond(operation);
-      } else {
-        begun.add(operation);
-        this.#linearization.invoke(operation);
-      }
+    const start = this.#clock - this.#events.length;
+    for (const [position, operation] of this.#events.entries()) {
+      if (operation.invokedAt === start + position) this.#linearization.invoke(operation);
+      else this.#linearization.respond(operation);
     }
-    this.#events = [];
+    this.#events.length = 0;
   }
 }

@@ -26,17 +26,23 @@ class Allocation implements Configuration<Allocation> {
   readonly workers: readonly (Operation | undefined)[];
   /** One number for every open operation of the cluster. */
   readonly progress: readonly number[];
-  readonly hash: number;
+  #hash: number | undefined;
 
   constructor(areas: readonly Operation[], workers: readonly (Operation | undefined)[], progress: readonly number[]) {
     this.areas = areas;
     this.workers = workers;
     this.progress = progress;
-    let hash = 0;
-    for (const area of areas) hash = mix(hash, area.number);
-    for (const worker of workers) hash = mix(hash, worker?.number ?? -1);
-    for (const step of progress) hash = mix(hash, step);
-    this.hash = hash;
+  }
+
+  /** Only large sets ask for it. */
+  get hash(): number {
+    if (this.#hash === undefined) {
+      this.#hash = 0;
+      for (const area of this.areas) this.#hash = mix(this.#hash, area.number);
+      for (const worker of this.workers) this.#hash = mix(this.#hash, worker?.number ?? -1);
+      for (const step of this.progress) this.#hash = mix(this.#hash, step);
+    }
+    return this.#hash;
   }
 
   equals(other: Allocation): boolean {
@@ -47,26 +53,27 @@ class Allocation implements Configuration<Allocation> {
 
   /** Position of the first area that ends at or behind `page`. */
   position(page: number): number {
-    const found = this.areas.findIndex((area) => area.last >= page);
-    return found < 0 ? this.areas.length : found;
+    let position = 0;
+    for (const area of this.areas) {
+      if (area.last >= page) break;
+      position++;
+    }
+    return position;
   }
 
-  /** The same with another worker on an area. */
-  withWorker(position: number, worker: Operation | undefined): Allocation {
-    return new Allocation(this.areas, this.workers.with(position, worker), this.progress);
+  /** The same with another worker on an area, and perhaps other progress. */
+  withWorker(position: number, worker: Operation | undefined, progress = this.progress): Allocation {
+    return new Allocation(this.areas, this.workers.with(position, worker), progress);
   }
 
   without(position: number): Allocation {
     return new Allocation(this.areas.toSpliced(position, 1), this.workers.toSpliced(position, 1), this.progress);
   }
 
-  withArea(area: Operation, worker: Operation | undefined): Allocation {
+  withArea(area: Operation, worker: Operation | undefined, progress = this.progress): Allocation {
     const position = this.position(area.first);
-    return new Allocation(
-      this.areas.toSpliced(position, 0, area),
-      this.workers.toSpliced(position, 0, worker),
-      this.progress,
-    );
+    const areas = this.areas.toSpliced(position, 0, area);
+    return new Allocation(areas, this.workers.toSpliced(position, 0, worker), progress);
   }
 
   withProgress(progress: readonly number[]): Allocation {
@@ -75,7 +82,10 @@ class Allocation implements Configuration<Allocation> {
 }
 
 function isEqual(a: readonly unknown[], b: readonly unknown[]): boolean {
-  return a.length === b.length && a.every((item, position) => item === b[position]);
+  if (a === b) return true;
+  if (a.length !== b.length) return false;
+  for (let position = 0; position < a.length; position++) if (a[position] !== b[position]) return false;
+  return true;
 }
 
 function distinct(allocations: Iterable<Allocation>): readonly Allocation[] {
@@ -165,7 +175,8 @@ export class AllocationCluster {
       }
     }
     this.#open.splice(slot, 1);
-    this.#allocations = distinct(this.#allocations.map((allocation) => this.#ended(allocation, operation, slot)));
+    const ended = this.#allocations.map((allocation) => this.#ended(allocation, operation, slot));
+    this.#allocations = ended.length > 1 ? distinct(ended) : ended;
     return outcome;
   }
 
@@ -269,7 +280,7 @@ export class AllocationCluster {
   #take(allocation: Allocation, map: Operation, slot: number, visit: (next: Allocation) => void): void {
     const met = allocation.areas[allocation.position(map.first)];
     if (met !== undefined && met.first <= map.last) return;
-    visit(allocation.withArea(map, map).withProgress(allocation.progress.with(slot, TAKEN)));
+    visit(allocation.withArea(map, map, allocation.progress.with(slot, TAKEN)));
   }
 
   #hide(
@@ -288,6 +299,6 @@ export class AllocationCluster {
       const told = nextTold(unmap, cursor);
       if (area.first !== told?.first || area.last > told.last) return;
     }
-    visit(allocation.withWorker(position, unmap).withProgress(allocation.progress.with(slot, area.last + 1)));
+    visit(allocation.withWorker(position, unmap, allocation.progress.with(slot, area.last + 1)));
   }
 }

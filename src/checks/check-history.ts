@@ -58,14 +58,16 @@ class PageSet {
   pages = 0;
 
   add(first: number, last: number): void {
-    const position = this.#ranges.position(first);
-    const range = this.#ranges.at(position);
-    if (range !== undefined && range.first <= first && range.last >= last) return;
+    const range = this.#ranges.find(first);
+    if (range !== undefined && range.last >= last) return;
     const met = this.#ranges.overlapping(first - 1, last + 1);
     const union = { first: Math.min(first, met[0]?.first ?? first), last: Math.max(last, met.at(-1)?.last ?? last) };
-    this.#ranges.replace(this.#ranges.position(first - 1), met.length, union);
+    for (const gone of met) {
+      this.#ranges.remove(gone);
+      this.pages -= gone.last - gone.first + 1;
+    }
+    this.#ranges.insert(union);
     this.pages += union.last - union.first + 1;
-    for (const gone of met) this.pages -= gone.last - gone.first + 1;
   }
 }
 

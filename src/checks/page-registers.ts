@@ -217,39 +217,39 @@ export class PageRegisters {
   // --- segments ---
 
   /** Segments that cover exactly first..last: those at the ends are split, holes are filled. */
-  #tile(first: number, last: number): Segment[] {
+  #tile(first: number, last: number): readonly Segment[] {
     const tiles: Segment[] = [];
-    let position = this.#segments.position(first);
-    for (let page = first; page <= last; position++) {
-      let segment = this.#segments.at(position);
-      if (segment === undefined || segment.first > page) {
-        segment = new Segment(page, segment === undefined ? last : Math.min(last, segment.first - 1), undefined);
-        this.#segments.replace(position, 0, segment);
-      } else if (segment.first < page) {
-        segment = segment.split(page);
-        this.#segments.replace(++position, 0, segment);
-      }
-      if (segment.last > last) this.#segments.replace(position + 1, 0, segment.split(last + 1));
+    const add = (segment: Segment): void => {
+      this.#segments.insert(segment);
       tiles.push(segment);
-      page = segment.last + 1;
+    };
+    let page = first;
+    for (const segment of this.#segments.overlapping(first, last)) {
+      if (segment.first > page) add(new Segment(page, segment.first - 1, undefined));
+      const rest = segment.last > last ? segment.split(last + 1) : undefined;
+      if (segment.first < page) add(segment.split(page));
+      else tiles.push(segment);
+      if (rest !== undefined) this.#segments.insert(rest);
+      page = (tiles.at(-1)?.last ?? last) + 1;
     }
+    if (page <= last) add(new Segment(page, last, undefined));
     return tiles;
   }
 
   /** Drops free segments in and beside first..last, and joins quiet ones that show the same MAP. */
   #tidy(first: number, last: number): void {
-    const begin = Math.max(0, this.#segments.position(first) - 1);
-    let end = begin;
-    const kept: Segment[] = [];
-    for (; ; end++) {
-      const segment = this.#segments.at(end);
-      if (segment === undefined || segment.first > last + 1) break;
-      const before = kept.at(-1);
-      if (segment.isQuiet && segment.holder === undefined) continue;
-      const isSame = before?.last === segment.first - 1 && before.holder === segment.holder;
-      if (isSame && before.isQuiet && segment.isQuiet) before.last = segment.last;
-      else kept.push(segment);
+    let before: Segment | undefined;
+    for (const segment of this.#segments.overlapping(first - 1, last + 1)) {
+      if (!segment.isQuiet) {
+        before = undefined;
+      } else if (segment.holder === undefined) {
+        this.#segments.remove(segment);
+      } else if (before?.last === segment.first - 1 && before.holder === segment.holder) {
+        this.#segments.remove(segment);
+        before.last = segment.last;
+      } else {
+        before = segment;
+      }
     }
-    if (kept.length < end - begin) this.#segments.replace(begin, end - begin, ...kept);
   }
 }
