@@ -28,7 +28,7 @@ export interface Findings {
 type ViewState = 'attached' | 'changing' | 'detached';
 
 class Segment {
-  first: number;
+  readonly first: number;
   last: number;
   /** The MAP that shows the pages; undefined while free. Not meaningful when contended. */
   holder: Operation | undefined;
