@@ -3,7 +3,8 @@
  *
  * An operation that overlaps no other is judged at its response. Otherwise the events wait until nothing is open, because
  * then every answer is known and no search has to guess one; what is still open at {@link AddressSpaceCheck.finish}
- * counts as unanswered. Costs of a run: this object, and one {@link Operation} a call.
+ * counts as unanswered. A run that never comes to rest is judged there. Costs of a run: this object, and one
+ * {@link Operation} a call.
  *
  * Ownership: whoever holds the address space calls the checker in the order in which things happen; it has no clock but the
  * order of the calls.
@@ -52,7 +53,10 @@ export class AddressSpaceCheck {
     return this.#linearization.configurations;
   }
 
-  /** A MAP begins. Tell what it shows by {@link shows} before {@link end}. */
+  /**
+   * A MAP begins. Tell what it shows by {@link shows} before {@link end}. A call that makes several areas (COPY of several)
+   * is one MAP for each when it ends well, and one of the whole range when it does not.
+   */
   beginMap(agent: number, first: number, pages: number): Operation {
     return this.#begin('map', agent, first, first + pages - 1);
   }
@@ -93,7 +97,10 @@ export class AddressSpaceCheck {
     this.#end(operation);
   }
 
-  /** An UNMAP returns 0 or a negative errno; `pages`: how many it says went (looked at when it ended well). */
+  /**
+   * An UNMAP returns 0 or a negative errno; `pages`: how many it says went (looked at when it ended well). -EBUSY says
+   * that it met an area at work, -ENOENT one that it would cut or none at all; tell any other reason by another errno.
+   */
   endUnmap(unmap: Operation, rc: number, pages: number): void {
     unmap.answeredPages = pages;
     this.end(unmap, rc);
