@@ -3,6 +3,7 @@ import tseslint from 'typescript-eslint';
 /** What may not be used inside a run: wall clock, platform randomness, timers. design.md, law 2. */
 const deterministicRooms = [
   'runtime',
+  'checks',
   'core',
   'hardware',
   'kernel',

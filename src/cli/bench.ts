@@ -6,6 +6,7 @@ import { shippedScenarios } from './files.js';
 
 const PAGES = 1 << 20;
 const REPEATS = 4;
+const HISTORY_OPERATIONS = 1_000_000;
 const SCENARIO = 'flagship/loud.yaml';
 
 /** One figure. `ratio` compares with the row's own reference, named in `against`. */
@@ -72,6 +73,19 @@ async function systemRows(): Promise<Row[]> {
   return rows;
 }
 
+/** The checker of recorded and running histories (src/checks). */
+async function checkRows(): Promise<Row[]> {
+  const { measureOffline, measureOnline } = await import('./bench/history.js');
+  const online = measureOnline(HISTORY_OPERATIONS / 100);
+  const rows: Row[] = [{ name: 'check a run, alone', value: online, unit: 'ns/op' }];
+  for (const areas of [256, 65_536]) {
+    const value = measureOffline(HISTORY_OPERATIONS, areas);
+    const name = `check a history of 10^6, ${areas} areas`;
+    rows.push({ name, value, unit: 'ns/op', ratio: value / online, against: 'a run' });
+  }
+  return rows;
+}
+
 function rowText(row: Row): string {
   const value = row.value >= 100 ? row.value.toFixed(0) : row.value.toFixed(2);
   const ratio = row.ratio === undefined ? '' : `  ${row.ratio.toFixed(2)} x ${row.against ?? ''}`;
@@ -81,7 +95,7 @@ function rowText(row: Row): string {
 async function bench(json: string | undefined): Promise<void> {
   process.stderr.write(`${PAGES} pages of 4 KiB, best of ${REPEATS}; this machine may be busy: read the ratios\n`);
   const rows: Row[] = [];
-  for (const part of [coreRows, systemRows]) {
+  for (const part of [coreRows, checkRows, systemRows]) {
     const measured = await part();
     rows.push(...measured);
     if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);
@@ -96,7 +110,7 @@ async function bench(json: string | undefined): Promise<void> {
 export function addBenchCommand(program: Command): void {
   program
     .command('bench')
-    .description('measure page tables against C, system calls and scenarios, as ratios in one run')
+    .description('measure page tables against C, history checks, system calls and scenarios, as ratios in one run')
     .option('--json <file>', 'write the rows as JSON; - for standard output')
     .action(async (options: { readonly json?: string }) => bench(options.json));
 }

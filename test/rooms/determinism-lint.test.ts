@@ -13,7 +13,7 @@ const OFFENCES = [
   'export const h = crypto.getRandomValues(new Uint8Array(4));',
 ];
 
-test.each(['runtime', 'core', 'hardware', 'kernel', 'host', 'testbed', 'vmm', 'migration', 'scenario'])(
+test.each(['runtime', 'checks', 'core', 'hardware', 'kernel', 'host', 'testbed', 'vmm', 'migration', 'scenario'])(
   'src/%s may not use the wall clock or platform randomness',
   async (room) => {
     const eslint = new ESLint({

@@ -18,6 +18,7 @@ const ROOMS = [
   'host',
   'kernel',
   'hardware',
+  'checks',
   'core',
   'firmware',
   'runtime',

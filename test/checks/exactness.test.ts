@@ -1,0 +1,72 @@
+/** The checker's verdict is the brute-force reference's, on histories that are right, nearly right, and nonsense. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { UNANSWERED } from '../../src/checks/operation.js';
+import { RandomStream } from '../../src/runtime/random.js';
+import { EBUSY, EEXIST, ENOENT, ENOMEM } from '../../src/uapi/errno.js';
+import { isExplainable } from './brute-force.js';
+import { simulate } from './simulated.js';
+import { checkOnline, checkRecorded, type Told } from './told.js';
+
+const ANSWERS = [0, 0, -EEXIST, -EBUSY, -ENOENT, -ENOMEM, UNANSWERED];
+
+/** One field of one operation changed. */
+function damage(random: RandomStream, history: readonly Told[]): Told[] {
+  const victim = random.below(history.length);
+  const another = random.pick(history);
+  return history.map((told, position): Told => {
+    if (position !== victim) return told;
+    switch (random.below(6)) {
+      case 0:
+        return { ...told, frame: another.extents[0]?.frame ?? another.frame };
+      case 1:
+        return { ...told, first: another.first, last: told.kind === 'translate' ? another.first : another.last };
+      case 2: {
+        const rc = told.kind === 'translate' ? told.rc : random.pick(ANSWERS);
+        return { ...told, rc, end: rc === UNANSWERED ? Infinity : Math.min(told.end, 1e6) };
+      }
+      case 3:
+        return { ...told, answeredPages: told.answeredPages + 1 };
+      case 4:
+        return { ...told, extents: told.kind === 'unmap' ? another.extents : told.extents };
+      default:
+        return { ...told, end: told.end === Infinity ? told.end : told.begin + 0.5 };
+    }
+  });
+}
+
+function isSame(history: readonly Told[]): boolean {
+  const expected = isExplainable(history) ? 'pass' : 'fail';
+  expect(checkOnline(history).verdict).toBe(expected);
+  expect(checkRecorded(history).verdict).toBe(expected);
+  return expected === 'pass';
+}
+
+function sample(seed: number, operations: number): Told[] {
+  const options = { threads: 3, views: 2, pages: 3, operations, killOneIn: seed % 3 === 0 ? 12 : 0, movesViews: true };
+  return simulate(new RandomStream(seed, 'sample'), options);
+}
+
+test('simulated histories are right by the reference and by the checker', () => {
+  fc.assert(
+    fc.property(fc.nat(), fc.integer({ min: 2, max: 8 }), (seed, operations) => {
+      expect(isSame(sample(seed, operations))).toBe(true);
+    }),
+    { numRuns: 800 },
+  );
+});
+
+test('damaged histories are right or wrong by both', () => {
+  const counts = { right: 0, wrong: 0 };
+  fc.assert(
+    fc.property(fc.nat(), fc.integer({ min: 2, max: 8 }), fc.integer({ min: 1, max: 3 }), (seed, operations, times) => {
+      const random = new RandomStream(seed, 'damage');
+      let history = sample(seed, operations);
+      for (let n = 0; n < times; n++) history = damage(random, history);
+      if (isSame(history)) counts.right++;
+      else counts.wrong++;
+    }),
+    { numRuns: 2000 },
+  );
+  expect(Math.min(counts.right, counts.wrong)).toBeGreaterThan(200);
+});
