@@ -83,12 +83,12 @@ export class AddressSpaceCheck {
 
   /** Pages of an open MAP show consecutive frames. Pages nobody tells fault. */
   shows(map: Operation, first: number, pages: number, frame: number): void {
-    map.extents = [...map.extents, { first, last: first + pages - 1, frame }];
+    map.tell(first, first + pages - 1, frame);
   }
 
   /** An open UNMAP has taken an area, or several side by side, away. */
   takes(unmap: Operation, first: number, pages: number): void {
-    unmap.extents = [...unmap.extents, { first, last: first + pages - 1, frame: 0 }];
+    unmap.tell(first, first + pages - 1, 0);
   }
 
   /** A MAP, attach or detach returns 0 or a negative errno. -EEXIST: the range was taken; any other: nothing is left of it. */

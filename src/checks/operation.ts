@@ -23,8 +23,6 @@ export interface Extent {
   readonly frame: number;
 }
 
-const NO_EXTENTS: readonly Extent[] = [];
-
 /** One call, or one access of a device. */
 export class Operation {
   readonly kind: OperationKind;
@@ -41,8 +39,7 @@ export class Operation {
   respondedAt = Infinity;
   /** 0 or a negative errno as the kernel answers; {@link UNANSWERED}. */
   rc = UNANSWERED;
-  /** MAP: the frames of its pages (a page in none shows FAULT). UNMAP: the pages that went, whether or not it ended well. */
-  extents: readonly Extent[] = NO_EXTENTS;
+  #extents: Extent[] = [];
   /** UNMAP that ended well: pages it says went. */
   answeredPages = 0;
   /** TRANSLATE: the frame, or {@link FAULT}. */
@@ -57,9 +54,26 @@ export class Operation {
     this.invokedAt = invokedAt;
   }
 
+  /** MAP: the frames of its pages (a page in none shows FAULT). UNMAP: the pages that went, whether or not it ended well. */
+  get extents(): readonly Extent[] {
+    return this.#extents;
+  }
+
+  set extents(extents: readonly Extent[]) {
+    this.#extents = [...extents];
+  }
+
   /** Whether some page of first..last is one the call names. */
   overlaps(first: number, last: number): boolean {
     return this.first <= last && first <= this.last;
+  }
+
+  /** Adds pages to {@link extents}; they are joined with those before where they continue them. */
+  tell(first: number, last: number, frame: number): void {
+    const before = this.#extents.at(-1);
+    const isContinued = before?.last === first - 1 && (frame === 0 || before.frame + (first - before.first) === frame);
+    if (before !== undefined && isContinued) this.#extents[this.#extents.length - 1] = { ...before, last };
+    else this.#extents.push({ first, last, frame });
   }
 
   /** What the page shows while this MAP is visible. */

@@ -202,7 +202,10 @@ function writeJson(document: object, { json }: ExploreOptions): void {
 
 async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
   const files = scenarioFiles(paths);
-  if (options.failNth === true) return await sweepCommand(files, options);
+  if (options.failNth === true) {
+    await sweepCommand(files, options);
+    return;
+  }
   const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);

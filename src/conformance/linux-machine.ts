@@ -266,7 +266,7 @@ export class RecordedMachine {
 
   /** A fresh descriptor of /dev/iommu. */
   open(): void {
-    this.#ictx = new IommufdContext(this.#arena, false, false, this.faults);
+    this.#ictx = new IommufdContext(this.#arena, false, false, this.#runtime);
     this.iommufd = this.process.files.install(new IommufdFile(this.#ictx, this.#testCommand));
   }
 

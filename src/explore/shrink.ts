@@ -184,22 +184,26 @@ class Shrinker {
 
   /** Leaves out what can be left out, until nothing more can. */
   async shrinkText(): Promise<void> {
-    for (let hasChanged = true; hasChanged && !this.#isSpent;) {
-      hasChanged = false;
-      for (const path of removable(parse(this.text))) {
-        if (this.#isSpent) return;
-        const document = parse(this.text);
-        if (!document.hasIn(path)) continue;
-        document.deleteIn(path);
-        hasChanged = (await this.#tryText(String(document))) || hasChanged;
-      }
-    }
+    while (await this.#leaveOut());
     for (const path of lengths(parse(this.text))) {
       if (this.#isSpent) return;
       const document = parse(this.text);
       document.setIn(path, PAGE);
       await this.#tryText(String(document));
     }
+  }
+
+  /** One pass over everything that might be left out; whether something was. */
+  async #leaveOut(): Promise<boolean> {
+    const before = this.text;
+    for (const path of removable(parse(before))) {
+      if (this.#isSpent) return false;
+      const document = parse(this.text);
+      if (!document.hasIn(path)) continue;
+      document.deleteIn(path);
+      await this.#tryText(String(document));
+    }
+    return this.text !== before;
   }
 
   async #tryDeviations(subject: Subject, deviations: Deviations): Promise<boolean> {

@@ -16,6 +16,7 @@ import type { SmmuMemory } from '../hardware/smmu/ports.js';
 import { Smmu, type TranslateRequest } from '../hardware/smmu/smmu.js';
 import type { Device } from '../kernel/device.js';
 import { SyscallContext } from '../kernel/files.js';
+import { beginAccess, endAccess } from '../kernel/iommu/mapping-check.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
 import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
@@ -190,7 +191,7 @@ export class KernelMachine {
     this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
     if (isMock) this.#testCommand = this.#selftest();
     else [this.smmu, this.#core] = this.#hardware();
-    this.ictx = new IommufdContext(this.arena, true, false, this.runtime.faults);
+    this.ictx = new IommufdContext(this.arena, true, false, this.runtime);
     this.#buffers = new Map(
       program.buffers.map(({ name }, i) => [name, BUFFER_BASE + BigInt(i) * BUFFER_STRIDE] as const),
     );
@@ -415,8 +416,10 @@ export class KernelMachine {
    * @throws InvariantError INV-3 when the page was given back already
    */
   *dma(device: Device, iova: bigint, write: boolean): Task<number> {
+    const watched = beginAccess(device.group, device.streamIds[0] ?? 0, iova);
     const pa =
       this.smmu === undefined ? this.#mockAccess(device, iova, write) : yield* this.#access(device, iova, write);
+    endAccess(watched, pa ?? -1);
     return pa === undefined ? -EFAULT : 0;
   }
 

@@ -292,9 +292,7 @@ export class Kernel {
 
   #iommufd(): IommufdFile {
     const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
-    return new IommufdFile(
-      new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime.faults),
-    );
+    return new IommufdFile(new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime));
   }
 
   #textFile(path: string): SysfsNode | undefined {

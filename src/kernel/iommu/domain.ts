@@ -11,6 +11,7 @@
  *
  * Source: Linux include/linux/iommu.h, drivers/iommu/iommu.c.
  */
+import type { MappingCheck } from './mapping-check.js';
 import type { Task } from '../../runtime/task.js';
 import type { Device } from '../device.js';
 
@@ -42,6 +43,8 @@ export interface DirtyOps {
 
 /** A domain of any type. */
 export interface IommuDomain {
+  /** Watches an address space while this shows everything that is mapped in it. */
+  check?: MappingCheck | undefined;
   readonly type: DomainType;
   /** The driver that made it: only its devices can be attached. */
   readonly driver: IommuDriver;

@@ -54,6 +54,9 @@ export class IommuGroup {
   readonly pasids = new Map<number, AttachHandle>();
   owner: object | undefined;
   ownerCount = 0;
+  /** Moves to other domains so far, and whether one is under way. */
+  moves = 0;
+  isMoving = false;
 
   constructor(id: number, defaultType: DefaultDomainType) {
     this.id = id;
@@ -114,6 +117,15 @@ function requiresDirect(member: GroupMember): boolean {
 export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<number> {
   if (group.domain === domain) return 0;
   if (domain.type === 'blocked' && group.members.some(requiresDirect)) return -EINVAL;
+  group.moves++;
+  group.isMoving = true;
+  const rc = yield* moveMembers(group, domain);
+  if (rc === 0) group.domain = domain;
+  group.isMoving = false;
+  return rc;
+}
+
+function* moveMembers(group: IommuGroup, domain: IommuDomain): Task<number> {
   const before = group.domain;
   for (const [i, member] of group.members.entries()) {
     const rc = yield* member.driver.attach_dev(domain, member.device);
@@ -123,7 +135,6 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
     }
     return rc;
   }
-  group.domain = domain;
   return 0;
 }
 

@@ -9,6 +9,7 @@ import type { Arena } from '../../core/arena.js';
 import { IntervalIndex } from '../../core/interval-index.js';
 import { invariant } from '../../runtime/task.js';
 import { ENOMEM } from '../../uapi/errno.js';
+import type { WatchedCall } from '../iommu/mapping-check.js';
 import { PAGE_SIZE, type IoptPages } from './pages.js';
 
 /** `struct iopt_area`: iova..last shows bytes startByte.. of a pages object. */
@@ -26,6 +27,8 @@ export class IoptArea {
   preventAccess = false;
   /** Pinned accesses. */
   numAccesses = 0;
+  /** The MAP that made it, for whoever watches. */
+  watched: WatchedCall;
   /** Objects that forbid unmapping (hardware queues). */
   numLocks = 0;
 

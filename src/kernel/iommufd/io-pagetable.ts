@@ -13,6 +13,7 @@
  * Source: Linux drivers/iommu/iommufd/io_pagetable.c; domain.md A1.3 to A1.8, A1.36, A6.1 to A6.4.
  */
 import type { Arena } from '../../core/arena.js';
+import { InvariantLedger } from '../../runtime/invariants.js';
 import { RwSemaphore } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import {
@@ -30,6 +31,7 @@ import {
   ENOMEM,
 } from '../../uapi/errno.js';
 import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
+import { MappingCheck, type WatchedCall } from '../iommu/mapping-check.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
 import type { PinnedRun } from '../mm/mm.js';
 import { AreaTree, IoptArea } from './area.js';
@@ -113,18 +115,24 @@ export class IoPageTable {
   readonly #domains: PagingDomain[] = [];
   readonly #accesses: IoptAccess[] = [];
   readonly #allocFails: () => boolean;
+  readonly #check: MappingCheck;
   #iovaAlignment = 1n;
   #disableLargePages = false;
 
   /** An empty table, or -ENOMEM. `allocFails`: whether the next allocation of a record fails. */
-  static create(arena: Arena, allocFails: () => boolean = () => false): IoPageTable | number {
+  static create(
+    arena: Arena,
+    allocFails: () => boolean = () => false,
+    ledger: InvariantLedger = new InvariantLedger(),
+  ): IoPageTable | number {
     const areas = AreaTree.create(arena);
-    return typeof areas === 'number' ? areas : new IoPageTable(areas, allocFails);
+    return typeof areas === 'number' ? areas : new IoPageTable(areas, allocFails, new MappingCheck(ledger));
   }
 
-  private constructor(areas: AreaTree, allocFails: () => boolean) {
+  private constructor(areas: AreaTree, allocFails: () => boolean, check: MappingCheck) {
     this.areas = areas;
     this.#allocFails = allocFails;
+    this.#check = check;
   }
 
   /** What addresses and lengths must be multiples of; 1 without domains and accesses. */
@@ -254,11 +262,19 @@ export class IoPageTable {
     sink: FailureSink = silentSink,
   ): Task<bigint | number> {
     const areas: IoptArea[] = [];
+    const watched: WatchedCall[] = iova === undefined ? [] : this.#beginMaps(slices, iova);
+    const end = (rc: number): void => {
+      // A call that makes several areas and fails is told as one that might have been there for a while.
+      for (const call of watched) this.#check.endMap(call, rc < 0 && slices.length > 1 ? -ENOMEM : rc);
+    };
     yield* this.iovaRwsem.down_write();
     const start = this.#insertAreas(slices, iova, prot, areas, sink);
+    if (typeof start !== 'number' && iova === undefined) watched.push(...this.#beginMaps(slices, start));
+    for (const [i, area] of areas.entries()) area.watched = watched[i];
     this.iovaRwsem.up_write();
     if (typeof start === 'number') {
       yield* this.#abortAreas(areas);
+      end(start);
       return start;
     }
     yield 'iommufd:map-inserted';
@@ -277,9 +293,20 @@ export class IoPageTable {
     this.domainsRwsem.up_read();
     if (rc < 0) {
       yield* this.#abortAreas(areas);
+      end(rc);
       return rc;
     }
+    end(0);
     return start;
+  }
+
+  #beginMaps(slices: readonly PagesSlice[], start: bigint): WatchedCall[] {
+    let iova = start;
+    return slices.map(({ lengthBytes }) => {
+      const call = this.#check.beginMap(iova, lengthBytes);
+      iova += lengthBytes;
+      return call;
+    });
   }
 
   /** Takes the IOVAs for all slices; the IOVA or -errno (then `areas` holds what is to be taken back). */
@@ -393,6 +420,7 @@ export class IoPageTable {
       let rc = yield* pages.use(area.firstPage, area.lastPage);
       if (rc < 0) return rc;
       const runs = pages.runs(area.firstPage, area.lastPage);
+      this.#tellFrames(area, pages, runs);
       const done: PagingDomain[] = [];
       for (const domain of this.#domains) {
         rc = yield* this.#mapArea(domain, area, pages, runs);
@@ -409,6 +437,20 @@ export class IoPageTable {
       return 0;
     } finally {
       pages.mutex.unlock();
+    }
+  }
+
+  /** Whoever watches learns which frames the area shows. */
+  #tellFrames(area: IoptArea, pages: IoptPages, runs: readonly PinnedRun[]): void {
+    if (area.watched === undefined || area.watched.extents.length > 0) return;
+    // A dma-buf can be taken away at any time.
+    if (pages.source.isDmaBuf) this.#check.stop();
+    let iova = Number(area.iova);
+    const offset = Number(area.startByte % PAGE_SIZE);
+    if (offset !== 0) this.#check.stop();
+    for (const { pfn, pages: count } of runs) {
+      this.#check.shows(area.watched, iova, pfn * PAGE_BYTES, count * PAGE_BYTES);
+      iova += count * PAGE_BYTES;
     }
   }
 
@@ -478,7 +520,9 @@ export class IoPageTable {
       const pinned = yield* pages.use(area.firstPage, area.lastPage);
       if (pinned < 0) return pinned;
     }
-    let rc = yield* this.#mapArea(domain, area, pages, pages.runs(area.firstPage, area.lastPage));
+    const runs = pages.runs(area.firstPage, area.lastPage);
+    this.#tellFrames(area, pages, runs);
+    let rc = yield* this.#mapArea(domain, area, pages, runs);
     if (rc === 0) {
       rc = pages.charge();
       if (rc < 0) yield* this.#unmapArea(domain, area, pages);
@@ -544,6 +588,7 @@ export class IoPageTable {
     let from = start;
     let tries = 0;
     let asked: IoptArea | undefined;
+    const watched = this.#check.beginUnmap(start, last);
     yield* this.domainsRwsem.down_read();
     yield* this.iovaRwsem.down_write();
     for (;;) {
@@ -552,9 +597,11 @@ export class IoPageTable {
       if (area === undefined || rc < 0) {
         this.iovaRwsem.up_write();
         this.domainsRwsem.up_read();
+        this.#check.endUnmap(watched, rc, unmappedBytes, rc === -EBUSY && area?.pages !== undefined);
         return { rc, unmappedBytes };
       }
       if (area.numAccesses === 0) {
+        this.#check.takes(watched, area.iova, area.lengthBytes);
         yield* this.#unmapOne(area);
         unmappedBytes += area.lengthBytes;
         from = area.last + 1n;
@@ -562,7 +609,10 @@ export class IoPageTable {
         tries = area === asked ? tries : 0;
         asked = area;
         yield* this.#evictAccesses(area);
-        if (++tries > MAX_UNMAP_TRIES) return { rc: -EDEADLK, unmappedBytes };
+        if (++tries > MAX_UNMAP_TRIES) {
+          this.#check.endUnmap(watched, -EDEADLK, unmappedBytes, true);
+          return { rc: -EDEADLK, unmappedBytes };
+        }
         yield* this.domainsRwsem.down_read();
       }
       yield* this.iovaRwsem.down_write();
@@ -628,6 +678,7 @@ export class IoPageTable {
     if (rc < 0) return rc;
     this.#iovaAlignment = alignment;
     this.#domains.push(domain);
+    domain.check = this.#check;
     return 0;
   }
 
@@ -637,6 +688,7 @@ export class IoPageTable {
     yield* this.iovaRwsem.down_write();
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
+    domain.check = undefined;
     const tail = this.#domains.pop();
     if (tail !== undefined && tail !== domain) this.#domains[index] = tail;
     for (const area of this.areas.overlapping()) yield* this.#unfillDomainArea(domain, area);
@@ -720,6 +772,7 @@ export class IoPageTable {
       new IoptArea(area.iova, next - area.iova, area.startByte, area.prot),
       new IoptArea(next, area.last - iova, area.byteAt(next), area.prot),
     ];
+    this.#check.stop();
     this.areas.remove(area);
     for (const part of parts) {
       part.pages = pages;

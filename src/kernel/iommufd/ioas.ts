@@ -84,7 +84,7 @@ function isIoas(object: IommufdObject): object is Ioas {
 
 /** `iommufd_ioas_alloc`: a new address space with its number, not to be found yet; -ENOMEM. */
 export function newIoas(ictx: IommufdContext): Ioas | number {
-  const iopt = IoPageTable.create(ictx.arena, () => ictx.allocFails());
+  const iopt = IoPageTable.create(ictx.arena, () => ictx.allocFails(), ictx.ledger);
   if (typeof iopt === 'number') return iopt;
   const ioas = new Ioas(iopt);
   const allocated = ictx.objects.alloc(ioas);

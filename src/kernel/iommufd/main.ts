@@ -9,6 +9,8 @@
  */
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
+import { InvariantLedger } from '../../runtime/invariants.js';
+import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP } from '../../uapi/errno.js';
 import {
@@ -86,7 +88,16 @@ export class IommufdContext {
   /** Fault switches of the host. */
   readonly faults: FaultSwitches | undefined;
 
-  constructor(arena: Arena, allowUnsafeInterrupts: boolean, allowMixedMsi = false, faults?: FaultSwitches) {
+  /** Where looks at rules are counted. */
+  readonly ledger: InvariantLedger;
+
+  constructor(
+    arena: Arena,
+    allowUnsafeInterrupts: boolean,
+    allowMixedMsi = false,
+    { faults, invariants }: Partial<Pick<NodeRuntime, 'faults' | 'invariants'>> = {},
+  ) {
+    this.ledger = invariants ?? new InvariantLedger();
     this.arena = arena;
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;

@@ -1,0 +1,137 @@
+/**
+ * The linearizability of one address space, watched while a run goes on (src/checks).
+ *
+ * The address space tells its MAPs and UNMAPs, whoever carries a device's DMA tells where it went. Pages are 4 KiB. What the checker does
+ * not speak of ends the watch for good: mappings that are no whole pages, areas that are split, dma-bufs that are revoked. A
+ * DMA during which its device moved between domains is not judged.
+ *
+ * Ownership: the address space has the check, its domains point to it while they show everything that is mapped.
+ */
+import { AddressSpaceCheck } from '../../checks/address-space-check.js';
+import { FAULT, UNANSWERED, type Operation } from '../../checks/operation.js';
+import type { InvariantLedger } from '../../runtime/invariants.js';
+import { InvariantError } from '../../runtime/task.js';
+import { EDEADLK, ENOENT } from '../../uapi/errno.js';
+import type { IommuGroup } from './group.js';
+import type { IommuDomain } from './domain.js';
+
+const PAGE = 4096n;
+const PAGE_BYTES = 4096;
+
+/** A MAP or UNMAP under way; undefined when nobody watches any more. */
+export type WatchedCall = Operation | undefined;
+
+/** One address space's check. */
+export class MappingCheck {
+  readonly #ledger: InvariantLedger;
+  #check: AddressSpaceCheck | undefined = new AddressSpaceCheck();
+  readonly #inexact = new Set<Operation>();
+  #calls = 0;
+
+  constructor(ledger: InvariantLedger) {
+    this.#ledger = ledger;
+  }
+
+  /** Something happened that the checker does not speak of. */
+  stop(): void {
+    this.#check = undefined;
+  }
+
+  /** A MAP at a known place begins. */
+  beginMap(iova: bigint, lengthBytes: bigint): WatchedCall {
+    const check = this.#of(iova, lengthBytes);
+    return check?.beginMap(this.#calls++, Number(iova / PAGE), Number(lengthBytes / PAGE));
+  }
+
+  /** Pages of a MAP go into tables. */
+  shows(call: WatchedCall, iova: number, pa: number, lengthBytes: number): void {
+    if (call === undefined || this.#check === undefined) return;
+    if (iova % PAGE_BYTES !== 0 || pa % PAGE_BYTES !== 0 || lengthBytes % PAGE_BYTES !== 0) this.stop();
+    else this.#check.shows(call, iova / PAGE_BYTES, lengthBytes / PAGE_BYTES, pa / PAGE_BYTES);
+  }
+
+  /** A MAP returns. @throws InvariantError when nothing explains its answer, or an earlier one's */
+  endMap(call: WatchedCall, rc: number): void {
+    if (call === undefined || this.#check === undefined) return;
+    this.#check.end(call, rc);
+    this.#judge();
+  }
+
+  /** An UNMAP begins. Of one whose range is no whole pages only what it takes is judged, not what it answers. */
+  beginUnmap(iova: bigint, last: bigint): WatchedCall {
+    const first = iova / PAGE;
+    const call = this.#check?.beginUnmap(this.#calls++, Number(first), Number(last / PAGE - first + 1n));
+    if (call !== undefined && (iova % PAGE !== 0n || last % PAGE !== PAGE - 1n)) this.#inexact.add(call);
+    return call;
+  }
+
+  /** An UNMAP has hidden an area. */
+  takes(call: WatchedCall, iova: bigint, lengthBytes: bigint): void {
+    if (call !== undefined) this.#check?.takes(call, Number(iova / PAGE), Number(lengthBytes / PAGE));
+  }
+
+  /** An UNMAP returns. `isLocked`: it met an area that may not be unmapped at all. */
+  endUnmap(call: WatchedCall, rc: number, unmappedBytes: bigint, isLocked: boolean): void {
+    if (call === undefined || this.#check === undefined) return;
+    const isUnjudged = isLocked || this.#inexact.delete(call);
+    const answer = isUnjudged ? -EDEADLK : rc === 0 && unmappedBytes === 0n ? -ENOENT : rc;
+    this.#check.endUnmap(call, answer, Number(unmappedBytes / PAGE));
+    this.#judge();
+  }
+
+  /** A device's access begins. */
+  beginAccess(view: number, iova: bigint): WatchedCall {
+    return this.#check?.beginTranslate(view, Number(iova / PAGE));
+  }
+
+  /** An access ends at a physical address, in a fault (-1), or nobody can say (undefined). */
+  endAccess(call: WatchedCall, pa: number | undefined): void {
+    if (call === undefined || this.#check === undefined) return;
+    if (pa === undefined) this.#check.end(call, UNANSWERED);
+    else this.#check.endTranslate(call, pa < 0 ? FAULT : Math.floor(pa / PAGE_BYTES));
+    this.#judge();
+  }
+
+  #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {
+    if (iova % PAGE !== 0n || lengthBytes % PAGE !== 0n || lengthBytes === 0n) this.stop();
+    return this.#check;
+  }
+
+  #judge(): void {
+    const check = this.#check;
+    if (check === undefined) return;
+    const [violation] = check.violations;
+    if (violation === undefined) {
+      this.#ledger.held('linearizability');
+      return;
+    }
+    const { rule, operation, sentence } = violation;
+    const id = rule !== 'translation' ? 'linearizability' : operation.frame === FAULT ? 'INV-1' : 'INV-2';
+    throw new InvariantError(sentence, id);
+  }
+}
+
+/** A DMA of a device in a group. */
+export interface WatchedAccess {
+  readonly check: MappingCheck;
+  readonly call: WatchedCall;
+  readonly group: IommuGroup;
+  readonly domain: IommuDomain | undefined;
+  readonly moves: number;
+}
+
+/** A device of a group issues an access; undefined where nobody could judge it. */
+export function beginAccess(group: IommuGroup | undefined, view: number, iova: bigint): WatchedAccess | undefined {
+  const check = group?.domain?.check;
+  if (group === undefined || check === undefined || group.isMoving) return undefined;
+  const { domain, moves } = group;
+  return { check, call: check.beginAccess(view, iova), group, domain, moves };
+}
+
+/** The access ended at a physical address, in a fault (-1), or somewhere that no mapping leads to (undefined). */
+export function endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
+  if (access === undefined) return;
+  const { check, call, group, domain, moves } = access;
+  const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && domain?.check === check;
+  check.endAccess(call, hasStayed ? pa : undefined);
+}
