@@ -78,6 +78,8 @@ function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Ex
     ),
     ...bounds.map((bound) => colours.faint(boundText(bound))),
   ];
+  if (exploration.reaches > 1)
+    lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
   if (failure !== undefined) {
     lines.push(`  run ${failure.run}, task ${failure.task}: ${failure.message.split('\n')[0] ?? ''}`);
     if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));
@@ -113,6 +115,7 @@ function exploredJson(
       complete: isComplete,
     })),
     self_tests: exploration.selfTests,
+    reaches: exploration.reaches,
     schedules_per_second: Math.round(exploration.runs / seconds),
     invariants: exploration.invariants,
     ...(failure === undefined

@@ -47,6 +47,8 @@ export interface Exploration {
   /** How far an exhaustive search got, by bound. */
   readonly bounds: readonly BoundReport[];
   readonly invariants: Sampled['invariants'];
+  /** Sets of memory that devices reach at the end, where only plugging went on: more than one breaks INV-10, a fact of the design. */
+  readonly reaches: number;
   readonly inconclusive: number;
   /** Runs that were made twice, to see that they are the same. */
   readonly selfTests: number;
@@ -114,6 +116,7 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     })),
     bounds: [],
     invariants: total.invariants,
+    reaches: total.reaches.size,
     inconclusive: total.inconclusive,
     selfTests: total.selfTests,
     failure:
@@ -203,6 +206,7 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
     guarantees: [],
     bounds,
     invariants: total.invariants,
+    reaches: total.reaches.size,
     inconclusive: total.inconclusive,
     selfTests: 0,
     failure,

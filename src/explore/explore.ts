@@ -33,6 +33,8 @@ export interface Sampled {
   /** One number for each schedule and each final state that was seen. */
   readonly schedules: ReadonlySet<number>;
   readonly states: ReadonlySet<number>;
+  /** What devices could reach at the end, where only plugging went on: more than one says that the order matters (INV-10). */
+  readonly reaches: ReadonlySet<number>;
   readonly invariants: readonly InvariantReport[];
   readonly inconclusive: number;
   readonly selfTests: number;
@@ -61,6 +63,7 @@ function lengthOf(choices: Attempt['choices']): number {
 export class Collector {
   readonly schedules = new Set<number>();
   readonly states = new Set<number>();
+  readonly reaches = new Set<number>();
   readonly pctRuns: Record<number, number> = {};
   readonly #ledger = new InvariantLedger();
   #runs = 0;
@@ -68,6 +71,12 @@ export class Collector {
   #choices = 0;
   #inconclusive = 0;
   selfTests = 0;
+
+  /** A run was made twice and was the same. */
+  selfTested(): void {
+    this.selfTests++;
+    this.#ledger.held('INV-20');
+  }
 
   /** Runs so far. */
   get runs(): number {
@@ -83,6 +92,7 @@ export class Collector {
     this.selfTests += part.selfTests;
     for (const schedule of part.schedules) this.schedules.add(schedule);
     for (const state of part.states) this.states.add(state);
+    for (const reach of part.reaches) this.reaches.add(reach);
     for (const [depth, runs] of Object.entries(part.pctRuns))
       this.pctRuns[Number(depth)] = (this.pctRuns[Number(depth)] ?? 0) + runs;
     for (const { id, looks } of part.invariants) this.#ledger.held(id, looks);
@@ -95,6 +105,10 @@ export class Collector {
     this.#choices = Math.max(this.#choices, lengthOf(attempt.choices));
     this.schedules.add(scheduleHash(attempt.choices));
     this.states.add(attempt.stateHash);
+    if (attempt.reachHash !== undefined) {
+      this.reaches.add(attempt.reachHash);
+      this.#ledger.held('INV-10');
+    }
     if (attempt.verdict === 'inconclusive') this.#inconclusive++;
     if (depth !== undefined) this.pctRuns[depth] = (this.pctRuns[depth] ?? 0) + 1;
     for (const { id, looks } of attempt.invariants) this.#ledger.held(id, looks);
@@ -108,6 +122,7 @@ export class Collector {
       choices: this.#choices,
       schedules: this.schedules,
       states: this.states,
+      reaches: this.reaches,
       invariants: this.#ledger.report(),
       inconclusive: this.#inconclusive,
       selfTests: this.selfTests,
@@ -161,7 +176,7 @@ export async function sample(subject: Subject, sampling: Sampling, range: Sample
     if (attempt.failure !== undefined) return collector.result({ run: index, attempt });
     if (index % SELF_TEST_EVERY === 0) {
       const flaw = await selfTest(subject, sampling, index);
-      collector.selfTests++;
+      collector.selfTested();
       if (flaw !== undefined) return collector.result({ run: index, attempt: flaw });
     }
     if (index % 64 === 63 && range.onProgress?.(index + 1 - range.first) === false) break;

@@ -35,6 +35,8 @@ export interface Attempt {
   readonly tasks: number;
   /** Of what the run came to. */
   readonly stateHash: number;
+  /** Of what devices reach at the end, where only plugging went on (INV-10). */
+  readonly reachHash: number | undefined;
   readonly invariants: readonly InvariantReport[];
   /** What was left when everybody had gone, by node and kind; only where a fault was injected. */
   readonly leftover: Readonly<Record<string, number>>;
@@ -85,6 +87,7 @@ function kernelOnlySubject(scenario: Scenario, program: Program, seed: number): 
         choices: { [KERNEL_NODE]: ran.choices },
         tasks: ran.tasks,
         stateHash: ran.stateHash,
+        reachHash: ran.reachHash,
         invariants: ran.invariants,
         leftover: ran.leftover,
         lines: isTraced === true ? ran.events.map(eventLine) : [],
@@ -125,6 +128,7 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
         choices: trace.choices,
         tasks: outcome.tasks,
         stateHash: hashOf(outcome.checks.map(({ name, verdict }) => `${name} ${verdict}`).join('\n')),
+        reachHash: undefined,
         invariants: outcome.invariants,
         leftover: trace.leftover,
         lines: trace.lines,

@@ -400,6 +400,21 @@ export class KernelMachine {
     add(this.pages.freePages);
   }
 
+  /** What devices reach, by numbers: the areas of each one's address space. */
+  addReach(add: (value: number) => void, devices: readonly Device[]): void {
+    for (const { group } of devices) {
+      const { domain } = group ?? {};
+      for (const object of this.ictx.objects.objects()) {
+        if (!(object instanceof Ioas) || !object.iopt.domains.some((shown) => shown === domain)) continue;
+        for (const area of object.iopt.areas.overlapping()) {
+          add(Number(area.iova & 0xffff_ffffn));
+          add(Number(area.lengthBytes & 0xffff_ffffn));
+        }
+      }
+      add(-1);
+    }
+  }
+
   *#invalidateAtc(streamId: number, start: bigint, last: bigint): Task<boolean> {
     yield ATC_INVALIDATION_NS;
     if (this.runtime.faults.fires('device.atc-timeout')) return false;

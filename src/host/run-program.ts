@@ -51,6 +51,8 @@ export interface ProgramOutcome {
   readonly events: readonly RunEvent[];
   /** Of everything that can be told at the end: results, and what is mapped. */
   readonly stateHash: number;
+  /** Of what devices reach at the end, where the tasks do nothing but plug and unplug: the order should not matter (INV-10). */
+  readonly reachHash: number | undefined;
   readonly virtualNs: number;
   /** Frames of kernel memory that are in use when everything was given back. */
   readonly leftover: Readonly<Record<string, number>>;
@@ -70,6 +72,9 @@ export interface RunProgramOptions {
 
 /** What may be done in part when it fails, or is more than one system call. */
 const PARTIAL: ReadonlySet<OperationName> = new Set(['unmap', 'unplug', 'dma', 'respond', 'access-rw']);
+
+/** What changes who reaches an address space, and not what is in it. */
+const PLUGS: ReadonlySet<OperationName> = new Set(['device', 'replace', 'unplug', 'access', 'access-replace']);
 
 /** An answer that the program did not allow. */
 class UnexpectedAnswer extends Error {
@@ -182,13 +187,24 @@ class ProgramRun {
     }
   }
 
+  reachHash(): number | undefined {
+    const calls = this.#program.tasks.flatMap((task) => task.calls);
+    if (!calls.every(({ op }) => PLUGS.has(op)) || this.results.some(({ rc }) => rc < 0)) return undefined;
+    const names = [...this.#things.keys()].sort();
+    const devices = names.flatMap((name) => this.#things.get(name)?.device ?? []);
+    return hashed((add) => {
+      this.machine.addReach(add, devices);
+    });
+  }
+
   /** A number for everything that can be told at the end of the tasks. */
   stateHash(): number {
-    let hash = 0x811c9dc5;
-    const add = (value: number): void => {
-      hash = Math.imul(hash ^ (value & 0xffff), 0x01000193);
-      hash = Math.imul(hash ^ (value >>> 16), 0x01000193);
-    };
+    return hashed((add) => {
+      this.#addState(add);
+    });
+  }
+
+  #addState(add: (value: number) => void): void {
     const order = new Map(this.#program.tasks.map(({ name }, i) => [name, i]));
     const sorted = this.results.map((result, i) => ({ result, i, task: order.get(result.task) ?? -1 }));
     sorted.sort((a, b) => a.task - b.task || a.i - b.i);
@@ -197,8 +213,17 @@ class ProgramRun {
       add(result.rc);
     }
     this.machine.addState(add);
-    return hash >>> 0;
   }
+}
+
+/** FNV-1a over the halves of numbers. */
+function hashed(tell: (add: (value: number) => void) => void): number {
+  let hash = 0x811c9dc5;
+  tell((value) => {
+    hash = Math.imul(hash ^ (value & 0xffff), 0x01000193);
+    hash = Math.imul(hash ^ (value >>> 16), 0x01000193);
+  });
+  return hash >>> 0;
 }
 
 function failureOf(error: unknown, task: string): ProgramFailure {
@@ -215,6 +240,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
   const { runtime } = run.machine;
   let failure: ProgramFailure | undefined;
   let stateHash = 0;
+  let reachHash: number | undefined;
   let choices: readonly number[] = [];
   const attempt = (body: () => void): void => {
     if (failure !== undefined) return;
@@ -229,6 +255,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
   attempt(() => {
     run.machine.audit();
     stateHash = run.stateHash();
+    reachHash = run.reachHash();
     run.tearDown();
   });
   run.machine.memory.dispose();
@@ -237,9 +264,10 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     results: run.results,
     choices,
     tasks: runtime.scheduler.mostTasks,
-    invariants: runtime.invariants.report(),
+    invariants: runtime.invariantReport(),
     events: runtime.drainEvents(),
     stateHash,
+    reachHash,
     virtualNs: runtime.now,
     leftover: { kernelFrames: run.machine.arena.kernelFramesInUse },
   };

@@ -297,12 +297,14 @@ class Migration {
     const moving = this.#movingDevices;
     invariant(this.#destination !== undefined, 'there is a destination');
     const memory = yield* compareMemory(vmm.memory, this.#destination.memory);
+    if (memory.differingPages === 0) this.#guest.runtime.invariants.held('INV-12');
     const differing = yield* moving.differing();
     const sources = [...moving.sources, ...this.#leaving().map(({ vfio }) => vfio)];
     const afterStop = [
       ...(yield* activity(host, sources, watch.source)),
       ...(yield* activity(this.#request.to, moving.targets, watch.target)),
     ];
+    if (afterStop.length === 0 && moving.notQuiesced.length === 0) this.#guest.runtime.invariants.held('INV-13');
     return { memory, devices: { differing, afterStop, notQuiesced: moving.notQuiesced } };
   }
 

@@ -21,6 +21,7 @@ import type {
   PageTransaction,
   PageWay,
 } from './page/data.js';
+import { rulesOf } from './rules.js';
 import { runDigest, type FinishedRun } from './summary.js';
 import { headline, totalsLine } from './terminal.js';
 
@@ -222,6 +223,7 @@ function scenarioOf(outcome: ScenarioOutcome, id: string): PageScenario {
     ...{ title: outcome.title, covers: outcome.covers, verdict: outcome.verdict, headline: headline(outcome) },
     ...{ digest: outcome.digest, virtualNs: outcome.virtualNs },
     checks: checksOf(outcome),
+    rules: rulesOf(outcome),
     steps: steps.map((step, index) => ({ ...step, ways: stray(index) })),
     lanes: lanesOf(outcome),
     marked: marked.all,

@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import type { ScenarioOutcome } from '../scenario/execute.js';
 import type { Check, CheckVerdict } from '../scenario/results.js';
+import { rulesOf } from './rules.js';
 
 /** A scenario's outcome and how long it took on the wall. */
 export interface FinishedScenario {
@@ -61,6 +62,7 @@ export function runJson(run: FinishedRun): object {
         verdict: check.verdict,
         detail: checkDetail(outcome, check),
       })),
+      rules: rulesOf(outcome).map(({ id, verdict, looks }) => ({ id, verdict, looks })),
     })),
   };
 }

@@ -60,9 +60,16 @@ interface Edge {
 /** The edges of one node. */
 export class LockOrder {
   readonly #edges = new Map<string, Map<string, Edge>>();
+  #looks = 0;
+
+  /** How often a lock was taken with others held. */
+  get looks(): number {
+    return this.#looks;
+  }
 
   /** @throws InvariantError when the lock closes a circle */
   acquire(task: LockHolder, lockClass: string, nest: string | undefined): void {
+    this.#looks++;
     for (const { lockClass: outer } of task.held) {
       if (outer === lockClass) {
         if (nest !== undefined && task.held.some((lock) => lock.lockClass === nest)) continue;

@@ -6,7 +6,7 @@
  */
 import type { EventValue, RunEvent } from './events.js';
 import { FaultSwitches } from './faults.js';
-import { InvariantLedger } from './invariants.js';
+import { InvariantLedger, type InvariantReport } from './invariants.js';
 import {
   deviatingPolicy,
   inOrderPolicy,
@@ -104,6 +104,12 @@ export class NodeRuntime {
       kind,
       data,
     });
+  }
+
+  /** How often each rule was looked at. */
+  invariantReport(): InvariantReport[] {
+    const { looks } = this.scheduler.lockOrder;
+    return [...this.invariants.report(), ...(looks === 0 ? [] : [{ id: 'lock-order' as const, looks }])];
   }
 
   /** Takes the events recorded since the last call. */

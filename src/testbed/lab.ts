@@ -103,7 +103,7 @@ export class Lab implements Node {
   }
 
   invariants(): readonly InvariantReport[] {
-    return this.runtime.invariants.report();
+    return this.runtime.invariantReport();
   }
 
   close(): void {

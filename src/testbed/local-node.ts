@@ -49,7 +49,7 @@ export class LocalHostNode implements Node {
   }
 
   invariants(): readonly InvariantReport[] {
-    return this.#host.runtime.invariants.report();
+    return this.#host.runtime.invariantReport();
   }
 
   close(): void {

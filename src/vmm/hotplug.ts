@@ -13,7 +13,7 @@
  *
  * After a refusal everything is as it was: nothing of the device stays open, nothing of the guest is unmapped.
  */
-import type { Task } from '../runtime/task.js';
+import { InvariantError, type Task } from '../runtime/task.js';
 import { EADDRINUSE, EBUSY, EINVAL, ENODEV, EOPNOTSUPP, KernelError, type ErrorDetail } from '../uapi/errno.js';
 import type { Container, IommufdBackend, UsableRanges } from './backends/iommufd.js';
 import { blockingRegions, findConflicts, parseReservedRegions, type Conflict, type SysfsRegion } from './conflicts.js';
@@ -193,8 +193,11 @@ function* checkVsmmu(plug: Plug): Task<VsmmuProperties | undefined> {
   if (host === undefined) throw new KernelError(EOPNOTSUPP, 'vSMMU', { why: 'the device is not behind an SMMUv3' });
   const has = vsmmuProperties(host);
   const mismatches = plug.vsmmu === undefined ? [] : vsmmuMismatches(plug.vsmmu, has);
-  const isChecked = !plug.vmm.host.lab.runtime.faults.fires('vmm.vsmmu-unchecked');
-  if (mismatches.length > 0 && isChecked) throw new KernelError(EOPNOTSUPP, 'vSMMU', { why: mismatches.join('; ') });
+  const { faults, invariants } = plug.vmm.host.lab.runtime;
+  const isChecked = !faults.fires('vmm.vsmmu-unchecked');
+  if (mismatches.length > 0 && !isChecked) throw new InvariantError(mismatches.join('; '), 'INV-19');
+  if (plug.vsmmu !== undefined && mismatches.length === 0) invariants.held('INV-19');
+  if (mismatches.length > 0) throw new KernelError(EOPNOTSUPP, 'vSMMU', { why: mismatches.join('; ') });
   return plug.vsmmu ?? has;
 }
 

@@ -90,6 +90,9 @@ export class MappingCheck {
     if (pa === undefined) this.#check.end(call, UNANSWERED);
     else this.#check.endTranslate(call, pa < 0 ? FAULT : Math.floor(pa / PAGE_BYTES));
     this.#judge();
+    if (pa === undefined) return;
+    this.#ledger.held('INV-1');
+    this.#ledger.held('INV-2');
   }
 
   #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {

@@ -145,6 +145,14 @@ export interface PageWay {
   readonly range?: number;
 }
 
+/** A rule, and how often it was looked at; `inconclusive` where nothing put it to the test. */
+export interface PageRule {
+  readonly id: string;
+  readonly text: string;
+  readonly verdict: Verdict;
+  readonly looks: number;
+}
+
 export interface PageScenario {
   /** Unique in the page; the scenario's name where that is unique. */
   readonly id: string;
@@ -161,6 +169,8 @@ export interface PageScenario {
   readonly virtualNs: number;
   /** Failed ones first. */
   readonly checks: readonly PageCheck[];
+  /** Rules that every run is held against. */
+  readonly rules: readonly PageRule[];
   readonly steps: readonly PageStep[];
   readonly lanes: readonly PageLane[];
   /** Ranges that something went wrong at: rows of their own below the lanes. */

@@ -5,7 +5,7 @@
  * DMA and the line), then where things lie, when they happened, how the guest moved, where DMA ended, and the file itself.
  */
 import { durationText } from '../../scenario/units.js';
-import type { PageCheck, PageScenario } from './data.js';
+import type { PageCheck, PageRule, PageScenario } from './data.js';
 import { Dma } from './dma.js';
 import { SIGNS, VERDICT_WORDS } from './look.js';
 import { AddressMap } from './map.js';
@@ -174,12 +174,51 @@ function Body({ scenario, selected }: { readonly scenario: PageScenario; readonl
       <Timeline scenario={scenario} selected={selected} />
       <Migrations scenario={scenario} />
       <Dma scenario={scenario} selected={selected} />
+      <Rules scenario={scenario} />
       <section class="part">
         <h3>Steps and file</h3>
         <StepTable scenario={scenario} selected={selected} />
         <Source scenario={scenario} selected={selected} />
       </section>
     </div>
+  );
+}
+
+const RULE_WORDS = { pass: 'held', fail: 'broken', inconclusive: 'not put to the test' } as const;
+
+/** The rules that every run is held against. */
+function Rules({ scenario: { rules } }: { readonly scenario: PageScenario }) {
+  const count = (verdict: PageRule['verdict']): number => rules.filter((rule) => rule.verdict === verdict).length;
+  const broken = count('fail');
+  return (
+    <details class="part" open={broken > 0}>
+      <summary>
+        Rules: {count('pass')} held, {broken > 0 && `${broken} broken, `}
+        {count('inconclusive')} not put to the test
+      </summary>
+      <table>
+        <thead>
+          <tr>
+            <th>rule</th>
+            <th>what it says</th>
+            <th>verdict</th>
+            <th class="number">looked at</th>
+          </tr>
+        </thead>
+        <tbody>
+          {rules.map(({ id, text, verdict, looks }) => (
+            <tr key={id} class={verdict}>
+              <td>
+                <code>{id}</code>
+              </td>
+              <td>{text}</td>
+              <td>{RULE_WORDS[verdict]}</td>
+              <td class="number">{looks}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </details>
   );
 }
 
