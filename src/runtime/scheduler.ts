@@ -90,7 +90,7 @@ class RunningTask<T> implements TaskHandle<T>, Waiter, LockHolder {
 /** A node that takes this many task steps without time moving is caught in a loop. */
 const MAX_STEPS_WITHOUT_TIME = 20_000_000;
 /** A ready task is kept off its CPU by a stalling policy for no longer than this: far below any time-out. */
-const MAX_STALL_NS = 50_000;
+const MAX_STALL_NS = 10_000;
 
 /** One node's tasks and virtual time (nanoseconds, exact integers below 2^53). */
 export class Scheduler {
