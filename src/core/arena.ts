@@ -136,6 +136,14 @@ export class Arena {
     Atomics.store(this.words, this.scratchOffset >>> 2, FREE);
   }
 
+  /**
+   * A thread that was attached died without detaching; `scratchOffset` was its own. True when it died inside the allocator:
+   * from then on every allocation of this arena fails, and what is freed is lost.
+   */
+  forsake(scratchOffset: number): boolean {
+    return this.core.arena_forsake(scratchOffset) === 1;
+  }
+
   #claimScratch(): number {
     for (let slot = 0; slot < SCRATCH_SLOTS; slot++) {
       const offset = SCRATCH_FIRST + slot * SCRATCH_BYTES;

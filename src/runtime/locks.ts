@@ -2,11 +2,33 @@
  * Sleeping locks for tasks, as the kernel's mutex and rw_semaphore: waiters are woken in the order they came, a newcomer
  * that runs first may take the lock (as the kernel's lock stealing does), a waiting writer holds back later readers. Each lock has a class name (`iopt:domains_rwsem`) so that reports and order checkers can speak of it.
  * Every acquisition is a gate of that name.
+ *
+ * Kernel code that free-running threads execute as well takes its locks as {@link MutexLock} and {@link RwLock}: the classes
+ * here park a task, those of src/core/robust-lock.ts block a thread.
  */
 import { invariant, WaitQueue, type Gate, type Task } from './task.js';
 
+/** Mutual exclusion, whoever waits. Not recursive. */
+export interface MutexLock {
+  readonly lockClass: Gate;
+  readonly isHeld: boolean;
+  lock(): Task<void>;
+  unlock(): void;
+}
+
+/** Many readers or one writer, whoever waits. */
+export interface RwLock {
+  readonly lockClass: Gate;
+  readonly isHeld: boolean;
+  readonly isHeldForWrite: boolean;
+  down_read(): Task<void>;
+  up_read(): void;
+  down_write(): Task<void>;
+  up_write(): void;
+}
+
 /** Mutual exclusion between tasks. Not recursive. */
-export class Mutex {
+export class Mutex implements MutexLock {
   readonly lockClass: Gate;
   readonly #queue: WaitQueue;
   #held = false;
@@ -34,7 +56,7 @@ export class Mutex {
 }
 
 /** Many readers or one writer. */
-export class RwSemaphore {
+export class RwSemaphore implements RwLock {
   readonly lockClass: Gate;
   readonly #readersQueue: WaitQueue;
   readonly #writersQueue: WaitQueue;

@@ -27,6 +27,8 @@ export const HEADER_VERSION = 4;
 export const HEADER_TOTAL_FRAMES = 8;
 export const HEADER_DIRECTORY_NODES = 12;
 export const HEADER_KERNEL_BASE_PFN = 16;
+/** Not 0 once a thread died while it held the lock of a region. */
+export const HEADER_FORSAKEN = 24;
 export const HEADER_KERNEL_REGION = 64;
 export const HEADER_STORAGE_REGION = 192;
 
