@@ -6,6 +6,14 @@
  * taken, fills the domains without holding `iova_rwsem`, and publishes the pages at the end. UNMAP does the reverse. While
  * any area has no pages, `domains_rwsem` is held for reading: no domain comes or goes.
  *
+ * The same code runs as tasks of a host's node and in free-running threads (src/stress): what differs is in {@link IoptParts}.
+ * Threads have an object each over the same areas and locks; what only objects of this thread know (domains, accesses, reserved
+ * and allowed ranges, options) must be the same in all of them and stay so while they run. `iova_rwsem` is told which
+ * IOVAs a caller means: one semaphore ignores that, one for each window of IOVAs (area-lock.ts) takes those that are touched.
+ *
+ * With a *flush queue*, which Linux has for the DMA API only, UNMAP does not invalidate: the area keeps its IOVAs and its pins and waits in
+ * the queue of its thread until {@link IoPageTable.flush_unmapped} has invalidated everything at once.
+ *
  * Lock order: `domains_rwsem` -> `iova_rwsem` -> `pages.mutex`.
  * Invariants: areas are disjoint; no area overlaps a reserved range; no allowed range overlaps a reserved range; every area
  * with pages is mapped in every domain; areas are pinned exactly while there is a domain (INV-4, INV-6, INV-7).
@@ -13,7 +21,7 @@
  * Source: Linux drivers/iommu/iommufd/io_pagetable.c; domain.md A1.3 to A1.8, A1.36, A6.1 to A6.4.
  */
 import type { Arena } from '../../core/arena.js';
-import { RwSemaphore } from '../../runtime/locks.js';
+import { RwSemaphore, type RwLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import {
   EADDRINUSE,
@@ -29,10 +37,17 @@ import {
   type ErrorDetail,
   ENOMEM,
 } from '../../uapi/errno.js';
-import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
+import {
+  IOMMU_CACHE,
+  IOMMU_MMIO,
+  IOMMU_WRITE,
+  type DirtyRecorder,
+  type FlushOps,
+  type PagingDomain,
+} from '../iommu/domain.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
 import type { PinnedRun } from '../mm/mm.js';
-import { AreaTree, IoptArea } from './area.js';
+import { AreaTree, type IoptArea } from './area.js';
 import { silentSink, type FailureSink } from './failure.js';
 import { IntervalList, type Range } from './interval-list.js';
 import { PAGE_BYTES, PAGE_SIZE, type IoptPages } from './pages.js';
@@ -71,6 +86,34 @@ export interface IoptAccess {
   notify_unmap(iova: bigint, lengthBytes: bigint): Task<void>;
 }
 
+/** `iova_rwsem`, held for start..last; for everything where no range is given. A range is let go as it was taken. */
+export interface IovaRwsem {
+  readonly isHeldForWrite: boolean;
+  down_read(start?: bigint, last?: bigint): Task<void>;
+  up_read(start?: bigint, last?: bigint): void;
+  down_write(start?: bigint, last?: bigint): Task<void>;
+  up_write(start?: bigint, last?: bigint): void;
+  /**
+   * How far from 0 on to look for a free IOVA in turn, ascending; the last one is {@link IOVA_MAX}. Absent: everything at once.
+   */
+  readonly reaches?: readonly bigint[];
+}
+
+/** What an address space is built over: of one thread, or shared by several. */
+export interface IoptParts {
+  readonly areas: AreaTree;
+  readonly domainsRwsem: RwLock;
+  readonly iovaRwsem: IovaRwsem;
+  /** How many unmapped areas wait for one invalidation of everything; absent or 0: every unmap invalidates. */
+  readonly flushBatch?: number;
+}
+
+/** An area that is out of every table, but not out of IOTLBs. */
+interface Unflushed {
+  readonly area: IoptArea;
+  readonly pages: IoptPages;
+}
+
 function alignUp(value: bigint, alignment: bigint): bigint {
   return (value + alignment - 1n) & ~(alignment - 1n);
 }
@@ -95,6 +138,11 @@ function areaDetail(area: IoptArea): ErrorDetail {
   return { areaStart: area.iova, areaLast: area.last };
 }
 
+function flushOpsOf({ driver, flushOps }: PagingDomain): FlushOps {
+  invariant(flushOps !== undefined, `io_pagetable: a domain of ${driver.name} has no flush queue`);
+  return flushOps;
+}
+
 /** First IOVA >= span.start with the wanted alignment and offset at which `length` bytes fit; undefined for none. */
 function fitIn(span: Range, length: bigint, alignment: bigint, offset: bigint): bigint | undefined {
   if (span.last - span.start < length - 1n) return undefined;
@@ -105,9 +153,11 @@ function fitIn(span: Range, length: bigint, alignment: bigint, offset: bigint): 
 
 /** One address space's mappings. */
 export class IoPageTable {
-  readonly domainsRwsem = new RwSemaphore('iopt:domains_rwsem');
-  readonly iovaRwsem = new RwSemaphore('iopt:iova_rwsem');
+  readonly domainsRwsem: RwLock;
+  readonly iovaRwsem: IovaRwsem;
   readonly areas: AreaTree;
+  readonly #flushBatch: number;
+  #unflushed: Unflushed[] = [];
   readonly #reserved = new IntervalList<ReservedRange>();
   #allowed = new IntervalList<Range>();
   readonly #domains: PagingDomain[] = [];
@@ -119,11 +169,17 @@ export class IoPageTable {
   /** An empty table, or -ENOMEM. `allocFails`: whether the next allocation of a record fails. */
   static create(arena: Arena, allocFails: () => boolean = () => false): IoPageTable | number {
     const areas = AreaTree.create(arena);
-    return typeof areas === 'number' ? areas : new IoPageTable(areas, allocFails);
+    if (typeof areas === 'number') return areas;
+    const domainsRwsem = new RwSemaphore('iopt:domains_rwsem');
+    return new IoPageTable({ areas, domainsRwsem, iovaRwsem: new RwSemaphore('iopt:iova_rwsem') }, allocFails);
   }
 
-  private constructor(areas: AreaTree, allocFails: () => boolean) {
+  /** A table over parts, which may be shared. */
+  constructor({ areas, domainsRwsem, iovaRwsem, flushBatch = 0 }: IoptParts, allocFails: () => boolean = () => false) {
     this.areas = areas;
+    this.domainsRwsem = domainsRwsem;
+    this.iovaRwsem = iovaRwsem;
+    this.#flushBatch = flushBatch;
     this.#allocFails = allocFails;
   }
 
@@ -151,7 +207,8 @@ export class IoPageTable {
 
   /** Frees the table: everything must be unmapped, every domain and access gone. */
   destroy(): void {
-    invariant(this.#domains.length === 0 && this.#accesses.length === 0, 'io_pagetable: destroyed in use');
+    const isIdle = this.#domains.length === 0 && this.#accesses.length === 0 && this.#unflushed.length === 0;
+    invariant(isIdle, 'io_pagetable: destroyed in use');
     this.areas.destroy();
   }
 
@@ -254,9 +311,7 @@ export class IoPageTable {
     sink: FailureSink = silentSink,
   ): Task<bigint | number> {
     const areas: IoptArea[] = [];
-    yield* this.iovaRwsem.down_write();
-    const start = this.#insertAreas(slices, iova, prot, areas, sink);
-    this.iovaRwsem.up_write();
+    const start = yield* this.#takeIovas(slices, iova, prot, areas, sink);
     if (typeof start === 'number') {
       yield* this.#abortAreas(areas);
       return start;
@@ -267,12 +322,13 @@ export class IoPageTable {
     const rc = yield* this.#fillAreas(areas, slices);
     if (rc === 0) {
       yield 'iommufd:map-filled';
-      yield* this.iovaRwsem.down_write();
+      const last = areas.at(-1)?.last;
+      yield* this.iovaRwsem.down_write(start, last);
       for (const [i, area] of areas.entries()) {
+        slices[i]?.pages.get();
         area.pages = slices[i]?.pages;
-        area.pages?.get();
       }
-      this.iovaRwsem.up_write();
+      this.iovaRwsem.up_write(start, last);
     }
     this.domainsRwsem.up_read();
     if (rc < 0) {
@@ -283,20 +339,46 @@ export class IoPageTable {
   }
 
   /** Takes the IOVAs for all slices; the IOVA or -errno (then `areas` holds what is to be taken back). */
-  #insertAreas(
+  *#takeIovas(
     slices: readonly PagesSlice[],
     wanted: bigint | undefined,
     prot: number,
     areas: IoptArea[],
     sink: FailureSink,
+  ): Task<bigint | number> {
+    const length = slices.reduce((sum, slice) => sum + slice.lengthBytes, 0n);
+    if (wanted !== undefined) {
+      const last = length === 0n ? wanted : wanted + length - 1n;
+      yield* this.iovaRwsem.down_write(wanted, last);
+      const start = this.#insertAreas(slices, length, wanted, prot, areas, sink);
+      this.iovaRwsem.up_write(wanted, last);
+      return start;
+    }
+    let start: bigint | number = -ENOSPC;
+    for (const reach of this.iovaRwsem.reaches ?? [IOVA_MAX]) {
+      yield* this.iovaRwsem.down_write(0n, reach);
+      start = this.#insertAreas(slices, length, undefined, prot, areas, sink, reach);
+      this.iovaRwsem.up_write(0n, reach);
+      if (start !== -ENOSPC) break;
+    }
+    return start;
+  }
+
+  #insertAreas(
+    slices: readonly PagesSlice[],
+    length: bigint,
+    wanted: bigint | undefined,
+    prot: number,
+    areas: IoptArea[],
+    sink: FailureSink,
+    reach = IOVA_MAX,
   ): bigint | number {
     const first = slices[0];
     invariant(first !== undefined, 'io_pagetable: nothing to map');
-    const length = slices.reduce((sum, slice) => sum + slice.lengthBytes, 0n);
     if (length % this.#iovaAlignment !== 0n || length === 0n) {
       return sink.fail(EINVAL, { why: 'length', alignment: this.#iovaAlignment });
     }
-    const start = wanted ?? this.#allocIova(first.pages.source.startByte + first.startByte, length, sink);
+    const start = wanted ?? this.#allocIova(first.pages.source.startByte + first.startByte, length, reach, sink);
     if (typeof start === 'number') return start;
     const rc = this.#checkIova(start, length, sink);
     if (rc < 0) return rc;
@@ -307,7 +389,8 @@ export class IoPageTable {
         return sink.fail(EINVAL, { why: 'page offset', alignment: this.#iovaAlignment });
       }
       if (this.#allocFails()) return -ENOMEM;
-      const area = new IoptArea(iova, slice.lengthBytes, slice.startByte, prot);
+      const area = this.areas.make(iova, slice.lengthBytes, slice.startByte, prot);
+      if (area === undefined) return -ENOMEM;
       const inserted = this.areas.insert(area);
       if (inserted < 0) return inserted;
       areas.push(area);
@@ -327,8 +410,8 @@ export class IoPageTable {
     return 0;
   }
 
-  /** A free IOVA with the alignment the source address has, so that large pages fit; never 0. */
-  #allocIova(sourceByte: bigint, length: bigint, sink: FailureSink): bigint | number {
+  /** A free IOVA up to `reach` with the alignment the source address has, so that large pages fit; never 0. */
+  #allocIova(sourceByte: bigint, length: bigint, reach: bigint, sink: FailureSink): bigint | number {
     if (length >= IOVA_MAX / 2n) return -EOVERFLOW;
     const lowestBit = sourceByte & -sourceByte;
     let alignment = roundUpToPowerOfTwo(length);
@@ -336,7 +419,7 @@ export class IoPageTable {
     if (alignment > MAX_AUTO_ALIGNMENT) alignment = MAX_AUTO_ALIGNMENT;
     if (alignment < this.#iovaAlignment) return sink.fail(EINVAL, { why: 'user_va', alignment: this.#iovaAlignment });
     const offset = sourceByte % PAGE_SIZE;
-    const everything: Range = { start: PAGE_SIZE, last: IOVA_MAX - PAGE_SIZE };
+    const everything: Range = { start: PAGE_SIZE, last: reach < IOVA_MAX ? reach : IOVA_MAX - PAGE_SIZE };
     const spans = this.#allowed.size === 0 ? [everything] : this.#allowed.usedSpans(everything.start, everything.last);
     for (const span of spans) {
       const start = fitIn(span, length, alignment, offset);
@@ -362,10 +445,12 @@ export class IoPageTable {
   }
 
   *#abortAreas(areas: readonly IoptArea[]): Task<void> {
-    if (areas.length === 0) return;
-    yield* this.iovaRwsem.down_write();
+    const first = areas[0]?.iova;
+    if (first === undefined) return;
+    const last = areas.at(-1)?.last;
+    yield* this.iovaRwsem.down_write(first, last);
     for (const area of areas) this.areas.remove(area);
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(first, last);
   }
 
   *#fillAreas(areas: readonly IoptArea[], slices: readonly PagesSlice[]): Task<number> {
@@ -447,11 +532,16 @@ export class IoPageTable {
     return 0;
   }
 
-  *#unmapArea(domain: PagingDomain, area: IoptArea, pages: IoptPages): Task<void> {
+  *#unmapArea(
+    domain: PagingDomain,
+    area: IoptArea,
+    pages: IoptPages,
+    via: Pick<PagingDomain, 'unmap'> = domain,
+  ): Task<void> {
     if (pages.isRevoked) return;
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
-    const unmapped = yield* domain.unmap(Number(area.iova), length);
+    const unmapped = yield* via.unmap(Number(area.iova), length);
     invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`);
   }
 
@@ -514,7 +604,7 @@ export class IoPageTable {
     if (length === 0n) return -EINVAL;
     const last = iova + length - 1n;
     if (last > IOVA_MAX) return -EOVERFLOW;
-    yield* this.iovaRwsem.down_read();
+    yield* this.iovaRwsem.down_read(iova, last);
     try {
       const slices: PagesSlice[] = [];
       let at = iova;
@@ -529,7 +619,43 @@ export class IoPageTable {
       for (const { pages } of slices) pages.get();
       return slices;
     } finally {
-      this.iovaRwsem.up_read();
+      this.iovaRwsem.up_read(iova, last);
+    }
+  }
+
+  // --- dirty state ---
+
+  /**
+   * Reports what was written in a range and, unless `noClear`, makes it clean (`iopt_read_and_clear_dirty_data`): 0, -EOPNOTSUPP, -ENOMEM. As
+   * in Linux, the walk stops at the first hole and the caller is not told (domain.md A1.14).
+   */
+  *read_and_clear_dirty(
+    domain: PagingDomain,
+    iova: bigint,
+    last: bigint,
+    noClear: boolean,
+    record: DirtyRecorder,
+  ): Task<number> {
+    yield* this.iovaRwsem.down_read(iova, last);
+    try {
+      const ops = domain.dirtyOps;
+      if (ops === undefined) return -EOPNOTSUPP;
+      if (this.#allocFails()) return -ENOMEM;
+      let at = iova;
+      for (const area of this.areas.overlapping(iova, last)) {
+        if (area.iova > at || area.pages === undefined) break;
+        const end = area.last < last ? area.last : last;
+        const start = Number(at);
+        const length = Number(end - at) + 1;
+        invariant(Number.isSafeInteger(start + length), 'iommufd: a mapped area reaches beyond any aperture');
+        const walked = yield* ops.read_and_clear_dirty(start, length, noClear, record);
+        if (!noClear) yield* domain.iotlb_sync(start, length);
+        if (walked < 0) break;
+        at = end + 1n;
+      }
+      return 0;
+    } finally {
+      this.iovaRwsem.up_read(iova, last);
     }
   }
 
@@ -545,27 +671,27 @@ export class IoPageTable {
     let tries = 0;
     let asked: IoptArea | undefined;
     yield* this.domainsRwsem.down_read();
-    yield* this.iovaRwsem.down_write();
+    yield* this.iovaRwsem.down_write(start, last);
     for (;;) {
       const area = from > last ? undefined : this.areas.firstOverlap(from, last);
       const rc = area === undefined ? 0 : this.#checkUnmap(area, from, last, sink);
       if (area === undefined || rc < 0) {
-        this.iovaRwsem.up_write();
+        this.iovaRwsem.up_write(start, last);
         this.domainsRwsem.up_read();
         return { rc, unmappedBytes };
       }
       if (area.numAccesses === 0) {
-        yield* this.#unmapOne(area);
+        yield* this.#unmapOne(area, start, last);
         unmappedBytes += area.lengthBytes;
         from = area.last + 1n;
       } else {
         tries = area === asked ? tries : 0;
         asked = area;
-        yield* this.#evictAccesses(area);
+        yield* this.#evictAccesses(area, start, last);
         if (++tries > MAX_UNMAP_TRIES) return { rc: -EDEADLK, unmappedBytes };
         yield* this.domainsRwsem.down_read();
       }
-      yield* this.iovaRwsem.down_write();
+      yield* this.iovaRwsem.down_write(start, last);
     }
   }
 
@@ -576,20 +702,24 @@ export class IoPageTable {
   }
 
   /** Asks every access to let go of an area. Drops both semaphores, which the caller holds. */
-  *#evictAccesses(area: IoptArea): Task<void> {
+  *#evictAccesses(area: IoptArea, start: bigint, last: bigint): Task<void> {
     area.preventAccess = true;
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(start, last);
     this.domainsRwsem.up_read();
     for (const access of [...this.#accesses]) yield* access.notify_unmap(area.iova, area.lengthBytes);
   }
 
   /** Unmaps an area that may go. The caller holds `domains_rwsem` for reading and `iova_rwsem`, which is dropped. */
-  *#unmapOne(area: IoptArea): Task<void> {
+  *#unmapOne(area: IoptArea, start: bigint, last: bigint): Task<void> {
     const pages = area.pages;
     invariant(pages !== undefined, 'io_pagetable: unmap of an area without pages');
     area.pages = undefined;
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(start, last);
     yield 'iommufd:unmap-hidden';
+    if (this.#flushBatch > 0 && area.isFilled) {
+      yield* this.#queueUnmapped(area, pages);
+      return;
+    }
     yield* this.#unfillArea(area, pages);
     yield 'iommufd:unmap-unfilled';
     yield* this.#abortAreas([area]);
@@ -597,11 +727,46 @@ export class IoPageTable {
     yield 'iommufd:unmap-freed';
   }
 
+  /** Takes an area out of the tables and leaves the rest to a flush. Hold `domains_rwsem`. */
+  *#queueUnmapped(area: IoptArea, pages: IoptPages): Task<void> {
+    yield* pages.mutex.lock();
+    for (const domain of this.#domains) yield* this.#unmapArea(domain, area, pages, flushOpsOf(domain));
+    pages.mutex.unlock();
+    this.#unflushed.push({ area, pages });
+    yield 'iommufd:unmap-queued';
+    if (this.#unflushed.length >= this.#flushBatch) yield* this.#flush();
+  }
+
+  /** Invalidates everything and lets go of what waited for that: its pins, its IOVAs. Hold `domains_rwsem`. */
+  *#flush(): Task<void> {
+    const flushed = this.#unflushed;
+    if (flushed.length === 0) return;
+    this.#unflushed = [];
+    for (const domain of this.#domains) yield* flushOpsOf(domain).flush_iotlb_all();
+    yield 'iommufd:flushed';
+    for (const { area, pages } of flushed) {
+      yield* pages.mutex.lock();
+      area.isFilled = false;
+      pages.release(area.firstPage, area.lastPage);
+      pages.mutex.unlock();
+      yield* this.#abortAreas([area]);
+      pages.put();
+    }
+  }
+
+  /** Ends the wait of what this object unmapped with a flush queue. */
+  *flush_unmapped(): Task<void> {
+    yield* this.domainsRwsem.down_read();
+    yield* this.#flush();
+    this.domainsRwsem.up_read();
+  }
+
   // --- domains, accesses, options ---
 
   /** Adds a domain and maps every area in it; -errno with nothing changed (domain.md A1.36). */
   *add_domain(domain: PagingDomain, sink: FailureSink = silentSink): Task<number> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const rc = yield* this.#addDomainLocked(domain, sink);
     if (rc < 0) this.#reserved.removeIf((range) => range.owner === domain);
@@ -634,6 +799,7 @@ export class IoPageTable {
   /** Takes a domain out, unmapping everything from it. */
   *remove_domain(domain: PagingDomain): Task<void> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
@@ -716,21 +882,25 @@ export class IoPageTable {
     if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
     if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
     if (this.#allocFails()) return -ENOMEM;
-    const parts = [
-      new IoptArea(area.iova, next - area.iova, area.startByte, area.prot),
-      new IoptArea(next, area.last - iova, area.byteAt(next), area.prot),
-    ];
-    this.areas.remove(area);
-    for (const part of parts) {
+    const { isFilled } = area;
+    const whole: Range = { start: area.iova, last: area.last };
+    const insert = (start: bigint, last: bigint): boolean => {
+      const part = this.areas.make(start, last - start + 1n, area.byteAt(start), area.prot);
+      if (part === undefined) return false;
       part.pages = pages;
-      part.isFilled = area.isFilled;
-      if (this.areas.insert(part) === 0) continue;
-      for (const done of parts) if (this.areas.firstOverlap(done.iova, done.last) === done) this.areas.remove(done);
-      invariant(this.areas.insert(area) === 0, 'io_pagetable: an area that was taken out has its room');
-      return -ENOMEM;
+      part.isFilled = isFilled;
+      return this.areas.insert(part) === 0;
+    };
+    this.areas.remove(area);
+    if (insert(whole.start, iova)) {
+      pages.get();
+      if (insert(next, whole.last)) return 0;
+      const lower = this.areas.firstOverlap(whole.start, iova);
+      if (lower !== undefined) this.areas.remove(lower);
+      pages.put();
     }
-    pages.get();
-    return 0;
+    invariant(insert(whole.start, whole.last), 'io_pagetable: an area that was taken out has its room');
+    return -ENOMEM;
   }
 
   /**
@@ -773,6 +943,7 @@ export class IoPageTable {
   /** Runs an atomic change with both semaphores held for writing. */
   *#withDomains(change: () => number): Task<number> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const rc = change();
     this.iovaRwsem.up_write();
