@@ -6,10 +6,10 @@
  * that was just released, and a waiting writer holds back later readers.
  *
  * **Robust**: every word says *which* threads it is about, one bit or number for each, so the state of a lock is never a
- * count that a dead thread has left too high. Whoever supervises the threads calls `forget(thread)` on each lock after a
- * death: it takes the dead thread's claims back and answers what it held. A thread that dies holding a lock may have left
- * what the lock covers torn; then the supervisor *poisons* the lock space, and every present and later attempt to lock
- * ends in {@link OwnerDiedError}. Sleepers look for that themselves every {@link SLEEP_MS}: no missed wake-up can hang one.
+ * count that a dead thread has left too high. Whoever supervises the threads asks each lock after a death what the dead thread
+ * held (`heldBy`). A thread that dies holding a lock for itself may have left what the lock covers torn; then the supervisor
+ * *poisons* the lock space, and every present and later attempt to lock ends in {@link OwnerDiedError}; the lock stays shut. Sleepers
+ * look for that themselves every {@link SLEEP_MS}: no missed wake-up can hang one. Else `forget` takes the dead thread's claims back.
  *
  * Words of a lock (a cache line of its own): 0 state, 1 sleepers, 2 sequence (the futex word, moved by every release that
  * sleepers may wait for), 3 waiting writers. State of a mutex: the owner's number. State of an rw_semaphore: bit n - 1 for
@@ -146,12 +146,15 @@ export class RobustMutex extends LockWords implements MutexLock {
     this.wake();
   }
 
-  /** A thread is dead: it holds the lock no more. Answers whether it did. */
-  forget(thread: number): Held | undefined {
+  /** How a thread holds the lock. */
+  heldBy(thread: number): Held | undefined {
+    return this.state === thread ? 'write' : undefined;
+  }
+
+  /** A thread is dead: it neither holds the lock nor waits for it any more. */
+  forget(thread: number): void {
     Atomics.and(this.words, this.at + SLEEPERS, ~bitOf(thread));
-    if (Atomics.compareExchange(this.words, this.at + STATE, thread, FREE) !== thread) return undefined;
-    this.wake();
-    return 'write';
+    if (Atomics.compareExchange(this.words, this.at + STATE, thread, FREE) === thread) this.wake();
   }
 }
 
@@ -206,15 +209,21 @@ export class RobustRwSemaphore extends LockWords implements RwLock {
     this.wake();
   }
 
-  /** A thread is dead: it neither holds the lock nor waits for it any more. Answers how it held it. */
-  forget(thread: number): Held | undefined {
+  /** How a thread holds the lock. */
+  heldBy(thread: number): Held | undefined {
+    const { state } = this;
+    if (state === thread << WRITER_SHIFT) return 'write';
+    return state <= READERS && (state & bitOf(thread)) !== 0 ? 'read' : undefined;
+  }
+
+  /** A thread is dead: it neither holds the lock nor waits for it any more. */
+  forget(thread: number): void {
     const { words, at } = this;
     const bit = bitOf(thread);
     Atomics.and(words, at + SLEEPERS, ~bit);
     Atomics.and(words, at + WRITERS, ~bit);
-    const wrote = Atomics.compareExchange(words, at + STATE, thread << WRITER_SHIFT, FREE) === thread << WRITER_SHIFT;
-    const read = (Atomics.and(words, at + STATE, ~bit) & bit) !== 0;
+    Atomics.compareExchange(words, at + STATE, thread << WRITER_SHIFT, FREE);
+    Atomics.and(words, at + STATE, ~bit);
     this.wake();
-    return wrote ? 'write' : read ? 'read' : undefined;
   }
 }

@@ -70,8 +70,8 @@ class HeapArea extends IoptArea {
 
 /** Where the areas of a tree are kept. */
 export interface AreaStore {
-  /** A new area in no tree yet; undefined when there is no room for one. */
-  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number): IoptArea | undefined;
+  /** A new area in no tree yet, hidden, that is to show these pages; undefined when there is no room for one. */
+  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number, pages: IoptPages): IoptArea | undefined;
   at(slot: number): IoptArea | undefined;
   /** The area is in no tree (any more). */
   free(area: IoptArea): void;
@@ -120,9 +120,9 @@ export class AreaTree {
     return this.#index.size;
   }
 
-  /** A new area in no tree yet, to be inserted; undefined when there is no memory. */
-  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number): IoptArea | undefined {
-    return this.#store.make(iova, lengthBytes, startByte, prot);
+  /** A new area in no tree yet, to be inserted, that is to show these pages one day; undefined when there is no memory. */
+  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number, pages: IoptPages): IoptArea | undefined {
+    return this.#store.make(iova, lengthBytes, startByte, prot, pages);
   }
 
   /** 0 or -ENOMEM (the area is freed then). The range must be free. */

@@ -389,7 +389,7 @@ export class IoPageTable {
         return sink.fail(EINVAL, { why: 'page offset', alignment: this.#iovaAlignment });
       }
       if (this.#allocFails()) return -ENOMEM;
-      const area = this.areas.make(iova, slice.lengthBytes, slice.startByte, prot);
+      const area = this.areas.make(iova, slice.lengthBytes, slice.startByte, prot, slice.pages);
       if (area === undefined) return -ENOMEM;
       const inserted = this.areas.insert(area);
       if (inserted < 0) return inserted;
@@ -885,7 +885,7 @@ export class IoPageTable {
     const { isFilled } = area;
     const whole: Range = { start: area.iova, last: area.last };
     const insert = (start: bigint, last: bigint): boolean => {
-      const part = this.areas.make(start, last - start + 1n, area.byteAt(start), area.prot);
+      const part = this.areas.make(start, last - start + 1n, area.byteAt(start), area.prot, pages);
       if (part === undefined) return false;
       part.pages = pages;
       part.isFilled = isFilled;

@@ -85,6 +85,8 @@ export interface PagesState {
   readonly mutex: MutexLock;
   /** Sorted, disjoint. Never changed in place. */
   extents: readonly Extent[];
+  /** Whether there is memory to keep so many. Taking users away never needs more. */
+  hasRoomFor(extents: readonly Extent[]): boolean;
   npinned: number;
   /** Pages the account has been charged for. */
   charged: number;
@@ -101,6 +103,10 @@ class HeapPagesState implements PagesState {
   npinned = 0;
   charged = 0;
   #references = 1;
+
+  hasRoomFor(): boolean {
+    return true;
+  }
 
   refer(change: 1 | -1): number {
     return (this.#references += change);
@@ -319,15 +325,17 @@ export class IoptPages {
       added.push({ first: from, last: to, users: 0, runs });
     }
     yield 'iommufd:pages-pinned';
+    const extents = [...this.state.extents, ...added].sort((a, b) => a.first - b.first);
+    const used = cutExtents(extents, first, last).map((extent) =>
+      isWithin(extent, first, last) ? { ...extent, users: extent.users + 1 } : extent,
+    );
+    if (rc === 0 && !this.state.hasRoomFor(used)) rc = -ENOMEM;
     if (rc < 0) {
       for (const extent of added) this.source.unpin(extent.runs);
       return rc;
     }
     this.state.npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
-    const extents = [...this.state.extents, ...added].sort((a, b) => a.first - b.first);
-    this.state.extents = cutExtents(extents, first, last).map((extent) =>
-      isWithin(extent, first, last) ? { ...extent, users: extent.users + 1 } : extent,
-    );
+    this.state.extents = used;
     return 0;
   }
 
