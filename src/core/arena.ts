@@ -22,6 +22,7 @@ import {
   HEADER_KERNEL_BASE_PFN,
   HEADER_KERNEL_REGION,
   HEADER_STORAGE_REGION,
+  INFO_STATE,
   MAX_ORDER,
   REGION_COUNT,
   REGION_FIRST,
@@ -29,6 +30,7 @@ import {
   SCRATCH_BYTES,
   SCRATCH_FIRST,
   SCRATCH_SLOTS,
+  STATE_USED,
 } from './wasm/layout.js';
 import type { CoreExports } from './wasm-core.js';
 import { instantiateCore } from './wasm-core.js';
@@ -180,6 +182,11 @@ export class Arena {
    */
   setKernelAllocFault(fires: (() => boolean) | undefined): void {
     this.#kernelAllocFault = fires;
+  }
+
+  /** Whether a frame is the first of an allocated block now. */
+  isAllocated(frame: number): boolean {
+    return (Atomics.load(this.words, (FRAME_INFO + (frame << FRAME_INFO_SHIFT) + INFO_STATE) >>> 2) & STATE_USED) !== 0;
   }
 
   /** Byte offset of a frame. */

@@ -30,7 +30,7 @@ import { PROT_READ, PROT_WRITE, type Contiguity } from '../uapi/syscall.js';
 import { HastyPageTable, NoRwsem } from './breakage.js';
 import { CommandProducer } from './command-queue.js';
 import { RecordedDomain } from './recorded-domain.js';
-import { BLOCK, SHARDING, STATE, WORDS, blockWord, deviceThreads, lockOffset } from './spec.js';
+import { ASID, BLOCK, SHARDING, STATE, WORDS, blockWord, deviceThreads, lockOffset } from './spec.js';
 import type { StressThread } from './thread.js';
 
 /** Memory of the process: what maps take slices of. The last one cannot be written: mapping it for writing is EFAULT. */
@@ -43,9 +43,6 @@ const BUFFERS: readonly { readonly pages: number; readonly contiguity: Contiguit
 const LIMIT_PAGES = 12_288;
 /** Unmaps that wait for one flush. */
 const FLUSH_BATCH = 16;
-/** The address space's ASID. */
-export const ASID = 1;
-
 /** A piece of memory that a client owns. */
 export interface Buffer {
   readonly address: bigint;

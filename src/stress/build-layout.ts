@@ -4,11 +4,12 @@ import { IntervalIndex } from '../core/interval-index.js';
 import { PageTable, pageSizesOf } from '../core/page-table.js';
 import { ShardedIndex } from '../core/sharded-index.js';
 import { SharedRecords } from '../kernel/iommufd/shared-records.js';
-import { TLB_ENTRY_WORDS } from '../hardware/smmu/ports.js';
 import { invariant } from '../runtime/task.js';
 import { QUEUE_ORDER } from './command-queue.js';
+import { DEVICE_CACHE_BYTES } from './device-walker.js';
 import { historyBytes } from './history.js';
 import {
+  CACHE_STRIDE,
   CONTROL_ORDER,
   MAIN_THREAD,
   SHARDING,
@@ -28,15 +29,8 @@ const KERNEL_BASE_PFN = 0x80000;
 const MEMORY_RUNS = 2;
 const MEMORY_ORDER = 12;
 const RECORDS = 4096;
-/** Entries of a device's TLB. */
-export const DEVICE_TLB_ENTRIES = 256;
 const CLIENT_RECORDS = 49_152;
 const DEVICE_RECORDS = 65_536;
-
-/** Byte offset of a device's TLB. */
-export function tlbOffset(layout: StressLayout, device: number): number {
-  return layout.tlbs + device * DEVICE_TLB_ENTRIES * TLB_ENTRY_WORDS * 4;
-}
 
 function storage(arena: Arena, order: number): number {
   const frame = arena.allocFrame(order);
@@ -83,7 +77,7 @@ export function buildLayout(options: StressOptions): { readonly arena: Arena; re
   });
   const records = SharedRecords.allocate(arena, RECORDS, MAIN_THREAD);
   invariant(typeof table !== 'number' && records !== undefined, 'stress: the arena is too small');
-  const tlbBytes = options.devices * DEVICE_TLB_ENTRIES * TLB_ENTRY_WORDS * 4;
+  invariant(DEVICE_CACHE_BYTES <= CACHE_STRIDE, "stress: a device's caches have no room");
   const layout: StressLayout = {
     arena: arena.handle,
     table: table.handle,
@@ -93,7 +87,7 @@ export function buildLayout(options: StressOptions): { readonly arena: Arena; re
     control: storage(arena, CONTROL_ORDER),
     queue: storage(arena, QUEUE_ORDER),
     pins: storage(arena, Math.ceil(Math.log2(KERNEL_FRAMES / 1024))),
-    tlbs: storage(arena, Math.max(0, Math.ceil(Math.log2(tlbBytes / 4096)))),
+    caches: storage(arena, Math.ceil(Math.log2((Math.max(1, options.devices) * CACHE_STRIDE) / 4096))),
     histories: createHistories(options),
   };
   return { arena, layout };

@@ -5,7 +5,7 @@
  *     begins after the period was over used a *stale* translation; one that fits no period at all used a *wrong* one, e.g. of a table
  *     that was given away. With a flush queue a stale translation is exposure until the flush returned, and counted.
  *   - A DMA that found no translation does not lie within the certain part of a period.
- *   - No DMA reached a page that nobody pins (INV-3).
+ *   - No DMA reached a page that nobody pins (INV-3), no walk read a table that had been given back.
  *   - Two periods of a page do not overlap; an unmap ends what it says it ends.
  *   - Dirty state (INV-11): a write that was over before a read-and-clear of its page began was reported by that read, or
  *     by one that ended after the write began. That counts only where the page stayed mapped all the while.
@@ -147,8 +147,8 @@ export class HistoryChecker {
     if (result === DMA.done) this.#checkAccess(dma);
     else if (result === DMA.unpinned) {
       this.complain('unpinned', page, `DMA reached frame ${hex(dma.frame)} that nobody pins`);
-    } else if (result === DMA.other)
-      this.complain('fault', page, 'DMA ended in a fault that no mapping here can cause');
+    } else if (result === DMA.freed) this.complain('freed-table', page, 'a walk read a table that had been given back');
+    else if (result === DMA.other) this.complain('fault', page, 'DMA ended in a fault that no mapping here can cause');
     else {
       counts.dmaFaults++;
       if (result === DMA.translation) this.#checkFault(dma);

@@ -14,7 +14,7 @@ import { AddressSpace, type Buffer } from './address-space.js';
 import { OP } from './history.js';
 import { BLOCK, BOARD_SLOTS, WORDS } from './spec.js';
 import type { StressThread } from './thread.js';
-import { BLOCK_PAGES, pickWindow, type IovaWindow } from './windows.js';
+import { BLOCK_PAGES, blockWindow, pickWindow, type IovaWindow } from './windows.js';
 
 /** Pages of a map, by how often. */
 const SIZES: readonly { readonly weight: number; readonly most: number }[] = [
@@ -36,7 +36,7 @@ type Action = 'map' | 'block' | 'auto' | 'unmap-known' | 'unmap-blind' | 'copy' 
 /** What a client does next, by how often. */
 const ACTIONS: readonly { readonly weight: number; readonly action: Action }[] = [
   { weight: 30, action: 'map' },
-  { weight: 5, action: 'block' },
+  { weight: 9, action: 'block' },
   { weight: 8, action: 'auto' },
   { weight: 34, action: 'unmap-known' },
   { weight: 5, action: 'unmap-blind' },
@@ -95,7 +95,7 @@ export class Client {
         this.#map(window.first + random.below(window.pages - pages), pages);
         break;
       case 'block':
-        this.#mapBlock(window);
+        this.#mapBlock(random.chance(3, 4) ? blockWindow() : window);
         break;
       case 'auto':
         this.#map(undefined, pages);
@@ -137,24 +137,32 @@ export class Client {
     return first === undefined || this.#random.chance(1, 4) ? this.#random.pick(fitting) : first;
   }
 
-  #map(page: number | undefined, pages: number, from = this.#buffer(pages), firstPage?: number): void {
+  /** Maps some pages; whether that worked. */
+  #map(page: number | undefined, pages: number, from = this.#buffer(pages), firstPage?: number): boolean {
     const at = firstPage ?? this.#random.below(from.pages - pages + 1);
     const write = this.#random.chance(3, 4);
+    let mapped: bigint | number = 0;
     this.#operation(OP.MAP, page ?? 0, pages, (record) => {
       const iova = page === undefined ? undefined : BigInt(page) * PAGE_SIZE;
-      this.#mapped(record, pages, this.space.map(from, at, pages, iova, write));
+      mapped = this.space.map(from, at, pages, iova, write);
+      this.#mapped(record, pages, mapped);
     });
+    return typeof mapped === 'bigint';
   }
 
-  /** Aligned in IOVA and memory, so that the table gets a block, where empty tables may be in the way. */
+  /**
+   * Whole 2 MiB regions. Aligned in memory as well the table gets a block, where an empty table may be in the way; else a table
+   * of its own, which is taken out when it goes. Where there is no room, room is made.
+   */
   #mapBlock(window: IovaWindow): void {
     const random = this.#random;
     const first = Math.ceil(window.first / BLOCK_PAGES);
     const blocks = random.between(1, 2);
     const page = (first + random.below(window.pages / BLOCK_PAGES - blocks)) * BLOCK_PAGES;
     const buffer = this.#buffer(blocks * BLOCK_PAGES);
-    const at = random.below(buffer.pages / BLOCK_PAGES - blocks + 1) * BLOCK_PAGES;
-    this.#map(page, blocks * BLOCK_PAGES, buffer, at);
+    const at = random.below(buffer.pages / BLOCK_PAGES - blocks) * BLOCK_PAGES;
+    const memoryPage = random.chance(1, 3) ? at : at + random.below(BLOCK_PAGES);
+    if (!this.#map(page, blocks * BLOCK_PAGES, buffer, memoryPage)) this.#unmap(page, blocks * BLOCK_PAGES);
   }
 
   #unmap(page: number, pages: number): void {

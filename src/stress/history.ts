@@ -43,6 +43,8 @@ export const DMA = {
   unpinned: 3,
   /** Any other fault. */
   other: 4,
+  /** Its walk read a table that had been given back. */
+  freed: 5,
 } as const;
 
 /** The response stamp of what was never ended. */

@@ -84,6 +84,9 @@ export function deviceThreads(options: StressOptions): number[] {
   return Array.from({ length: options.devices }, (_, i) => deviceThread(options, i));
 }
 
+/** The address space's ASID. */
+export const ASID = 1;
+
 /** Sharding of the area index: 1 GiB windows. */
 export const SHARDING: Sharding = { count: 16, windowShift: 30 };
 
@@ -101,8 +104,8 @@ export interface StressLayout {
   readonly pins: number;
   /** User memory: physical runs in the order of their buffers. */
   readonly memory: readonly { readonly pfn: number; readonly pages: number }[];
-  /** TLBs of the devices. */
-  readonly tlbs: number;
+  /** TLBs and walk caches of the devices: {@link cacheOffset}. */
+  readonly caches: number;
   /** A history buffer for each thread number, from 0. */
   readonly histories: readonly SharedArrayBuffer[];
 }
@@ -137,6 +140,14 @@ export const BOARD_SLOTS = 128;
 /** Byte offset of lock n in the control area: 0 is domains_rwsem, the others are iova_rwsem's. */
 export function lockOffset(layout: StressLayout, lock: number): number {
   return layout.control + 4096 + lock * LOCK_BYTES;
+}
+
+/** Bytes of a device's caches. */
+export const CACHE_STRIDE = 12_288;
+
+/** Byte offset of the caches of a device, by index. */
+export function cacheOffset(layout: StressLayout, device: number): number {
+  return layout.caches + device * CACHE_STRIDE;
 }
 
 /** Words of a thread's block. */

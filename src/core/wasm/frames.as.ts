@@ -12,6 +12,7 @@ import {
   FRAME_INFO_SHIFT,
   HEADER_KERNEL_REGION,
   HEADER_STORAGE_REGION,
+  INFO_STATE,
   MAX_ORDER,
   EINVAL,
   REGION_COUNT,
@@ -19,6 +20,7 @@ import {
   REGION_FREE_HEADS,
   REGION_IN_USE,
   REGION_LOCK,
+  STATE_USED,
 } from './layout';
 import { frameOffset, isForsaken, lock_acquire, lock_release, publishHeader } from './arena.as';
 
@@ -28,10 +30,8 @@ declare function kernelAllocFails(): i32;
 
 const INFO_NEXT: usize = 0;
 const INFO_PREVIOUS: usize = 4;
-const INFO_STATE: usize = 8;
 /** States: 0 inside a block; otherwise one of these plus the order of the block this frame heads. */
 const STATE_FREE: u32 = 0x80;
-const STATE_USED: u32 = 0x40;
 
 // @ts-ignore: decorator
 @inline

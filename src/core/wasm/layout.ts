@@ -57,6 +57,9 @@ export const SCRATCH_SLOTS = 256;
 /** Info of frame n at FRAME_INFO + 16 n. */
 export const FRAME_INFO = 0x13000;
 export const FRAME_INFO_SHIFT = 4;
+/** The info word of a frame that says what it is, and its bit for "heads an allocated block". */
+export const INFO_STATE = 8;
+export const STATE_USED = 0x40;
 
 /** Results of table_walk, descriptor access and pt_next_leaf in the scratch slot. *_PFN and *_PAGE are f64. */
 export const SCRATCH_LEVEL = 8;
