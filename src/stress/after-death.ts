@@ -36,7 +36,8 @@ export function takeLocks(space: AddressSpace, thread: number): Remains {
     const how = lock.heldBy(thread);
     return how === undefined ? [] : [{ name: `${lock.lockClass} (${how})`, isTorn: how === 'write' }];
   });
-  if (arena.forsake(word(BLOCK.scratch))) held.push({ name: 'allocator', isTorn: true });
+  const scratch = word(BLOCK.scratch);
+  if (scratch !== 0 && arena.forsake(scratch)) held.push({ name: 'allocator', isTorn: true });
   if (word(BLOCK.publishing) !== 0) held.push({ name: 'command queue', isTorn: true });
   const isGivenUp = held.some(({ isTorn }) => isTorn);
   if (isGivenUp) locks.poison();

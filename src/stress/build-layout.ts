@@ -8,6 +8,7 @@ import { invariant } from '../runtime/task.js';
 import { QUEUE_ORDER } from './command-queue.js';
 import { DEVICE_CACHE_BYTES } from './device-walker.js';
 import { historyBytes } from './history.js';
+import type { StressOptions } from './options.js';
 import {
   CACHE_STRIDE,
   CONTROL_ORDER,
@@ -16,7 +17,6 @@ import {
   clientThreads,
   deviceThreads,
   type StressLayout,
-  type StressOptions,
 } from './spec.js';
 
 const GRANULE_SHIFT = 12;

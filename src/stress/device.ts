@@ -14,7 +14,8 @@ import { RandomStream } from '../runtime/random.js';
 import { CommandConsumer } from './command-queue.js';
 import { DeviceWalker } from './device-walker.js';
 import { DMA, OP } from './history.js';
-import { BLOCK, STATE, blockWord, cacheOffset, clientThreads, type StressFault } from './spec.js';
+import type { StressFault } from './options.js';
+import { BLOCK, STATE, blockWord, cacheOffset, clientThreads } from './spec.js';
 import type { StressThread } from './thread.js';
 import { WINDOWS } from './windows.js';
 

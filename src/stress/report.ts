@@ -2,7 +2,7 @@
 import { errnoName } from '../uapi/errno.js';
 import type { HistoryCounts, Violation } from './check.js';
 import type { ExposureWindow } from './recorded-domain.js';
-import type { StressOptions } from './spec.js';
+import type { StressOptions } from './options.js';
 
 /** A client that died, what it was at, and what became of that. */
 export interface Death {

@@ -25,6 +25,7 @@ import { History } from './history.js';
 import { NO_WINDOW, joinWindows, type ExposureWindow } from './recorded-domain.js';
 import type { Death, StressProgress, StressReport } from './report.js';
 import type { ThreadEnd } from './run-thread.js';
+import type { StressOptions } from './options.js';
 import {
   BLOCK,
   MAIN_THREAD,
@@ -35,7 +36,6 @@ import {
   clientThreads,
   deviceThreads,
   type StressLayout,
-  type StressOptions,
 } from './spec.js';
 import { StressThread } from './thread.js';
 
@@ -104,8 +104,8 @@ class Supervisor {
     const began = performance.now();
     this.#running = this.#start();
     try {
-      const ends = await this.#untilStanding(Infinity, began);
-      if (ends) await this.#segmentsUntilEnd(tell);
+      const isReady = await this.#untilStanding(Infinity, Infinity);
+      if (isReady) await this.#segmentsUntilEnd(tell);
     } finally {
       await Promise.all(this.#running.map(({ worker }) => worker.terminate()));
     }
@@ -214,14 +214,14 @@ class Supervisor {
   }
 
   /**
-   * Waits until everybody stands still or is gone; asks for it at `endMs`. False when the run cannot go on: the address
+   * Waits until everybody stands still or is gone; asks for it at `endMs`. `runsSince`: when the run began, Infinity before. False when the run cannot go on: the address
    * space was given up, or nothing moves.
    */
-  async #untilStanding(endMs: number, began: number): Promise<boolean> {
+  async #untilStanding(endMs: number, runsSince: number): Promise<boolean> {
     let moved = { at: performance.now(), done: -1 };
     const kills = this.#options.kills.flatMap((kill) => (kill.at === 'time' ? [kill] : []));
     const random = new RandomStream(this.#options.seed, 'stress/kills');
-    const killMs = kills.map(({ afterMs }) => began + afterMs + random.below(KILL_SPREAD_MS * 1000) / 1000);
+    const killMs = kills.map(({ afterMs }) => runsSince + afterMs + random.below(KILL_SPREAD_MS * 1000) / 1000);
     for (;;) {
       const now = performance.now();
       if (this.#space.thread.locks.isPoisoned) return false;

@@ -10,7 +10,8 @@ import { LockThread } from '../core/robust-lock.js';
 import { InvariantError, invariant, type Task } from '../runtime/task.js';
 import { History } from './history.js';
 import { Pauses } from './pauses.js';
-import { BLOCK, STATE, WORDS, blockWord, type StressLayout, type StressOptions, type ThreadSpec } from './spec.js';
+import type { StressOptions } from './options.js';
+import { BLOCK, STATE, WORDS, blockWord, type StressLayout, type ThreadSpec } from './spec.js';
 
 /** Every gate a task of a thread comes to: their numbers are what a block remembers. */
 export const GATES: readonly string[] = [
@@ -135,7 +136,9 @@ export class StressThread {
     const number = GATE_NUMBERS.get(gate);
     invariant(number !== undefined, `gate ${gate} has no number in GATES`);
     this.#words[this.#block + BLOCK.gate] = number;
-    if (this.#planned?.gate === gate && ++this.#passes === this.#planned.pass) this.#die();
+    if (this.#planned?.gate === gate && this.stateOf(this.number) === STATE.running) {
+      if (++this.#passes === this.#planned.pass) this.#die();
+    }
     this.#pauses?.maybe();
   }
 
