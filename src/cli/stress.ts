@@ -117,7 +117,7 @@ async function stress(flags: StressFlags): Promise<void> {
   // Loaded only here: no other command has kernel or arena in its main thread.
   const { runStress } = await import('../stress/supervisor.js');
   const progress = progressTo(process.stderr);
-  const report = await runStress(options, (state) => progress.tell(state));
+  const report = await runStress(options, { tell: (state) => progress.tell(state) });
   progress.end();
   if (flags.json !== undefined) {
     const text = `${JSON.stringify(reportJson(report), undefined, 2)}\n`;

@@ -61,6 +61,7 @@ interface Running {
 /** One run. */
 class Supervisor {
   readonly #options: StressOptions;
+  readonly #entry: URL;
   readonly #arena: Arena;
   readonly #layout: StressLayout;
   readonly #words: Int32Array<SharedArrayBuffer>;
@@ -79,8 +80,9 @@ class Supervisor {
   #runningMs = 0;
   #operations = 0;
 
-  constructor(options: StressOptions) {
+  constructor(options: StressOptions, worker: URL) {
     this.#options = options;
+    this.#entry = worker;
     const { arena, layout } = buildLayout(options);
     this.#arena = arena;
     this.#layout = layout;
@@ -118,7 +120,7 @@ class Supervisor {
   #start(): Running[] {
     const { threads } = this.#options;
     return [...clientThreads(this.#options), ...deviceThreads(this.#options)].map((thread) => {
-      const worker = new Worker(new URL('../../workers/stress.js', import.meta.url), {
+      const worker = new Worker(this.#entry, {
         workerData: { options: this.#options, layout: this.#layout, thread },
       });
       const isClient = thread < clientThread(threads);
@@ -205,7 +207,9 @@ class Supervisor {
         dmas: this.#checker.counts.dmas,
         violations: this.#checker.violationCount,
       });
-      const clientsAreOver = this.#running.every(({ isClient, isGone }) => !isClient || isGone);
+      const clientsAreOver = this.#running.every(({ isClient, isGone, thread }) => {
+        return !isClient || isGone || this.#stateOf(thread) === STATE.ended;
+      });
       if (performance.now() >= endMs || clientsAreOver || this.#checker.violationCount > 0) break;
     }
     this.#wake(WORDS.stop, 1);
@@ -223,6 +227,7 @@ class Supervisor {
     const random = new RandomStream(this.#options.seed, 'stress/kills');
     const killMs = kills.map(({ afterMs }) => runsSince + afterMs + random.below(KILL_SPREAD_MS * 1000) / 1000);
     for (;;) {
+      await sleep(LOOK_MS);
       const now = performance.now();
       if (this.#space.thread.locks.isPoisoned) return false;
       if (now >= endMs) this.#wake(WORDS.pause, 1);
@@ -245,7 +250,6 @@ class Supervisor {
         this.#stuck();
         return false;
       }
-      await sleep(LOOK_MS);
     }
   }
 
@@ -348,10 +352,16 @@ class Supervisor {
   }
 }
 
-/** Runs stress as the options say; `tell` is called after each segment. */
-export async function runStress(
-  options: StressOptions,
-  tell: (progress: StressProgress) => void = () => undefined,
-): Promise<StressReport> {
-  return await new Supervisor(options).run(tell);
+/** Around a run. */
+export interface StressSurroundings {
+  /** Called after each segment. */
+  readonly tell?: (progress: StressProgress) => void;
+  /** The built entry of its workers (workers/stress.ts); beside this module's own when not given. */
+  readonly worker?: URL;
+}
+
+/** Runs stress as the options say. */
+export async function runStress(options: StressOptions, around: StressSurroundings = {}): Promise<StressReport> {
+  const { tell = () => undefined, worker = new URL('../../workers/stress.js', import.meta.url) } = around;
+  return await new Supervisor(options, worker).run(tell);
 }
