@@ -12,7 +12,7 @@ import { PAGE_BYTES, PAGE_SIZE } from '../kernel/iommufd/pages.js';
 import { RandomStream } from '../runtime/random.js';
 import { AddressSpace, type Buffer } from './address-space.js';
 import { OP } from './history.js';
-import { BLOCK, BOARD_SLOTS, WORDS } from './spec.js';
+import { BLOCK, BOARD_SLOTS } from './spec.js';
 import type { StressThread } from './thread.js';
 import { BLOCK_PAGES, blockWindow, pickWindow, type IovaWindow } from './windows.js';
 
@@ -28,7 +28,7 @@ const MAX_BLIND_PAGES = 600;
 /** Larger maps take contiguous memory only: a pages record has room for so many runs. */
 const MOST_RUNS = 32;
 const BURST = 6;
-/** How often a free slot of the board is looked for before another one is overwritten. */
+/** How often a free slot of the board is looked for before a taken one is overwritten. */
 const BOARD_TRIES = 6;
 
 type Action = 'map' | 'block' | 'auto' | 'unmap-known' | 'unmap-blind' | 'copy' | 'dirty' | 'burst';
@@ -60,14 +60,15 @@ export class Client {
   readonly #thread: StressThread;
   readonly #random: RandomStream;
   readonly #board: Int32Array<SharedArrayBuffer>;
+  /** Pushed off the board, to be unmapped next. */
+  readonly #evicted: [page: number, pages: number][] = [];
   #operations = 0;
 
   constructor(thread: StressThread) {
     this.#thread = thread;
     this.space = new AddressSpace(thread);
     this.#random = new RandomStream(thread.options.seed, `stress/client/${thread.number - 2}`);
-    const board = (thread.layout.control >>> 2) + WORDS.board;
-    this.#board = thread.arena.words.subarray(board, board + BOARD_SLOTS * 2);
+    this.#board = thread.board;
     this.space.attach();
   }
 
@@ -87,6 +88,11 @@ export class Client {
 
   #act(): void {
     const random = this.#random;
+    const evicted = this.#evicted.pop();
+    if (evicted !== undefined) {
+      this.#unmap(...evicted);
+      return;
+    }
     const window = pickWindow(random, this.#thread.number);
     const pages = random.between(1, weighted(random, SIZES).most);
     const blind = random.between(1, MAX_BLIND_PAGES);
@@ -225,13 +231,20 @@ export class Client {
     }
     const page = Number(iova) / PAGE_BYTES;
     this.#thread.history.endAt(record, 0, page);
+    this.#publish(page, pages);
+  }
+
+  /** Writes on the board what is mapped. Where that is full, what stood there has to go, or nobody would ever unmap it. */
+  #publish(page: number, pages: number): void {
     let slot = 0;
     for (let tries = 0; tries < BOARD_TRIES; tries++) {
       slot = this.#random.below(BOARD_SLOTS) * 2;
       if (Atomics.load(this.#board, slot + 1) === 0) break;
     }
-    Atomics.store(this.#board, slot, page);
+    const beforePages = Atomics.exchange(this.#board, slot + 1, 0);
+    const before = Atomics.exchange(this.#board, slot, page);
     Atomics.store(this.#board, slot + 1, pages);
+    if (beforePages > 0) this.#evicted.push([before, beforePages]);
   }
 
   /** Does something to pages that somebody mapped and that may be mapped still; `takes` them from the board. */

@@ -103,7 +103,9 @@ export class CommandProducer {
     this.#until('room in the command queue', () => {
       seen = Atomics.load(words, base + PROD);
       const end = ((seen & INDEX_MASK) + commands.length) & INDEX_MASK;
-      if (this.#lag(end) > SLOTS) return false;
+      // Without anybody who consumes, slots are free again when they are published.
+      const unpublished = ahead(end, Atomics.load(words, base + PUBLISHED));
+      if (Math.max(unpublished, this.#lag(end)) > SLOTS) return false;
       return Atomics.compareExchange(words, base + PROD, seen, end | OWNED) === seen;
     });
     const start = seen & INDEX_MASK;

@@ -1,7 +1,7 @@
 /**
  * A device that does DMA as fast as it can: one thread, caches of its own, the SMMU's way from an address to memory.
  *
- * Each DMA reads or writes one word of a random page of the windows. The translation is the one the SMMU model makes
+ * Each DMA reads or writes one word of a page, of what clients say they mapped or of the windows at random. The translation is the one the SMMU model makes
  * (device-walker.ts): TLB first, else a walk over the tables in the arena, descriptor by descriptor, with dirty state set by
  * compare-and-swap (HTTU). A write leaves a tag in the page, so a write that went astray is to be seen in memory as well. Between two DMAs lies a *quiescent point*: the device
  * holds no translation and consumes the invalidations that were published.
@@ -15,7 +15,7 @@ import { CommandConsumer } from './command-queue.js';
 import { DeviceWalker } from './device-walker.js';
 import { DMA, OP } from './history.js';
 import type { StressFault } from './options.js';
-import { BLOCK, STATE, blockWord, cacheOffset, clientThreads } from './spec.js';
+import { BOARD_SLOTS, BLOCK, STATE, blockWord, cacheOffset, clientThreads } from './spec.js';
 import type { StressThread } from './thread.js';
 import { WINDOWS } from './windows.js';
 
@@ -32,6 +32,7 @@ export class Device {
   readonly #clients: readonly number[];
   /** Where in a page this device writes: every device has a word of its own. */
   readonly #slot: number;
+  readonly #board: Int32Array<SharedArrayBuffer>;
   #tag = 0;
 
   constructor(thread: StressThread) {
@@ -44,6 +45,7 @@ export class Device {
     this.#pins = new SharedPins(arena, layout.pins, { pfn: arena.kernelBasePfn, pages: arena.kernelFrames });
     this.#clients = clientThreads(options);
     this.#slot = slotOf(index);
+    this.#board = thread.board;
   }
 
   /** Begins to translate: CMD_SYNC waits for this device since it runs. */
@@ -80,8 +82,7 @@ export class Device {
 
   #dma(): void {
     const thread = this.#thread;
-    const window = this.#random.pick(WINDOWS);
-    const page = window.first + this.#random.below(window.pages);
+    const page = this.#page();
     const write = this.#random.chance(1, 2);
     const invoked = thread.history.now();
     const found = thread.run(this.#walker.translate(page * FRAME_BYTES, write));
@@ -95,6 +96,15 @@ export class Device {
     else if (found.event === 'F_PERMISSION') result = DMA.permission;
     thread.history.dma(write ? OP.DMA_WRITE : OP.DMA_READ, page, frame, result, invoked, this.#tag);
     thread.count();
+  }
+
+  /** A page that a client says it mapped, or any. */
+  #page(): number {
+    const slot = this.#random.below(BOARD_SLOTS) * 2;
+    const pages = Atomics.load(this.#board, slot + 1);
+    if (pages > 0 && this.#random.chance(2, 3)) return Atomics.load(this.#board, slot) + this.#random.below(pages);
+    const window = this.#random.pick(WINDOWS);
+    return window.first + this.#random.below(window.pages);
   }
 
   /** Between translation and access time passes; then the page had better be pinned. */

@@ -11,7 +11,7 @@ import { InvariantError, invariant, type Task } from '../runtime/task.js';
 import { History } from './history.js';
 import { Pauses } from './pauses.js';
 import type { StressOptions } from './options.js';
-import { BLOCK, STATE, WORDS, blockWord, type StressLayout, type ThreadSpec } from './spec.js';
+import { BLOCK, BOARD_SLOTS, STATE, WORDS, blockWord, type StressLayout, type ThreadSpec } from './spec.js';
 
 /** Every gate a task of a thread comes to: their numbers are what a block remembers. */
 export const GATES: readonly string[] = [
@@ -70,6 +70,12 @@ export class StressThread {
       if (kill.at === 'gate' && kill.client + 2 === thread) this.#planned = kill;
     }
     this.note(BLOCK.scratch, arena.scratchOffset);
+  }
+
+  /** Where clients tell everybody what they mapped: first page and number of pages, {@link BOARD_SLOTS} times. */
+  get board(): Int32Array<SharedArrayBuffer> {
+    const first = this.#control + WORDS.board;
+    return this.#words.subarray(first, first + BOARD_SLOTS * 2);
   }
 
   /** Runs a task to its end. */
