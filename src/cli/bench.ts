@@ -86,6 +86,25 @@ async function checkRows(): Promise<Row[]> {
   return rows;
 }
 
+/** One address space, one and two threads: what a lock for each window is worth. */
+async function stressRows(): Promise<Row[]> {
+  const { measurePairs } = await import('./bench/stress.js');
+  const rows: Row[] = [];
+  for (const locks of ['kernel', 'sharded'] as const) {
+    const alone = await measurePairs(1, locks);
+    const together = await measurePairs(2, locks);
+    rows.push({ name: `map + unmap, 1 thread, ${locks} locks`, value: alone, unit: 'pairs/s' });
+    rows.push({
+      name: `map + unmap, 2 threads, ${locks} locks`,
+      value: together,
+      unit: 'pairs/s',
+      ratio: together / alone,
+      against: '1 thread',
+    });
+  }
+  return rows;
+}
+
 function rowText(row: Row): string {
   const value = row.value >= 100 ? row.value.toFixed(0) : row.value.toFixed(2);
   const ratio = row.ratio === undefined ? '' : `  ${row.ratio.toFixed(2)} x ${row.against ?? ''}`;
@@ -95,7 +114,7 @@ function rowText(row: Row): string {
 async function bench(json: string | undefined): Promise<void> {
   process.stderr.write(`${PAGES} pages of 4 KiB, best of ${REPEATS}; this machine may be busy: read the ratios\n`);
   const rows: Row[] = [];
-  for (const part of [coreRows, checkRows, systemRows]) {
+  for (const part of [coreRows, checkRows, systemRows, stressRows]) {
     const measured = await part();
     rows.push(...measured);
     if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);
@@ -110,7 +129,9 @@ async function bench(json: string | undefined): Promise<void> {
 export function addBenchCommand(program: Command): void {
   program
     .command('bench')
-    .description('measure page tables against C, history checks, system calls and scenarios, as ratios in one run')
+    .description(
+      'measure page tables against C, history checks, system calls, scenarios and threads, as ratios in one run',
+    )
     .option('--json <file>', 'write the rows as JSON; - for standard output')
     .action(async (options: { readonly json?: string }) => bench(options.json));
 }

@@ -15,6 +15,7 @@ import { addHostCommand } from './host.js';
 import { addReplayCommand } from './replay.js';
 import { addRunCommand } from './run.js';
 import { addSchemaCommand } from './schema.js';
+import { addStressCommand } from './stress.js';
 
 function packageVersion(): string {
   const file = new URL('../../../package.json', import.meta.url);
@@ -31,6 +32,7 @@ function createProgram(): Command {
   addReplayCommand(program);
   addExploreCommand(program);
   addHostCommand(program);
+  addStressCommand(program);
   addSchemaCommand(program);
   addBenchCommand(program);
   addConformCommand(program);

@@ -22,6 +22,7 @@ import {
   HEADER_KERNEL_BASE_PFN,
   HEADER_KERNEL_REGION,
   HEADER_STORAGE_REGION,
+  INFO_STATE,
   MAX_ORDER,
   REGION_COUNT,
   REGION_FIRST,
@@ -29,6 +30,7 @@ import {
   SCRATCH_BYTES,
   SCRATCH_FIRST,
   SCRATCH_SLOTS,
+  STATE_USED,
 } from './wasm/layout.js';
 import type { CoreExports } from './wasm-core.js';
 import { instantiateCore } from './wasm-core.js';
@@ -139,6 +141,14 @@ export class Arena {
     Atomics.store(this.words, this.scratchOffset >>> 2, FREE);
   }
 
+  /**
+   * A thread that was attached died without detaching; `scratchOffset` was its own. True when it died inside the allocator:
+   * from then on every allocation of this arena fails, and what is freed is lost.
+   */
+  forsake(scratchOffset: number): boolean {
+    return this.core.arena_forsake(scratchOffset) === 1;
+  }
+
   #claimScratch(): number {
     for (let slot = 0; slot < SCRATCH_SLOTS; slot++) {
       const offset = SCRATCH_FIRST + slot * SCRATCH_BYTES;
@@ -175,6 +185,11 @@ export class Arena {
    */
   setKernelAllocFault(fires: (() => boolean) | undefined): void {
     this.#kernelAllocFault = fires;
+  }
+
+  /** Whether a frame is the first of an allocated block now. */
+  isAllocated(frame: number): boolean {
+    return (Atomics.load(this.words, (FRAME_INFO + (frame << FRAME_INFO_SHIFT) + INFO_STATE) >>> 2) & STATE_USED) !== 0;
   }
 
   /** Byte offset of a frame. */

@@ -15,10 +15,19 @@ export interface Interval {
   readonly value: number;
 }
 
+/** What the owner of intervals needs of whatever keeps them: one tree, or one for each lock ({@link ShardedIndex}). */
+export interface Intervals {
+  readonly size: number;
+  insert(start: bigint, last: bigint, value: number): number;
+  remove(start: bigint, last: bigint): number | undefined;
+  firstOverlap(start: bigint, last: bigint): number | undefined;
+  destroy(): void;
+}
+
 const TOP = 2n ** 64n - 1n;
 
 /** An interval index; `handle` opens the same one in another thread. */
-export class IntervalIndex {
+export class IntervalIndex implements Intervals {
   readonly arena: Arena;
   readonly handle: number;
 
@@ -54,7 +63,7 @@ export class IntervalIndex {
   }
 
   /** Removes the interval that starts at `start`: its value, or undefined when none does. */
-  remove(start: bigint): number | undefined {
+  remove(start: bigint, _last?: bigint): number | undefined {
     if (this.arena.core.interval_remove(this.handle, start) !== 0) return undefined;
     return this.#value();
   }
@@ -73,6 +82,12 @@ export class IntervalIndex {
       last: this.arena.longs[(slot + SCRATCH_INTERVAL_LAST) >>> 3] ?? 0n,
       value: this.#value(),
     };
+  }
+
+  /** The value of the lowest interval that overlaps {start, last}. */
+  firstOverlap(start: bigint, last: bigint): number | undefined {
+    const found = this.findFirstAtOrAfter(start);
+    return found === undefined || found.start > last ? undefined : found.value;
   }
 
   /** The interval that holds `address`. */

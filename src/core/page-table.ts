@@ -103,7 +103,7 @@ export class PageTable {
   /** Physical 4 KiB page of the root. */
   readonly rootPfn: number;
 
-  private constructor(arena: Arena, handle: number) {
+  protected constructor(arena: Arena, handle: number) {
     const word = (offset: number): number => arena.word(arena.frameOffset(handle) + offset);
     this.arena = arena;
     this.handle = handle;

@@ -11,6 +11,7 @@ import { wasmBase64 } from './wasm/module.generated.js';
 export interface CoreExports {
   // arena.as.ts
   arena_attach(scratchOffset: number): number;
+  arena_forsake(scratchOffset: number): number;
   lock_acquire(offset: number): void;
   lock_try_acquire(offset: number): number;
   lock_release(offset: number): void;

@@ -2,13 +2,35 @@
  * Sleeping locks for tasks, as the kernel's mutex and rw_semaphore: waiters are woken in the order they came, a newcomer
  * that runs first may take the lock (as the kernel's lock stealing does), a waiting writer holds back later readers. Each lock has a class name (`iopt:domains_rwsem`) so that reports and order checkers can speak of it.
  * Every acquisition is a gate of that name, and is held against the order of locks (lock-order.ts).
+ *
+ * Kernel code that free-running threads execute as well takes its locks as {@link MutexLock} and {@link RwLock}: the classes
+ * here park a task, those of src/core/robust-lock.ts block a thread.
  */
 import { noteAcquired, noteReleased } from './lock-order.js';
 import { invariant, WaitQueue, type Gate, type Task } from './task.js';
 import { lockChanged, sharedRead, sharedWrite } from './watch.js';
 
+/** Mutual exclusion, whoever waits. Not recursive. */
+export interface MutexLock {
+  readonly lockClass: Gate;
+  readonly isHeld: boolean;
+  lock(): Task<void>;
+  unlock(): void;
+}
+
+/** Many readers or one writer, whoever waits. */
+export interface RwLock {
+  readonly lockClass: Gate;
+  readonly isHeld: boolean;
+  readonly isHeldForWrite: boolean;
+  down_read(): Task<void>;
+  up_read(): void;
+  down_write(): Task<void>;
+  up_write(): void;
+}
+
 /** Mutual exclusion between tasks. Not recursive. */
-export class Mutex {
+export class Mutex implements MutexLock {
   readonly lockClass: Gate;
   readonly #queue: WaitQueue;
   #held = false;
@@ -43,16 +65,19 @@ export class Mutex {
 }
 
 /** Many readers or one writer. */
-export class RwSemaphore {
+export class RwSemaphore implements RwLock {
   readonly lockClass: Gate;
+  readonly #nest: Gate | undefined;
   readonly #readersQueue: WaitQueue;
   readonly #writersQueue: WaitQueue;
   #readers = 0;
   #hasWriter = false;
   #waitingWriters = 0;
 
-  constructor(lockClass: Gate) {
+  /** `nest`: the class of a lock under which several of this class may be held (`down_write_nest_lock`). */
+  constructor(lockClass: Gate, nest?: Gate) {
     this.lockClass = lockClass;
+    this.#nest = nest;
     this.#readersQueue = new WaitQueue(`${lockClass} (read)`);
     this.#writersQueue = new WaitQueue(`${lockClass} (write)`);
   }
@@ -84,8 +109,7 @@ export class RwSemaphore {
     if (this.#readers === 0) this.#release();
   }
 
-  /** `nest`: the class of a lock, held already, that allows several of this class to be held (`down_write_nest_lock`). */
-  *down_write(nest?: Gate): Task<void> {
+  *down_write(): Task<void> {
     yield this.lockClass;
     this.#waitingWriters++;
     while (this.#hasWriter || this.#readers > 0) {
@@ -94,7 +118,7 @@ export class RwSemaphore {
       yield this.#writersQueue;
     }
     this.#waitingWriters--;
-    noteAcquired(this, this.lockClass, nest);
+    noteAcquired(this, this.lockClass, this.#nest);
     this.#hasWriter = true;
     lockChanged(this, this.lockClass, true, false);
   }

@@ -43,6 +43,7 @@ export const ERRNO = {
   EDEADLK: 35,
   ECANCELED: 125,
   ENODATA: 61,
+  EOWNERDEAD: 130,
 } as const;
 
 export type ErrnoName = keyof typeof ERRNO;
@@ -87,6 +88,7 @@ export const {
   EDEADLK,
   ECANCELED,
   ENODATA,
+  EOWNERDEAD,
 } = ERRNO;
 
 const nameByNumber = new Map<number, ErrnoName>((Object.keys(ERRNO) as ErrnoName[]).map((name) => [ERRNO[name], name]));

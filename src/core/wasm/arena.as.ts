@@ -8,13 +8,16 @@ import {
   ARENA_MAGIC,
   ARENA_VERSION,
   FRAME_SHIFT,
+  HEADER_FORSAKEN,
   HEADER_KERNEL_BASE_PFN,
   HEADER_KERNEL_REGION,
   HEADER_MAGIC,
+  HEADER_STORAGE_REGION,
   HEADER_TOTAL_FRAMES,
   HEADER_VERSION,
   REGION_COUNT,
   REGION_FIRST,
+  REGION_LOCK,
 } from './layout';
 
 /**
@@ -67,25 +70,52 @@ export function kernelOffset(address: u64): usize {
 }
 
 const UNLOCKED: i32 = 0;
-const LOCKED: i32 = 1;
-const CONTENDED: i32 = 2;
+/** A lock word holds its owner (a scratch slot's offset, never 0) and this bit while somebody sleeps on it. */
+const CONTENDED: i32 = 1;
 const SPINS: i32 = 200;
+/** Sleepers look again after this long: the owner may have died, see {@link arena_forsake}. */
+const SLEEP_NS: i64 = 20_000_000;
 
-/** Takes the lock word at `offset`: spins a little, then sleeps on it. */
+/** Takes the lock word at `offset`: spins a little, then sleeps on it. In a forsaken arena it returns without the lock. */
 export function lock_acquire(offset: u32): void {
   const word = <usize>offset;
+  const owner = <i32>scratch;
   for (let spin = 0; spin < SPINS; spin++) {
-    if (atomic.load<i32>(word) == UNLOCKED && atomic.cmpxchg<i32>(word, UNLOCKED, LOCKED) == UNLOCKED) return;
+    if (atomic.load<i32>(word) == UNLOCKED && atomic.cmpxchg<i32>(word, UNLOCKED, owner) == UNLOCKED) return;
   }
-  while (atomic.xchg<i32>(word, CONTENDED) != UNLOCKED) atomic.wait<i32>(word, CONTENDED, -1);
+  while (!isForsaken()) {
+    const seen = atomic.load<i32>(word);
+    if (seen == UNLOCKED) {
+      if (atomic.cmpxchg<i32>(word, UNLOCKED, owner | CONTENDED) == UNLOCKED) return;
+    } else if ((seen & CONTENDED) != 0 || atomic.cmpxchg<i32>(word, seen, seen | CONTENDED) == seen) {
+      atomic.wait<i32>(word, seen | CONTENDED, SLEEP_NS);
+    }
+  }
 }
 
 /** Takes the lock word if it is free: 1 when taken. */
 export function lock_try_acquire(offset: u32): i32 {
-  return atomic.cmpxchg<i32>(<usize>offset, UNLOCKED, LOCKED) == UNLOCKED ? 1 : 0;
+  return atomic.cmpxchg<i32>(<usize>offset, UNLOCKED, <i32>scratch) == UNLOCKED ? 1 : 0;
 }
 
 /** Gives the lock word back and wakes one sleeper if there may be one. */
 export function lock_release(offset: u32): void {
-  if (atomic.xchg<i32>(<usize>offset, UNLOCKED) == CONTENDED) atomic.notify(<usize>offset, 1);
+  if ((atomic.xchg<i32>(<usize>offset, UNLOCKED) & CONTENDED) != 0) atomic.notify(<usize>offset, 1);
+}
+
+/** True once a thread died inside the allocator: what its lists say is not to be trusted any more. */
+export function isForsaken(): bool {
+  return atomic.load<u32>(HEADER_FORSAKEN) != 0;
+}
+
+/**
+ * A thread died: 1 if it held the lock of an allocator region, which makes every later allocation of the arena fail and
+ * nobody wait for that lock any more.
+ */
+export function arena_forsake(scratchOffset: u32): i32 {
+  const kernel = atomic.load<u32>(HEADER_KERNEL_REGION + REGION_LOCK);
+  const storage = atomic.load<u32>(HEADER_STORAGE_REGION + REGION_LOCK);
+  if ((kernel & ~CONTENDED) != scratchOffset && (storage & ~CONTENDED) != scratchOffset) return 0;
+  atomic.store<u32>(HEADER_FORSAKEN, 1);
+  return 1;
 }

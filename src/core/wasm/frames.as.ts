@@ -12,6 +12,7 @@ import {
   FRAME_INFO_SHIFT,
   HEADER_KERNEL_REGION,
   HEADER_STORAGE_REGION,
+  INFO_STATE,
   MAX_ORDER,
   EINVAL,
   REGION_COUNT,
@@ -19,8 +20,9 @@ import {
   REGION_FREE_HEADS,
   REGION_IN_USE,
   REGION_LOCK,
+  STATE_USED,
 } from './layout';
-import { frameOffset, lock_acquire, lock_release, publishHeader } from './arena.as';
+import { frameOffset, isForsaken, lock_acquire, lock_release, publishHeader } from './arena.as';
 
 /** Asks the embedder whether the fault switch for kernel memory fires on this allocation. */
 @external("host", "kernelAllocFails")
@@ -28,10 +30,8 @@ declare function kernelAllocFails(): i32;
 
 const INFO_NEXT: usize = 0;
 const INFO_PREVIOUS: usize = 4;
-const INFO_STATE: usize = 8;
 /** States: 0 inside a block; otherwise one of these plus the order of the block this frame heads. */
 const STATE_FREE: u32 = 0x80;
-const STATE_USED: u32 = 0x40;
 
 // @ts-ignore: decorator
 @inline
@@ -104,6 +104,7 @@ function takeBlock(region: usize, order: i32): u32 {
 function regionAlloc(region: usize, order: i32): u32 {
   if (order < 0 || order > MAX_ORDER) return 0;
   lock_acquire(<u32>region + REGION_LOCK);
+  if (isForsaken()) return 0;
   const frame = takeBlock(region, order);
   lock_release(<u32>region + REGION_LOCK);
   if (frame != 0) memory.fill(frameOffset(frame), 0, (<usize>FRAME_BYTES) << order);
@@ -132,6 +133,7 @@ function giveBlock(region: usize, frame: u32, order: i32): i32 {
 
 function regionFree(region: usize, frame: u32, order: i32): i32 {
   lock_acquire(<u32>region + REGION_LOCK);
+  if (isForsaken()) return 0;
   const result = giveBlock(region, frame, order);
   lock_release(<u32>region + REGION_LOCK);
   return result;

@@ -1,5 +1,5 @@
 /** Everything the WebAssembly module exports; src/core/wasm-core.ts has the types of it. */
-export { arena_attach, lock_acquire, lock_release, lock_try_acquire } from './arena.as';
+export { arena_attach, arena_forsake, lock_acquire, lock_release, lock_try_acquire } from './arena.as';
 export { arena_init, kernel_alloc, kernel_free, storage_alloc, storage_free } from './frames.as';
 export { frame_equal, frame_fill_stamp, frame_hash, frame_is_zero, stamp_hash } from './contents.as';
 export {

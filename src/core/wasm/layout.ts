@@ -27,6 +27,8 @@ export const HEADER_VERSION = 4;
 export const HEADER_TOTAL_FRAMES = 8;
 export const HEADER_DIRECTORY_NODES = 12;
 export const HEADER_KERNEL_BASE_PFN = 16;
+/** Not 0 once a thread died while it held the lock of a region. */
+export const HEADER_FORSAKEN = 24;
 export const HEADER_KERNEL_REGION = 64;
 export const HEADER_STORAGE_REGION = 192;
 
@@ -55,6 +57,9 @@ export const SCRATCH_SLOTS = 256;
 /** Info of frame n at FRAME_INFO + 16 n. */
 export const FRAME_INFO = 0x13000;
 export const FRAME_INFO_SHIFT = 4;
+/** The info word of a frame that says what it is, and its bit for "heads an allocated block". */
+export const INFO_STATE = 8;
+export const STATE_USED = 0x40;
 
 /** Results of table_walk, descriptor access and pt_next_leaf in the scratch slot. *_PFN and *_PAGE are f64. */
 export const SCRATCH_LEVEL = 8;

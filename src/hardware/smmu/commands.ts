@@ -51,6 +51,57 @@ const RANGE_ALL = 31;
 const ADDRESS_PAGES = 2 ** 40;
 const HALF_PAGE_BIT = 2 ** 43;
 
+/** What decides which invalidations there are and how far they reach. */
+type TlbiFeatures = Pick<SmmuFeatures, 'stage1' | 'stage2' | 'asidBits' | 'vmidBits' | 'rangeInvalidation'>;
+
+/** The entries a CMD_TLBI_* is about; undefined for a command that is none, or illegal here. */
+export function tlbSelection(command: Uint32Array, features: TlbiFeatures): TlbSelection | undefined {
+  const opcode = CMD.get(command, 'Opcode');
+  const asid = CMD_TLBI.get(command, 'ASID') % 2 ** features.asidBits;
+  const { stage1, stage2, vmidBits } = features;
+  // Without stage 2 nothing is tagged by VMID and the field is ignored.
+  const vmid = stage2 ? { vmid: CMD_TLBI.get(command, 'VMID') % 2 ** vmidBits } : {};
+  switch (opcode) {
+    case CMD_OP.TLBI_NH_ALL:
+      return stage1 ? { kinds: STAGE1_KINDS, ...vmid } : undefined;
+    case CMD_OP.TLBI_NH_ASID:
+      return stage1 ? { kinds: STAGE1_KINDS, asid, ...vmid } : undefined;
+    case CMD_OP.TLBI_NH_VA:
+    case CMD_OP.TLBI_NH_VAA: {
+      const range = stage1 ? rangeOf(command, features.rangeInvalidation) : undefined;
+      const tag = opcode === CMD_OP.TLBI_NH_VA ? { asid } : {};
+      return range && { kinds: STAGE1_KINDS, ...tag, ...vmid, range };
+    }
+    case CMD_OP.TLBI_S12_VMALL:
+      return stage2 ? { kinds: ALL_KINDS, ...vmid } : undefined;
+    case CMD_OP.TLBI_S2_IPA: {
+      const range = stage2 ? rangeOf(command, features.rangeInvalidation) : undefined;
+      return range && { kinds: STAGE2_KINDS, ...vmid, range: { ...range, half: 0 } };
+    }
+    case CMD_OP.TLBI_NSNH_ALL:
+      return { kinds: ALL_KINDS };
+    default:
+      return undefined;
+  }
+}
+
+/**
+ * Addresses a TLBI by address is about: one page, or (NUM + 1) * 2^SCALE granules where ranges are implemented and TG
+ * names a granule. A granule with NUM, SCALE and TTL all zero is Reserved in the architecture and means that one granule
+ * here, as in the recorded model. IHI 0070 4.4.1.1.
+ */
+function rangeOf(command: Uint32Array, hasRanges: boolean): { start: number; last: number; half: number } {
+  const page = CMD_TLBI.get(command, 'Address');
+  const half = Math.floor(page / HALF_PAGE_BIT) % 2;
+  const start = (page % ADDRESS_PAGES) * 4096;
+  const granule = TLBI_TG_SHIFTS[CMD_TLBI.get(command, 'TG')];
+  if (!hasRanges || granule === undefined) return { start, last: start + 4095, half };
+  const num = CMD_TLBI.get(command, 'NUM');
+  const scale = CMD_TLBI.get(command, 'SCALE');
+  const aligned = start - (start % 2 ** granule);
+  return { start: aligned, last: aligned + (num + 1) * 2 ** (scale + granule) - 1, half };
+}
+
 /** What commands act upon. */
 export interface CommandTargets {
   readonly runtime: NodeRuntime;
@@ -156,7 +207,7 @@ export class CommandQueue {
       case CMD_OP.SYNC:
         return yield* this.#sync(command);
       default:
-        return this.#invalidateTranslations(command, opcode);
+        return this.#invalidateTranslations(command);
     }
   }
 
@@ -248,59 +299,13 @@ export class CommandQueue {
   }
 
   /** CMD_TLBI_*; anything else is illegal. */
-  #invalidateTranslations(command: Uint32Array, opcode: number): number {
+  #invalidateTranslations(command: Uint32Array): number {
     const { features, tlb, runtime, legality } = this.#targets;
-    const asid = CMD_TLBI.get(command, 'ASID') % 2 ** features.asidBits;
-    const selection = this.#selectionOf(command, opcode, asid);
+    const selection = tlbSelection(command, features);
     if (selection === undefined) return CERROR.ILL;
     legality.translationsInvalidated(selection, selection.range !== undefined && CMD_TLBI.get(command, 'Leaf') !== 0);
     if (!runtime.faults.fires('smmu.drop-tlbi')) tlb.invalidate(selection);
     return CERROR.NONE;
-  }
-
-  #selectionOf(command: Uint32Array, opcode: number, asid: number): TlbSelection | undefined {
-    const { stage1, stage2, vmidBits } = this.#targets.features;
-    // Without stage 2 nothing is tagged by VMID and the field is ignored.
-    const vmid = stage2 ? { vmid: CMD_TLBI.get(command, 'VMID') % 2 ** vmidBits } : {};
-    switch (opcode) {
-      case CMD_OP.TLBI_NH_ALL:
-        return stage1 ? { kinds: STAGE1_KINDS, ...vmid } : undefined;
-      case CMD_OP.TLBI_NH_ASID:
-        return stage1 ? { kinds: STAGE1_KINDS, asid, ...vmid } : undefined;
-      case CMD_OP.TLBI_NH_VA:
-      case CMD_OP.TLBI_NH_VAA: {
-        const range = stage1 ? this.#rangeOf(command) : undefined;
-        const tag = opcode === CMD_OP.TLBI_NH_VA ? { asid } : {};
-        return range && { kinds: STAGE1_KINDS, ...tag, ...vmid, range };
-      }
-      case CMD_OP.TLBI_S12_VMALL:
-        return stage2 ? { kinds: ALL_KINDS, ...vmid } : undefined;
-      case CMD_OP.TLBI_S2_IPA: {
-        const range = stage2 ? this.#rangeOf(command) : undefined;
-        return range && { kinds: STAGE2_KINDS, ...vmid, range: { ...range, half: 0 } };
-      }
-      case CMD_OP.TLBI_NSNH_ALL:
-        return { kinds: ALL_KINDS };
-      default:
-        return undefined;
-    }
-  }
-
-  /**
-   * Addresses a TLBI by address is about: one page, or (NUM + 1) * 2^SCALE granules where ranges are implemented and TG
-   * names a granule. A granule with NUM, SCALE and TTL all zero is Reserved in the architecture and means that one granule
-   * here, as in the recorded model. IHI 0070 4.4.1.1.
-   */
-  #rangeOf(command: Uint32Array): { start: number; last: number; half: number } {
-    const page = CMD_TLBI.get(command, 'Address');
-    const half = Math.floor(page / HALF_PAGE_BIT) % 2;
-    const start = (page % ADDRESS_PAGES) * 4096;
-    const granule = TLBI_TG_SHIFTS[CMD_TLBI.get(command, 'TG')];
-    if (!this.#targets.features.rangeInvalidation || granule === undefined) return { start, last: start + 4095, half };
-    const num = CMD_TLBI.get(command, 'NUM');
-    const scale = CMD_TLBI.get(command, 'SCALE');
-    const aligned = start - (start % 2 ** granule);
-    return { start: aligned, last: aligned + (num + 1) * 2 ** (scale + granule) - 1, half };
   }
 
   /** Waits for the transactions that began before it, then signals completion. */

@@ -21,8 +21,10 @@ export type SmmuIrqLine = 'eventq' | 'gerror' | 'priq' | 'cmdq-sync';
 /** Words in which a TLB keeps its entries: a piece of the arena, or an array of its own. */
 export interface TlbStorage {
   readonly words: Int32Array;
-  /** Index of the first word; {@link TLB_WORDS} words from there belong to the TLB and are zero at the start. */
+  /** Index of the first word; {@link TLB_ENTRY_WORDS} words an entry from there belong to the TLB and are zero at the start. */
   readonly base: number;
+  /** A power of two, at least {@link TLB_WAYS}; {@link TLB_ENTRIES} when not given. */
+  readonly entries?: number;
 }
 
 /** Entries of a TLB; sets are {@link TLB_WAYS} entries wide. */

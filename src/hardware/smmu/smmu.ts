@@ -50,19 +50,12 @@ import {
   STRTAB_BASE,
   STRTAB_BASE_CFG,
 } from '../../uapi/smmuv3-registers.js';
+import { cachedWalk } from './cached-walk.js';
 import { LegalityChecker } from './legality.js';
 import { PageRequestQueue } from './page-requests.js';
 import { Stalls } from './stalls.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
-import {
-  accessKind,
-  faultOf,
-  TableWalker,
-  type Access,
-  type Fault,
-  type Stage1Region,
-  type Translation,
-} from './walk.js';
+import { faultOf, TableWalker, type Access, type Fault, type Stage1Region, type Translation } from './walk.js';
 import { EVENT_CLASS } from './records.js';
 
 /** A transaction as it arrives at the SMMU. */
@@ -408,20 +401,9 @@ export class Smmu {
     return yield* this.#cached(tag, ipa, access, () => this.#walker.stage2(stage2, ipa, access, EVENT_CLASS.IN));
   }
 
-  /** The TLB's answer, or the walk's, which then goes into the TLB. */
   *#cached(tag: TlbTag, input: number, access: Access, walk: () => Task<Found>): Task<Found> {
-    const hit = this.#tlb.lookup(tag, input);
     // Below level 2 two sizes for one address are software's mistake: it did not break before it made.
-    const seesConflicts = this.features.breakBeforeMakeLevel < 2;
-    if (hit !== undefined && seesConflicts && this.#tlb.hasLarger(tag, input, hit)) return faultOf('F_TLB_CONFLICT');
-    // A write that has yet to set dirty state needs the descriptor, and a denied access gets its fault from the tables.
-    if (hit !== undefined && !(access.write && hit.clean)) {
-      if (((hit.stage1 & hit.stage2) >> accessKind(access)) & 1) return { ok: true, ...hit };
-    }
-    const before = this.#tlb.invalidations;
-    const found = yield* walk();
-    if (found.ok && before === this.#tlb.invalidations) this.#tlb.insert(tag, input, found);
-    return found;
+    return yield* cachedWalk(this.#tlb, this.features.breakBeforeMakeLevel < 2, tag, input, access, walk);
   }
 
   #streamTable(): StreamTable {

@@ -1,5 +1,5 @@
 /**
- * The translation lookaside buffer: 4096 entries, four ways, in words that may lie in the shared arena.
+ * The translation lookaside buffer: 4096 entries (or as many as there is storage for), four ways, in words that may lie in the shared arena.
  *
  * An entry holds a translation of one page or block for (stages, ASID, VMID, granule, half of the range). Nothing
  * removes it but an invalidation or the replacement of its way, so software that forgets an invalidation keeps using
@@ -52,7 +52,6 @@ export interface TlbSelection {
   readonly range?: { readonly start: number; readonly last: number; readonly half: number };
 }
 
-const SETS = TLB_ENTRIES / TLB_WAYS;
 const VALID = 1;
 const TWO_32 = 2 ** 32;
 
@@ -60,6 +59,7 @@ const TWO_32 = 2 ** 32;
 export class Tlb {
   readonly #words: Int32Array;
   readonly #base: number;
+  readonly #entries: number;
   /** Entries by page shift, so that a lookup probes only sizes in use. */
   readonly #population = new Uint32Array(64);
   #shiftsInUse: number[] = [];
@@ -70,6 +70,7 @@ export class Tlb {
   constructor(storage: TlbStorage) {
     this.#words = storage.words;
     this.#base = storage.base;
+    this.#entries = storage.entries ?? TLB_ENTRIES;
   }
 
   /** Number of valid entries. */
@@ -150,7 +151,7 @@ export class Tlb {
     let removed = 0;
     let left = this.size;
     const words = this.#words;
-    for (let entry = 0; entry < TLB_ENTRIES && left > 0; entry++) {
+    for (let entry = 0; entry < this.#entries && left > 0; entry++) {
       const at = this.#base + entry * TLB_ENTRY_WORDS;
       if (words[at] === 0) continue;
       left--;
@@ -164,7 +165,7 @@ export class Tlb {
   #setOf(ids: number, low: number, high: number): number {
     let hash = Math.imul(ids ^ Math.imul(high, 0x85ebca6b), 0xc2b2ae35) ^ Math.imul(low, 0x9e3779b1);
     hash ^= hash >>> 15;
-    return this.#base + (hash & (SETS - 1)) * TLB_WAYS * TLB_ENTRY_WORDS;
+    return this.#base + (hash & (this.#entries / TLB_WAYS - 1)) * TLB_WAYS * TLB_ENTRY_WORDS;
   }
 
   /** The way that holds this page already, else a free one, else the next in turn. */

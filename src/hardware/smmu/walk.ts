@@ -180,7 +180,7 @@ export class TableWalker {
   readonly #losesDirtyState: () => boolean;
 
   /** `losesDirtyState` is asked before every update of dirty state (fault `smmu.dirty-lost`). */
-  constructor(memory: SmmuMemory, features: SmmuFeatures, losesDirtyState: () => boolean) {
+  constructor(memory: SmmuMemory, features: Pick<SmmuFeatures, 'outputBits'>, losesDirtyState: () => boolean) {
     this.#memory = memory;
     this.#wideOutput = features.outputBits >= 52;
     this.#losesDirtyState = losesDirtyState;

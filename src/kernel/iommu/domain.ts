@@ -41,13 +41,30 @@ export interface DirtyOps {
   read_and_clear_dirty(iova: number, lengthBytes: number, noClear: boolean, record: DirtyRecorder): Task<number>;
 }
 
+/** A domain that can leave invalidations for later (`IOMMU_DOMAIN_DMA_FQ`). */
+export interface FlushOps {
+  /**
+   * Unmaps without invalidating: what the IOTLB holds stays usable, and tables that fell empty are kept, until
+   * {@link flush_iotlb_all}. Returns bytes unmapped.
+   */
+  unmap(iova: number, lengthBytes: number): Task<number>;
+  /** Removes everything of the domain from the IOTLB, then frees the tables that were kept. */
+  flush_iotlb_all(): Task<void>;
+}
+
+/** What a domain of any type remembers of who made it. */
+export interface IommuInstance {
+  /** As in /sys/class/iommu. */
+  readonly name: string;
+}
+
 /** A domain of any type. */
 export interface IommuDomain {
   /** Watches an address space while this shows everything that is mapped in it. */
   check?: MappingCheck | undefined;
   readonly type: DomainType;
   /** The driver that made it: only its devices can be attached. */
-  readonly driver: IommuDriver;
+  readonly driver: IommuInstance;
 }
 
 /** `struct iommu_domain` of type unmanaged or dma: one that can be mapped. */
@@ -59,6 +76,7 @@ export interface PagingDomain extends IommuDomain {
   /** `pgsize_bitmap` as the sizes of its bits in bytes, smallest first. */
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
+  readonly flushOps?: FlushOps;
   /**
    * Maps iova.. to pa..; all three aligned to the smallest page size. 0 or -errno; on failure nothing of the range stays
    * mapped. `maxPageBytes` forbids larger leaves.
@@ -181,9 +199,7 @@ export interface HwInfo {
 }
 
 /** `struct iommu_ops` of one IOMMU instance. */
-export interface IommuDriver {
-  /** As in /sys/class/iommu. */
-  readonly name: string;
+export interface IommuDriver extends IommuInstance {
   readonly identityDomain: IommuDomain;
   readonly blockedDomain: IommuDomain;
   capable(device: Device, capability: IommuCapability): boolean;

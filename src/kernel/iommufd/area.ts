@@ -2,37 +2,41 @@
  * Areas: mapped ranges of an address space, and the tree that holds them.
  *
  * The tree is the B+tree of src/core in the host's arena, so that free-running threads see the same intervals; its 32-bit
- * values are slots of this table. Covered by the `iova_rwsem` of the address space: changes need it for writing, searches
+ * values are slots of a store of records: objects of this thread's heap in the deterministic engine, records of the arena
+ * (shared-records.ts) where threads share the areas as well. Covered by the `iova_rwsem` of the address space: changes need it for writing, searches
  * for reading. Bounds are bytes, not pages: a domain's page may be smaller than PAGE_SIZE.
  */
 import type { Arena } from '../../core/arena.js';
-import { IntervalIndex } from '../../core/interval-index.js';
+import { IntervalIndex, type Intervals } from '../../core/interval-index.js';
 import { invariant } from '../../runtime/task.js';
 import { ENOMEM } from '../../uapi/errno.js';
 import type { WatchedCall } from '../iommu/mapping-check.js';
 import { PAGE_SIZE, type IoptPages } from './pages.js';
 
 /** `struct iopt_area`: iova..last shows bytes startByte.. of a pages object. */
-export class IoptArea {
+export abstract class IoptArea {
+  /** What the tree holds for it: its number in the store it was made by. */
+  readonly slot: number;
   readonly iova: bigint;
   readonly last: bigint;
   /** Byte of the pages object, counted from the start of its page 0, that `iova` shows. */
   readonly startByte: bigint;
   readonly prot: number;
   /** Undefined while the area is being mapped or unmapped: its IOVAs are taken, nobody may use it (domain.md A6.2). */
-  pages: IoptPages | undefined;
+  abstract pages: IoptPages | undefined;
   /** True while the pages are pinned for at least one domain (`storage_domain`). */
-  isFilled = false;
+  abstract isFilled: boolean;
   /** No new access may pin: an unmap is waiting for the present ones. */
-  preventAccess = false;
+  abstract preventAccess: boolean;
   /** Pinned accesses. */
-  numAccesses = 0;
+  abstract numAccesses: number;
   /** The MAP that made it, for whoever watches. */
   watched: WatchedCall;
   /** Objects that forbid unmapping (hardware queues). */
-  numLocks = 0;
+  abstract numLocks: number;
 
-  constructor(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number) {
+  constructor(slot: number, iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number) {
+    this.slot = slot;
     this.iova = iova;
     this.last = iova + lengthBytes - 1n;
     this.startByte = startByte;
@@ -58,53 +62,93 @@ export class IoptArea {
   }
 }
 
+/** An area of one thread. */
+class HeapArea extends IoptArea {
+  override pages: IoptPages | undefined;
+  override isFilled = false;
+  override preventAccess = false;
+  override numAccesses = 0;
+  override numLocks = 0;
+}
+
+/** Where the areas of a tree are kept. */
+export interface AreaStore {
+  /** A new area in no tree yet, hidden, that is to show these pages; undefined when there is no room for one. */
+  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number, pages: IoptPages): IoptArea | undefined;
+  at(slot: number): IoptArea | undefined;
+  /** The area is in no tree (any more). */
+  free(area: IoptArea): void;
+}
+
+/** Areas of one thread. */
+class HeapAreas implements AreaStore {
+  readonly #slots: (IoptArea | undefined)[] = [];
+  readonly #freeSlots: number[] = [];
+
+  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number): IoptArea {
+    const slot = this.#freeSlots.pop() ?? this.#slots.length;
+    return (this.#slots[slot] = new HeapArea(slot, iova, lengthBytes, startByte, prot));
+  }
+
+  at(slot: number): IoptArea | undefined {
+    return this.#slots[slot];
+  }
+
+  free({ slot }: IoptArea): void {
+    this.#slots[slot] = undefined;
+    this.#freeSlots.push(slot);
+  }
+}
+
 const TOP = 2n ** 64n - 1n;
 
 /** The areas of one address space. */
 export class AreaTree {
-  readonly #index: IntervalIndex;
-  readonly #slots: (IoptArea | undefined)[] = [];
-  readonly #freeSlots: number[] = [];
+  readonly #index: Intervals;
+  readonly #store: AreaStore;
 
-  /** An empty tree, or -ENOMEM. */
+  /** An empty tree of areas of this thread, or -ENOMEM. */
   static create(arena: Arena): AreaTree | number {
     const index = IntervalIndex.create(arena);
-    return typeof index === 'number' ? index : new AreaTree(index);
+    return typeof index === 'number' ? index : new AreaTree(index, new HeapAreas());
   }
 
-  private constructor(index: IntervalIndex) {
+  /** A tree over intervals and records that may be shared. */
+  constructor(index: Intervals, store: AreaStore) {
     this.#index = index;
+    this.#store = store;
   }
 
   get size(): number {
     return this.#index.size;
   }
 
-  /** 0 or -ENOMEM. The range must be free. */
-  insert(area: IoptArea): number {
-    const slot = this.#freeSlots.pop() ?? this.#slots.length;
-    const rc = this.#index.insert(area.iova, area.last, slot);
-    if (rc < 0) {
-      invariant(rc === -ENOMEM, `area tree: insert failed with ${rc}`);
-      this.#freeSlots.push(slot);
-      return rc;
-    }
-    this.#slots[slot] = area;
-    return 0;
+  /** A new area in no tree yet, to be inserted, that is to show these pages one day; undefined when there is no memory. */
+  make(iova: bigint, lengthBytes: bigint, startByte: bigint, prot: number, pages: IoptPages): IoptArea | undefined {
+    return this.#store.make(iova, lengthBytes, startByte, prot, pages);
   }
 
+  /** 0 or -ENOMEM (the area is freed then). The range must be free. */
+  insert(area: IoptArea): number {
+    const rc = this.#index.insert(area.iova, area.last, area.slot);
+    if (rc < 0) {
+      invariant(rc === -ENOMEM, `area tree: insert failed with ${rc}`);
+      this.#store.free(area);
+    }
+    return rc;
+  }
+
+  /** Takes an area out and frees it. */
   remove(area: IoptArea): void {
-    const slot = this.#index.remove(area.iova);
-    invariant(slot !== undefined && this.#slots[slot] === area, 'area tree: removed area is not there');
-    this.#slots[slot] = undefined;
-    this.#freeSlots.push(slot);
+    const slot = this.#index.remove(area.iova, area.last);
+    invariant(slot === area.slot, 'area tree: removed area is not there');
+    this.#store.free(area);
   }
 
   /** The lowest area that overlaps start..last. */
   firstOverlap(start: bigint, last: bigint): IoptArea | undefined {
-    const found = this.#index.findFirstAtOrAfter(start);
-    if (found === undefined || found.start > last) return undefined;
-    return this.#slots[found.value];
+    const slot = this.#index.firstOverlap(start, last);
+    return slot === undefined ? undefined : this.#store.at(slot);
   }
 
   /** Areas that overlap start..last, ascending. The tree may change between steps. */

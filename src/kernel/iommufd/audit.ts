@@ -114,7 +114,7 @@ export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: I
     ledger.held('INV-16');
     if (!(object instanceof Ioas)) continue;
     const { iopt, hwpts } = object;
-    if (iopt.domainsRwsem.isHeld || iopt.iovaRwsem.isHeld || object.mutex.isHeld) continue;
+    if (iopt.domainsRwsem.isHeld || iopt.iovaRwsem.isHeldForWrite || object.mutex.isHeld) continue;
     const domains = new Set(hwpts.map(({ domain }) => domain));
     const isListed = domains.size === hwpts.length && iopt.domains.every((domain) => domains.has(domain));
     invariant(

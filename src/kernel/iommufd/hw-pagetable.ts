@@ -6,7 +6,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/hw_pagetable.c, io_pagetable.c (dirty tracking); domain.md A1.11 to A1.14, A6.13.
  */
-import { invariant, type Task } from '../../runtime/task.js';
+import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
@@ -450,40 +450,16 @@ function checkBitmapRange(iova: bigint, length: bigint, pageSize: bigint, alignm
   return (iova & mask) !== 0n || (end & mask) !== 0n ? -EINVAL : 0;
 }
 
-/**
- * IOMMU_HWPT_GET_DIRTY_BITMAP. As in Linux, the walk stops at the first hole and the caller is not told (domain.md A1.14).
- */
+/** IOMMU_HWPT_GET_DIRTY_BITMAP */
 export function* hwptGetDirtyBitmap(ucmd: CommandOf<typeof iommu_hwpt_get_dirty_bitmap>): Task<number> {
   const { cmd, ctx, ictx } = ucmd;
   if ((cmd.flags & ~IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0 || cmd.__reserved !== 0) return -EOPNOTSUPP;
   return yield* withHwpt(ictx, cmd.hwpt_id, function* ({ domain, ioas: { iopt } }) {
     const rc = checkBitmapRange(cmd.iova, cmd.length, cmd.page_size, iopt.iovaAlignment);
     if (rc < 0) return rc;
-    yield* iopt.iovaRwsem.down_read();
-    try {
-      const ops = domain.dirtyOps;
-      if (ops === undefined) return -EOPNOTSUPP;
-      if (ictx.allocFails()) return -ENOMEM;
-      const bitmap = new DirtyBitmap(ctx, cmd.data, cmd.iova, cmd.length, cmd.page_size);
-      const last = cmd.iova + cmd.length - 1n;
-      const noClear = (cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;
-      let at = cmd.iova;
-      for (const area of iopt.areas.overlapping(cmd.iova, last)) {
-        if (area.iova > at || area.pages === undefined) break;
-        const end = area.last < last ? area.last : last;
-        const start = Number(at);
-        const length = Number(end - at) + 1;
-        invariant(Number.isSafeInteger(start + length), 'iommufd: a mapped area reaches beyond any aperture');
-        const walked = yield* ops.read_and_clear_dirty(start, length, noClear, (iova, bytes) =>
-          bitmap.mark(iova, bytes),
-        );
-        if (!noClear) yield* domain.iotlb_sync(start, length);
-        if (walked < 0) break;
-        at = end + 1n;
-      }
-      return 0;
-    } finally {
-      iopt.iovaRwsem.up_read();
-    }
+    const bitmap = new DirtyBitmap(ctx, cmd.data, cmd.iova, cmd.length, cmd.page_size);
+    const last = cmd.iova + cmd.length - 1n;
+    const noClear = (cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;
+    return yield* iopt.read_and_clear_dirty(domain, cmd.iova, last, noClear, (iova, bytes) => bitmap.mark(iova, bytes));
   });
 }

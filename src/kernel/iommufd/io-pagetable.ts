@@ -6,6 +6,14 @@
  * taken, fills the domains without holding `iova_rwsem`, and publishes the pages at the end. UNMAP does the reverse. While
  * any area has no pages, `domains_rwsem` is held for reading: no domain comes or goes.
  *
+ * The same code runs as tasks of a host's node and in free-running threads (src/stress): what differs is in {@link IoptParts}.
+ * Threads have an object each over the same areas and locks; what only objects of this thread know (domains, accesses, reserved
+ * and allowed ranges, options) must be the same in all of them and stay so while they run. `iova_rwsem` is told which
+ * IOVAs a caller means: one semaphore ignores that, one for each window of IOVAs (area-lock.ts) takes those that are touched.
+ *
+ * With a *flush queue*, which Linux has for the DMA API only, UNMAP does not invalidate: the area keeps its IOVAs and its pins and waits in
+ * the queue of its thread until {@link IoPageTable.flush_unmapped} has invalidated everything at once.
+ *
  * Lock order: `domains_rwsem` -> `iova_rwsem` -> `pages.mutex`.
  * Invariants: areas are disjoint; no area overlaps a reserved range; no allowed range overlaps a reserved range; every area
  * with pages is mapped in every domain; areas are pinned exactly while there is a domain (INV-4, INV-6, INV-7).
@@ -14,7 +22,7 @@
  */
 import type { Arena } from '../../core/arena.js';
 import { InvariantLedger } from '../../runtime/invariants.js';
-import { RwSemaphore } from '../../runtime/locks.js';
+import { RwSemaphore, type RwLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import {
   EADDRINUSE,
@@ -30,15 +38,24 @@ import {
   type ErrorDetail,
   ENOMEM,
 } from '../../uapi/errno.js';
-import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE, type PagingDomain } from '../iommu/domain.js';
+import {
+  IOMMU_CACHE,
+  IOMMU_MMIO,
+  IOMMU_WRITE,
+  type DirtyRecorder,
+  type FlushOps,
+  type PagingDomain,
+} from '../iommu/domain.js';
 import { MappingCheck, type WatchedCall } from '../iommu/mapping-check.js';
 import type { ResvRegion } from '../iommu/resv-regions.js';
 import type { PinnedRun } from '../mm/mm.js';
-import { AreaTree, IoptArea } from './area.js';
+import { AreaTree, type IoptArea } from './area.js';
 import { silentSink, type FailureSink } from './failure.js';
 import { IntervalList, type Range } from './interval-list.js';
 import { PAGE_BYTES, PAGE_SIZE, type IoptPages } from './pages.js';
 
+/** Class of the lock under which the `iova_rwsem` of every address space may be held. */
+export const IOAS_CREATION_LOCK = 'iommufd:ioas_creation_lock';
 /** The last address of the IOVA space. */
 export const IOVA_MAX = 2n ** 64n - 1n;
 /** Automatic IOVAs are aligned to at most this (HPAGE_PMD_SIZE). */
@@ -73,6 +90,36 @@ export interface IoptAccess {
   notify_unmap(iova: bigint, lengthBytes: bigint): Task<void>;
 }
 
+/** `iova_rwsem`, held for start..last; for everything where no range is given. A range is let go as it was taken. */
+export interface IovaRwsem {
+  readonly isHeldForWrite: boolean;
+  down_read(start?: bigint, last?: bigint): Task<void>;
+  up_read(start?: bigint, last?: bigint): void;
+  down_write(start?: bigint, last?: bigint): Task<void>;
+  up_write(start?: bigint, last?: bigint): void;
+  /**
+   * How far from 0 on to look for a free IOVA in turn, ascending; the last one is {@link IOVA_MAX}. Absent: everything at once.
+   */
+  readonly reaches?: readonly bigint[];
+}
+
+/** What an address space is built over: of one thread, or shared by several. */
+export interface IoptParts {
+  readonly areas: AreaTree;
+  readonly domainsRwsem: RwLock;
+  readonly iovaRwsem: IovaRwsem;
+  /** How many unmapped areas wait for one invalidation of everything; absent or 0: every unmap invalidates. */
+  readonly flushBatch?: number;
+  /** Watches what is mapped; absent: nobody does. */
+  readonly check?: MappingCheck;
+}
+
+/** An area that is out of every table, but not out of IOTLBs. */
+interface Unflushed {
+  readonly area: IoptArea;
+  readonly pages: IoptPages;
+}
+
 function alignUp(value: bigint, alignment: bigint): bigint {
   return (value + alignment - 1n) & ~(alignment - 1n);
 }
@@ -97,6 +144,11 @@ function areaDetail(area: IoptArea): ErrorDetail {
   return { areaStart: area.iova, areaLast: area.last };
 }
 
+function flushOpsOf({ driver, flushOps }: PagingDomain): FlushOps {
+  invariant(flushOps !== undefined, `io_pagetable: a domain of ${driver.name} has no flush queue`);
+  return flushOps;
+}
+
 /** First IOVA >= span.start with the wanted alignment and offset at which `length` bytes fit; undefined for none. */
 function fitIn(span: Range, length: bigint, alignment: bigint, offset: bigint): bigint | undefined {
   if (span.last - span.start < length - 1n) return undefined;
@@ -107,15 +159,17 @@ function fitIn(span: Range, length: bigint, alignment: bigint, offset: bigint): 
 
 /** One address space's mappings. */
 export class IoPageTable {
-  readonly domainsRwsem = new RwSemaphore('iopt:domains_rwsem');
-  readonly iovaRwsem = new RwSemaphore('iopt:iova_rwsem');
+  readonly domainsRwsem: RwLock;
+  readonly iovaRwsem: IovaRwsem;
   readonly areas: AreaTree;
+  readonly #flushBatch: number;
+  #unflushed: Unflushed[] = [];
   readonly #reserved = new IntervalList<ReservedRange>();
   #allowed = new IntervalList<Range>();
   readonly #domains: PagingDomain[] = [];
   readonly #accesses: IoptAccess[] = [];
   readonly #allocFails: () => boolean;
-  readonly #check: MappingCheck;
+  readonly #check: MappingCheck | undefined;
   #iovaAlignment = 1n;
   #disableLargePages = false;
 
@@ -126,11 +180,21 @@ export class IoPageTable {
     ledger: InvariantLedger = new InvariantLedger(),
   ): IoPageTable | number {
     const areas = AreaTree.create(arena);
-    return typeof areas === 'number' ? areas : new IoPageTable(areas, allocFails, new MappingCheck(ledger));
+    if (typeof areas === 'number') return areas;
+    const domainsRwsem = new RwSemaphore('iopt:domains_rwsem');
+    const iovaRwsem = new RwSemaphore('iopt:iova_rwsem', IOAS_CREATION_LOCK);
+    return new IoPageTable({ areas, domainsRwsem, iovaRwsem, check: new MappingCheck(ledger) }, allocFails);
   }
 
-  private constructor(areas: AreaTree, allocFails: () => boolean, check: MappingCheck) {
+  /** A table over parts, which may be shared. */
+  constructor(
+    { areas, domainsRwsem, iovaRwsem, flushBatch = 0, check }: IoptParts,
+    allocFails: () => boolean = () => false,
+  ) {
     this.areas = areas;
+    this.domainsRwsem = domainsRwsem;
+    this.iovaRwsem = iovaRwsem;
+    this.#flushBatch = flushBatch;
     this.#allocFails = allocFails;
     this.#check = check;
   }
@@ -159,7 +223,8 @@ export class IoPageTable {
 
   /** Frees the table: everything must be unmapped, every domain and access gone. */
   destroy(): void {
-    invariant(this.#domains.length === 0 && this.#accesses.length === 0, 'io_pagetable: destroyed in use');
+    const isIdle = this.#domains.length === 0 && this.#accesses.length === 0 && this.#unflushed.length === 0;
+    invariant(isIdle, 'io_pagetable: destroyed in use');
     this.areas.destroy();
   }
 
@@ -265,13 +330,12 @@ export class IoPageTable {
     const watched: WatchedCall[] = iova === undefined ? [] : this.#beginMaps(slices, iova);
     const end = (rc: number): void => {
       // A call that makes several areas and fails is told as one that might have been there for a while.
-      for (const call of watched) this.#check.endMap(call, rc < 0 && slices.length > 1 ? -ENOMEM : rc);
+      for (const call of watched) this.#check?.endMap(call, rc < 0 && slices.length > 1 ? -ENOMEM : rc);
     };
-    yield* this.iovaRwsem.down_write();
-    const start = this.#insertAreas(slices, iova, prot, areas, sink);
-    if (typeof start !== 'number' && iova === undefined) watched.push(...this.#beginMaps(slices, start));
-    for (const [i, area] of areas.entries()) area.watched = watched[i];
-    this.iovaRwsem.up_write();
+    const start = yield* this.#takeIovas(slices, iova, prot, areas, sink, (made) => {
+      if (iova === undefined) watched.push(...this.#beginMaps(slices, made));
+      for (const [i, area] of areas.entries()) area.watched = watched[i];
+    });
     if (typeof start === 'number') {
       yield* this.#abortAreas(areas);
       end(start);
@@ -283,12 +347,13 @@ export class IoPageTable {
     const rc = yield* this.#fillAreas(areas, slices);
     if (rc === 0) {
       yield 'iommufd:map-filled';
-      yield* this.iovaRwsem.down_write();
+      const last = areas.at(-1)?.last;
+      yield* this.iovaRwsem.down_write(start, last);
       for (const [i, area] of areas.entries()) {
+        slices[i]?.pages.get();
         area.pages = slices[i]?.pages;
-        area.pages?.get();
       }
-      this.iovaRwsem.up_write();
+      this.iovaRwsem.up_write(start, last);
     }
     this.domainsRwsem.up_read();
     if (rc < 0) {
@@ -303,27 +368,56 @@ export class IoPageTable {
   #beginMaps(slices: readonly PagesSlice[], start: bigint): WatchedCall[] {
     let iova = start;
     return slices.map(({ lengthBytes }) => {
-      const call = this.#check.beginMap(iova, lengthBytes);
+      const call = this.#check?.beginMap(iova, lengthBytes);
       iova += lengthBytes;
       return call;
     });
   }
 
   /** Takes the IOVAs for all slices; the IOVA or -errno (then `areas` holds what is to be taken back). */
-  #insertAreas(
+  *#takeIovas(
     slices: readonly PagesSlice[],
     wanted: bigint | undefined,
     prot: number,
     areas: IoptArea[],
     sink: FailureSink,
+    onTaken: (start: bigint) => void,
+  ): Task<bigint | number> {
+    const length = slices.reduce((sum, slice) => sum + slice.lengthBytes, 0n);
+    if (wanted !== undefined) {
+      const last = length === 0n ? wanted : wanted + length - 1n;
+      yield* this.iovaRwsem.down_write(wanted, last);
+      const start = this.#insertAreas(slices, length, wanted, prot, areas, sink);
+      if (typeof start === 'bigint') onTaken(start);
+      this.iovaRwsem.up_write(wanted, last);
+      return start;
+    }
+    let start: bigint | number = -ENOSPC;
+    for (const reach of this.iovaRwsem.reaches ?? [IOVA_MAX]) {
+      yield* this.iovaRwsem.down_write(0n, reach);
+      start = this.#insertAreas(slices, length, undefined, prot, areas, sink, reach);
+      if (typeof start === 'bigint') onTaken(start);
+      this.iovaRwsem.up_write(0n, reach);
+      if (start !== -ENOSPC) break;
+    }
+    return start;
+  }
+
+  #insertAreas(
+    slices: readonly PagesSlice[],
+    length: bigint,
+    wanted: bigint | undefined,
+    prot: number,
+    areas: IoptArea[],
+    sink: FailureSink,
+    reach = IOVA_MAX,
   ): bigint | number {
     const first = slices[0];
     invariant(first !== undefined, 'io_pagetable: nothing to map');
-    const length = slices.reduce((sum, slice) => sum + slice.lengthBytes, 0n);
     if (length % this.#iovaAlignment !== 0n || length === 0n) {
       return sink.fail(EINVAL, { why: 'length', alignment: this.#iovaAlignment });
     }
-    const start = wanted ?? this.#allocIova(first.pages.source.startByte + first.startByte, length, sink);
+    const start = wanted ?? this.#allocIova(first.pages.source.startByte + first.startByte, length, reach, sink);
     if (typeof start === 'number') return start;
     const rc = this.#checkIova(start, length, sink);
     if (rc < 0) return rc;
@@ -334,7 +428,8 @@ export class IoPageTable {
         return sink.fail(EINVAL, { why: 'page offset', alignment: this.#iovaAlignment });
       }
       if (this.#allocFails()) return -ENOMEM;
-      const area = new IoptArea(iova, slice.lengthBytes, slice.startByte, prot);
+      const area = this.areas.make(iova, slice.lengthBytes, slice.startByte, prot, slice.pages);
+      if (area === undefined) return -ENOMEM;
       const inserted = this.areas.insert(area);
       if (inserted < 0) return inserted;
       areas.push(area);
@@ -354,8 +449,8 @@ export class IoPageTable {
     return 0;
   }
 
-  /** A free IOVA with the alignment the source address has, so that large pages fit; never 0. */
-  #allocIova(sourceByte: bigint, length: bigint, sink: FailureSink): bigint | number {
+  /** A free IOVA up to `reach` with the alignment the source address has, so that large pages fit; never 0. */
+  #allocIova(sourceByte: bigint, length: bigint, reach: bigint, sink: FailureSink): bigint | number {
     if (length >= IOVA_MAX / 2n) return -EOVERFLOW;
     const lowestBit = sourceByte & -sourceByte;
     let alignment = roundUpToPowerOfTwo(length);
@@ -363,7 +458,7 @@ export class IoPageTable {
     if (alignment > MAX_AUTO_ALIGNMENT) alignment = MAX_AUTO_ALIGNMENT;
     if (alignment < this.#iovaAlignment) return sink.fail(EINVAL, { why: 'user_va', alignment: this.#iovaAlignment });
     const offset = sourceByte % PAGE_SIZE;
-    const everything: Range = { start: PAGE_SIZE, last: IOVA_MAX - PAGE_SIZE };
+    const everything: Range = { start: PAGE_SIZE, last: reach < IOVA_MAX ? reach : IOVA_MAX - PAGE_SIZE };
     const spans = this.#allowed.size === 0 ? [everything] : this.#allowed.usedSpans(everything.start, everything.last);
     for (const span of spans) {
       const start = fitIn(span, length, alignment, offset);
@@ -389,10 +484,12 @@ export class IoPageTable {
   }
 
   *#abortAreas(areas: readonly IoptArea[]): Task<void> {
-    if (areas.length === 0) return;
-    yield* this.iovaRwsem.down_write();
+    const first = areas[0]?.iova;
+    if (first === undefined) return;
+    const last = areas.at(-1)?.last;
+    yield* this.iovaRwsem.down_write(first, last);
     for (const area of areas) this.areas.remove(area);
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(first, last);
   }
 
   *#fillAreas(areas: readonly IoptArea[], slices: readonly PagesSlice[]): Task<number> {
@@ -444,12 +541,12 @@ export class IoPageTable {
   #tellFrames(area: IoptArea, pages: IoptPages, runs: readonly PinnedRun[]): void {
     if (area.watched === undefined || area.watched.extents.length > 0) return;
     // A dma-buf can be taken away at any time.
-    if (pages.source.isDmaBuf) this.#check.stop();
+    if (pages.source.isDmaBuf) this.#check?.stop();
     let iova = Number(area.iova);
     const offset = Number(area.startByte % PAGE_SIZE);
-    if (offset !== 0) this.#check.stop();
+    if (offset !== 0) this.#check?.stop();
     for (const { pfn, pages: count } of runs) {
-      this.#check.shows(area.watched, iova, pfn * PAGE_BYTES, count * PAGE_BYTES);
+      this.#check?.shows(area.watched, iova, pfn * PAGE_BYTES, count * PAGE_BYTES);
       iova += count * PAGE_BYTES;
     }
   }
@@ -489,11 +586,16 @@ export class IoPageTable {
     return 0;
   }
 
-  *#unmapArea(domain: PagingDomain, area: IoptArea, pages: IoptPages): Task<void> {
+  *#unmapArea(
+    domain: PagingDomain,
+    area: IoptArea,
+    pages: IoptPages,
+    via: Pick<PagingDomain, 'unmap'> = domain,
+  ): Task<void> {
     if (pages.isRevoked) return;
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
-    const unmapped = yield* domain.unmap(Number(area.iova), length);
+    const unmapped = yield* via.unmap(Number(area.iova), length);
     invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`);
   }
 
@@ -558,7 +660,7 @@ export class IoPageTable {
     if (length === 0n) return -EINVAL;
     const last = iova + length - 1n;
     if (last > IOVA_MAX) return -EOVERFLOW;
-    yield* this.iovaRwsem.down_read();
+    yield* this.iovaRwsem.down_read(iova, last);
     try {
       const slices: PagesSlice[] = [];
       let at = iova;
@@ -573,7 +675,43 @@ export class IoPageTable {
       for (const { pages } of slices) pages.get();
       return slices;
     } finally {
-      this.iovaRwsem.up_read();
+      this.iovaRwsem.up_read(iova, last);
+    }
+  }
+
+  // --- dirty state ---
+
+  /**
+   * Reports what was written in a range and, unless `noClear`, makes it clean (`iopt_read_and_clear_dirty_data`): 0, -EOPNOTSUPP, -ENOMEM. As
+   * in Linux, the walk stops at the first hole and the caller is not told (domain.md A1.14).
+   */
+  *read_and_clear_dirty(
+    domain: PagingDomain,
+    iova: bigint,
+    last: bigint,
+    noClear: boolean,
+    record: DirtyRecorder,
+  ): Task<number> {
+    yield* this.iovaRwsem.down_read(iova, last);
+    try {
+      const ops = domain.dirtyOps;
+      if (ops === undefined) return -EOPNOTSUPP;
+      if (this.#allocFails()) return -ENOMEM;
+      let at = iova;
+      for (const area of this.areas.overlapping(iova, last)) {
+        if (area.iova > at || area.pages === undefined) break;
+        const end = area.last < last ? area.last : last;
+        const start = Number(at);
+        const length = Number(end - at) + 1;
+        invariant(Number.isSafeInteger(start + length), 'iommufd: a mapped area reaches beyond any aperture');
+        const walked = yield* ops.read_and_clear_dirty(start, length, noClear, record);
+        if (!noClear) yield* domain.iotlb_sync(start, length);
+        if (walked < 0) break;
+        at = end + 1n;
+      }
+      return 0;
+    } finally {
+      this.iovaRwsem.up_read(iova, last);
     }
   }
 
@@ -588,34 +726,34 @@ export class IoPageTable {
     let from = start;
     let tries = 0;
     let asked: IoptArea | undefined;
-    const watched = this.#check.beginUnmap(start, last);
+    const watched = this.#check?.beginUnmap(start, last);
     yield* this.domainsRwsem.down_read();
-    yield* this.iovaRwsem.down_write();
+    yield* this.iovaRwsem.down_write(start, last);
     for (;;) {
       const area = from > last ? undefined : this.areas.firstOverlap(from, last);
       const rc = area === undefined ? 0 : this.#checkUnmap(area, from, last, sink);
       if (area === undefined || rc < 0) {
-        this.iovaRwsem.up_write();
+        this.iovaRwsem.up_write(start, last);
         this.domainsRwsem.up_read();
-        this.#check.endUnmap(watched, rc, unmappedBytes, rc === -EBUSY && area?.pages !== undefined);
+        this.#check?.endUnmap(watched, rc, unmappedBytes, rc === -EBUSY && area?.pages !== undefined);
         return { rc, unmappedBytes };
       }
       if (area.numAccesses === 0) {
-        this.#check.takes(watched, area.iova, area.lengthBytes);
-        yield* this.#unmapOne(area);
+        this.#check?.takes(watched, area.iova, area.lengthBytes);
+        yield* this.#unmapOne(area, start, last);
         unmappedBytes += area.lengthBytes;
         from = area.last + 1n;
       } else {
         tries = area === asked ? tries : 0;
         asked = area;
-        yield* this.#evictAccesses(area);
+        yield* this.#evictAccesses(area, start, last);
         if (++tries > MAX_UNMAP_TRIES) {
-          this.#check.endUnmap(watched, -EDEADLK, unmappedBytes, true);
+          this.#check?.endUnmap(watched, -EDEADLK, unmappedBytes, true);
           return { rc: -EDEADLK, unmappedBytes };
         }
         yield* this.domainsRwsem.down_read();
       }
-      yield* this.iovaRwsem.down_write();
+      yield* this.iovaRwsem.down_write(start, last);
     }
   }
 
@@ -626,20 +764,24 @@ export class IoPageTable {
   }
 
   /** Asks every access to let go of an area. Drops both semaphores, which the caller holds. */
-  *#evictAccesses(area: IoptArea): Task<void> {
+  *#evictAccesses(area: IoptArea, start: bigint, last: bigint): Task<void> {
     area.preventAccess = true;
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(start, last);
     this.domainsRwsem.up_read();
     for (const access of [...this.#accesses]) yield* access.notify_unmap(area.iova, area.lengthBytes);
   }
 
   /** Unmaps an area that may go. The caller holds `domains_rwsem` for reading and `iova_rwsem`, which is dropped. */
-  *#unmapOne(area: IoptArea): Task<void> {
+  *#unmapOne(area: IoptArea, start: bigint, last: bigint): Task<void> {
     const pages = area.pages;
     invariant(pages !== undefined, 'io_pagetable: unmap of an area without pages');
     area.pages = undefined;
-    this.iovaRwsem.up_write();
+    this.iovaRwsem.up_write(start, last);
     yield 'iommufd:unmap-hidden';
+    if (this.#flushBatch > 0 && area.isFilled) {
+      yield* this.#queueUnmapped(area, pages);
+      return;
+    }
     yield* this.#unfillArea(area, pages);
     yield 'iommufd:unmap-unfilled';
     yield* this.#abortAreas([area]);
@@ -647,11 +789,46 @@ export class IoPageTable {
     yield 'iommufd:unmap-freed';
   }
 
+  /** Takes an area out of the tables and leaves the rest to a flush. Hold `domains_rwsem`. */
+  *#queueUnmapped(area: IoptArea, pages: IoptPages): Task<void> {
+    yield* pages.mutex.lock();
+    for (const domain of this.#domains) yield* this.#unmapArea(domain, area, pages, flushOpsOf(domain));
+    pages.mutex.unlock();
+    this.#unflushed.push({ area, pages });
+    yield 'iommufd:unmap-queued';
+    if (this.#unflushed.length >= this.#flushBatch) yield* this.#flush();
+  }
+
+  /** Invalidates everything and lets go of what waited for that: its pins, its IOVAs. Hold `domains_rwsem`. */
+  *#flush(): Task<void> {
+    const flushed = this.#unflushed;
+    if (flushed.length === 0) return;
+    this.#unflushed = [];
+    for (const domain of this.#domains) yield* flushOpsOf(domain).flush_iotlb_all();
+    yield 'iommufd:flushed';
+    for (const { area, pages } of flushed) {
+      yield* pages.mutex.lock();
+      area.isFilled = false;
+      pages.release(area.firstPage, area.lastPage);
+      pages.mutex.unlock();
+      yield* this.#abortAreas([area]);
+      pages.put();
+    }
+  }
+
+  /** Ends the wait of what this object unmapped with a flush queue. */
+  *flush_unmapped(): Task<void> {
+    yield* this.domainsRwsem.down_read();
+    yield* this.#flush();
+    this.domainsRwsem.up_read();
+  }
+
   // --- domains, accesses, options ---
 
   /** Adds a domain and maps every area in it; -errno with nothing changed (domain.md A1.36). */
   *add_domain(domain: PagingDomain, sink: FailureSink = silentSink): Task<number> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const rc = yield* this.#addDomainLocked(domain, sink);
     if (rc < 0) this.#reserved.removeIf((range) => range.owner === domain);
@@ -685,6 +862,7 @@ export class IoPageTable {
   /** Takes a domain out, unmapping everything from it. */
   *remove_domain(domain: PagingDomain): Task<void> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
@@ -768,22 +946,26 @@ export class IoPageTable {
     if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
     if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
     if (this.#allocFails()) return -ENOMEM;
-    const parts = [
-      new IoptArea(area.iova, next - area.iova, area.startByte, area.prot),
-      new IoptArea(next, area.last - iova, area.byteAt(next), area.prot),
-    ];
-    this.#check.stop();
-    this.areas.remove(area);
-    for (const part of parts) {
+    this.#check?.stop();
+    const { isFilled } = area;
+    const whole: Range = { start: area.iova, last: area.last };
+    const insert = (start: bigint, last: bigint): boolean => {
+      const part = this.areas.make(start, last - start + 1n, area.byteAt(start), area.prot, pages);
+      if (part === undefined) return false;
       part.pages = pages;
-      part.isFilled = area.isFilled;
-      if (this.areas.insert(part) === 0) continue;
-      for (const done of parts) if (this.areas.firstOverlap(done.iova, done.last) === done) this.areas.remove(done);
-      invariant(this.areas.insert(area) === 0, 'io_pagetable: an area that was taken out has its room');
-      return -ENOMEM;
+      part.isFilled = isFilled;
+      return this.areas.insert(part) === 0;
+    };
+    this.areas.remove(area);
+    if (insert(whole.start, iova)) {
+      pages.get();
+      if (insert(next, whole.last)) return 0;
+      const lower = this.areas.firstOverlap(whole.start, iova);
+      if (lower !== undefined) this.areas.remove(lower);
+      pages.put();
     }
-    pages.get();
-    return 0;
+    invariant(insert(whole.start, whole.last), 'io_pagetable: an area that was taken out has its room');
+    return -ENOMEM;
   }
 
   /**
@@ -826,6 +1008,7 @@ export class IoPageTable {
   /** Runs an atomic change with both semaphores held for writing. */
   *#withDomains(change: () => number): Task<number> {
     yield* this.domainsRwsem.down_write();
+    yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const rc = change();
     this.iovaRwsem.up_write();

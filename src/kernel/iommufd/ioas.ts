@@ -274,10 +274,12 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
  */
 export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
+  yield* ictx.ioasCreationLock.lock();
   const spaces = ictx.objects.objects().filter(isIoas);
   for (const { iopt } of spaces) yield* iopt.iovaRwsem.down_write();
   const rc = changeProcess(spaces, ctx.process);
   for (const { iopt } of spaces) iopt.iovaRwsem.up_write();
+  ictx.ioasCreationLock.unlock();
   return rc;
 }
 

@@ -10,6 +10,7 @@
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
 import { InvariantLedger } from '../../runtime/invariants.js';
+import { Mutex } from '../../runtime/locks.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP } from '../../uapi/errno.js';
@@ -56,6 +57,7 @@ import {
   option,
   type CommandOf,
 } from './ioas.js';
+import { IOAS_CREATION_LOCK } from './io-pagetable.js';
 import { MmapOffsets } from './mmap-offsets.js';
 import type { Ioas } from './ioas.js';
 import { ObjectTable } from './object.js';
@@ -78,6 +80,8 @@ export class IommufdContext {
   readonly groups = new IommufdGroups();
   readonly swMsi = new SwMsiPages();
   readonly mmaps = new MmapOffsets();
+  /** Covers locking several address spaces at once (`ioas_creation_lock`). */
+  readonly ioasCreationLock = new Mutex(IOAS_CREATION_LOCK);
   accountMode: AccountMode = 'user';
   /** The kernel was built with the selftest. */
   hasSelftest = false;

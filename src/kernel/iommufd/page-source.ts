@@ -83,6 +83,50 @@ export function* dmaBufPages(
   };
 }
 
+/** A number of pages that several may charge at once. */
+export interface PageCounter {
+  /** Adds pages unless that makes more than `limit`; whether it did. */
+  add(pages: number, limit: number): boolean;
+  subtract(pages: number): void;
+}
+
+/** Where charges are counted, and up to how many. */
+export interface PinCounters {
+  /** What RLIMIT_MEMLOCK limits; undefined with CAP_IPC_LOCK. */
+  readonly locked: PageCounter | undefined;
+  readonly pinned: PageCounter;
+  limitPages(): number;
+}
+
+/** A counter that only this thread sees. */
+function ownCounter(read: () => number, write: (pages: number) => void): PageCounter {
+  return {
+    add(pages, limit): boolean {
+      if (read() + pages > limit) return false;
+      write(read() + pages);
+      return true;
+    },
+    subtract: (pages) => write(read() - pages),
+  };
+}
+
+/** An account that counts there. */
+export function countingAccount(counters: PinCounters, of: PinAccount['of']): PinAccount {
+  const { locked, pinned } = counters;
+  return {
+    charge(pages): number {
+      if (locked?.add(pages, counters.limitPages()) === false) return -ENOMEM;
+      pinned.add(pages, Infinity);
+      return 0;
+    },
+    uncharge(pages): void {
+      locked?.subtract(pages);
+      pinned.subtract(pages);
+    },
+    of,
+  };
+}
+
 /** The account of a process that maps now. */
 export function pinAccount(process: Process, mode: AccountMode): PinAccount {
   return accountOf(process, process.capable('CAP_IPC_LOCK') ? 'none' : mode);
@@ -90,27 +134,23 @@ export function pinAccount(process: Process, mode: AccountMode): PinAccount {
 
 function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
   const { mm } = process;
-  const counter = mode === 'none' ? undefined : mode === 'mm' ? mm : process.user;
+  const payer = mode === 'none' ? undefined : mode === 'mm' ? mm : process.user;
   const limitPages = (): number => {
     const limit = process.rlimits.memlockBytes;
     return limit === undefined ? Infinity : Number(limit / BigInt(PAGE_BYTES));
   };
-  return {
-    charge(pages): number {
-      if (counter !== undefined) {
-        if (counter.lockedVm + pages > limitPages()) return -ENOMEM;
-        counter.lockedVm += pages;
-      }
-      mm.pinnedVm += pages;
-      return 0;
-    },
-    uncharge(pages): void {
-      if (counter !== undefined) counter.lockedVm -= pages;
-      mm.pinnedVm -= pages;
-    },
-    of: (other) => {
-      const paysAlready = other.mm === mm && (mode === 'mm' || other.user === process.user);
-      return mode === 'none' || paysAlready ? undefined : accountOf(other, mode);
-    },
-  };
+  const locked =
+    payer &&
+    ownCounter(
+      () => payer.lockedVm,
+      (pages) => void (payer.lockedVm = pages),
+    );
+  const pinned = ownCounter(
+    () => mm.pinnedVm,
+    (pages) => void (mm.pinnedVm = pages),
+  );
+  return countingAccount({ locked, pinned, limitPages }, (other) => {
+    const paysAlready = other.mm === mm && (mode === 'mm' || other.user === process.user);
+    return mode === 'none' || paysAlready ? undefined : accountOf(other, mode);
+  });
 }

@@ -18,7 +18,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/pages.c; domain.md A1.8, A1.9, A6.5.
  */
-import { Mutex } from '../../runtime/locks.js';
+import { Mutex, type MutexLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { EFAULT, EINVAL, ENOMEM, EPERM } from '../../uapi/errno.js';
 import type { PagingDomain } from '../iommu/domain.js';
@@ -69,11 +69,52 @@ interface Track {
   readonly area: PagesUser;
 }
 
-interface Extent {
+/** Pages first..last, pinned, with as many users each. */
+export interface Extent {
   readonly first: number;
   readonly last: number;
-  users: number;
+  readonly users: number;
   readonly runs: readonly PinnedRun[];
+}
+
+/**
+ * What changes about a pages object. Everything but the references is covered by the mutex. In the arena (shared-records.ts) where
+ * threads share pages objects.
+ */
+export interface PagesState {
+  readonly mutex: MutexLock;
+  /** Sorted, disjoint. Never changed in place. */
+  extents: readonly Extent[];
+  /** Whether there is memory to keep so many. Taking users away never needs more. */
+  hasRoomFor(extents: readonly Extent[]): boolean;
+  npinned: number;
+  /** Pages the account has been charged for. */
+  charged: number;
+  /** Adds a reference, or takes one away; how many there are then. */
+  refer(change: 1 | -1): number;
+  /** Nobody refers to the object any more. */
+  free(): void;
+}
+
+/** The state of a pages object of one thread; the creator holds a reference. */
+class HeapPagesState implements PagesState {
+  readonly mutex = new Mutex('iopt:pages_mutex');
+  extents: readonly Extent[] = [];
+  npinned = 0;
+  charged = 0;
+  #references = 1;
+
+  hasRoomFor(): boolean {
+    return true;
+  }
+
+  refer(change: 1 | -1): number {
+    return (this.#references += change);
+  }
+
+  free(): void {
+    // The heap is collected.
+  }
 }
 
 /** The part of `runs` (which begin at page `base`) that covers first..last. */
@@ -125,21 +166,55 @@ export function appendRuns(into: PinnedRun[], runs: readonly PinnedRun[]): void 
   }
 }
 
+function isWithin(extent: Extent, first: number, last: number): boolean {
+  return extent.first >= first && extent.last <= last;
+}
+
+function part(extent: Extent, first: number, last: number): Extent {
+  return { first, last, users: extent.users, runs: sliceRuns(extent.runs, extent.first, first, last) };
+}
+
+/** The same extents split so that none crosses a border of first..last. */
+function cutExtents(extents: readonly Extent[], first: number, last: number): Extent[] {
+  const cut: Extent[] = [];
+  for (const extent of extents) {
+    let from = extent.first;
+    for (const border of [first, last + 1]) {
+      if (border <= from || border > extent.last) continue;
+      cut.push(part(extent, from, border - 1));
+      from = border;
+    }
+    cut.push(from === extent.first ? extent : part(extent, from, extent.last));
+  }
+  return cut;
+}
+
+/** The same extents, neighbours with the same number of users as one. */
+function joinExtents(extents: readonly Extent[]): Extent[] {
+  const joined: Extent[] = [];
+  for (const extent of extents) {
+    const before = joined.at(-1);
+    if (before === undefined || before.last + 1 !== extent.first || before.users !== extent.users) {
+      joined.push(extent);
+      continue;
+    }
+    const runs = [...before.runs];
+    appendRuns(runs, extent.runs);
+    joined[joined.length - 1] = { first: before.first, last: extent.last, users: before.users, runs };
+  }
+  return joined;
+}
+
 /** Memory that areas map: pins, users, accounting. */
 export class IoptPages {
-  readonly mutex = new Mutex('iopt:pages_mutex');
   readonly source: PageSource;
   readonly npages: number;
   readonly writable: boolean;
+  readonly state: PagesState;
   readonly #allocFails: () => boolean;
   #account: PinAccount;
   /** Who pays from the end of an IOMMU_IOAS_CHANGE_PROCESS on. */
   #nextAccount: PinAccount | undefined;
-  #extents: Extent[] = [];
-  #npinned = 0;
-  /** Pages the account has been charged for. */
-  #charged = 0;
-  #references = 1;
   /** Of a dma-buf: where it is mapped. */
   #tracks: Track[] = [];
   #isRevoked = false;
@@ -151,7 +226,9 @@ export class IoptPages {
     writable: boolean,
     account: PinAccount,
     allocFails: () => boolean = () => false,
+    state: PagesState = new HeapPagesState(),
   ) {
+    this.state = state;
     this.#allocFails = allocFails;
     this.source = source;
     this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
@@ -159,43 +236,48 @@ export class IoptPages {
     this.#account = account;
   }
 
+  get mutex(): MutexLock {
+    return this.state.mutex;
+  }
+
   /** Charges another process for what is pinned, beside the one that pays now; 0 or -ENOMEM. */
   chargeTo(process: Process): number {
     const next = this.#account.of(process);
-    const rc = next?.charge(this.#charged) ?? 0;
+    const rc = next?.charge(this.state.charged) ?? 0;
     if (rc === 0) this.#nextAccount = next;
     return rc;
   }
 
   /** Takes {@link chargeTo} back. */
   keepPayer(): void {
-    this.#nextAccount?.uncharge(this.#charged);
+    this.#nextAccount?.uncharge(this.state.charged);
     this.#nextAccount = undefined;
   }
 
   /** The one that was charged last pays alone. */
   changePayer(): void {
     if (this.#nextAccount === undefined) return;
-    this.#account.uncharge(this.#charged);
+    this.#account.uncharge(this.state.charged);
     this.#account = this.#nextAccount;
     this.#nextAccount = undefined;
   }
 
   /** One more area (or call that makes one) refers to the pages. */
   get(): void {
-    this.#references++;
+    this.state.refer(1);
   }
 
   /** One fewer; the last one lets go of the source. */
   put(): void {
-    if (--this.#references > 0) return;
-    invariant(this.#npinned === 0, 'iopt_pages: nobody maps pages that are still pinned');
+    if (this.state.refer(-1) > 0) return;
+    invariant(this.state.npinned === 0, 'iopt_pages: nobody maps pages that are still pinned');
     this.source.close();
+    this.state.free();
   }
 
   /** Pages pinned now. */
   get npinned(): number {
-    return this.#npinned;
+    return this.state.npinned;
   }
 
   /** The dma-buf was taken away: these pages show nothing, for good. */
@@ -243,49 +325,56 @@ export class IoptPages {
       added.push({ first: from, last: to, users: 0, runs });
     }
     yield 'iommufd:pages-pinned';
+    const extents = [...this.state.extents, ...added].sort((a, b) => a.first - b.first);
+    const used = cutExtents(extents, first, last).map((extent) =>
+      isWithin(extent, first, last) ? { ...extent, users: extent.users + 1 } : extent,
+    );
+    if (rc === 0 && !this.state.hasRoomFor(used)) rc = -ENOMEM;
     if (rc < 0) {
       for (const extent of added) this.source.unpin(extent.runs);
       return rc;
     }
-    this.#npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
-    this.#extents = [...this.#extents, ...added].sort((a, b) => a.first - b.first);
-    this.#cut(first, last);
-    for (const extent of this.#within(first, last)) extent.users++;
+    this.state.npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
+    this.state.extents = used;
     return 0;
   }
 
   /** Charges for what has been pinned since; -ENOMEM with nothing charged. */
   charge(): number {
-    const more = this.#npinned - this.#charged;
+    const { state } = this;
+    const more = state.npinned - state.charged;
     const rc = more === 0 ? 0 : this.#account.charge(more);
-    if (rc === 0) this.#charged = this.#npinned;
+    if (rc === 0) state.charged = state.npinned;
     return rc;
   }
 
   /** Takes a user from every page of first..last and unpins those that have none left. */
   release(first: number, last: number): void {
     invariant(this.mutex.isHeld, 'iopt_pages: release without the mutex');
-    this.#cut(first, last);
+    const { state } = this;
+    const kept: Extent[] = [];
     let freed = 0;
-    for (const extent of this.#within(first, last)) {
-      if (--extent.users > 0) continue;
-      this.source.unpin(extent.runs);
-      freed += extent.last - extent.first + 1;
+    for (const extent of cutExtents(state.extents, first, last)) {
+      const users = isWithin(extent, first, last) ? extent.users - 1 : extent.users;
+      if (users > 0) kept.push({ ...extent, users });
+      else {
+        this.source.unpin(extent.runs);
+        freed += extent.last - extent.first + 1;
+      }
     }
-    this.#extents = this.#extents.filter((extent) => extent.users > 0);
-    this.#npinned -= freed;
-    const less = this.#charged - this.#npinned;
+    state.npinned -= freed;
+    const less = state.charged - state.npinned;
     if (less > 0) {
       this.#account.uncharge(less);
-      this.#charged = this.#npinned;
+      state.charged = state.npinned;
     }
-    this.#join();
+    state.extents = joinExtents(kept);
   }
 
   /** The physical runs behind pages first..last, all of which must be in use. */
   runs(first: number, last: number): PinnedRun[] {
     const runs: PinnedRun[] = [];
-    for (const extent of this.#extents) {
+    for (const extent of this.state.extents) {
       if (extent.last < first || extent.first > last) continue;
       appendRuns(runs, sliceRuns(extent.runs, extent.first, first, last));
     }
@@ -336,15 +425,11 @@ export class IoptPages {
     return rc;
   }
 
-  #within(first: number, last: number): Extent[] {
-    return this.#extents.filter((extent) => extent.first >= first && extent.last <= last);
-  }
-
   /** Ranges of first..last that no extent covers. */
   #gaps(first: number, last: number): [number, number][] {
     const gaps: [number, number][] = [];
     let at = first;
-    for (const extent of this.#extents) {
+    for (const extent of this.state.extents) {
       if (extent.last < at) continue;
       if (extent.first > last) break;
       if (extent.first > at) gaps.push([at, extent.first - 1]);
@@ -352,40 +437,5 @@ export class IoptPages {
     }
     if (at <= last) gaps.push([at, last]);
     return gaps;
-  }
-
-  /** Splits extents so that none crosses a border of first..last. */
-  #cut(first: number, last: number): void {
-    const cut: Extent[] = [];
-    for (const extent of this.#extents) {
-      let from = extent.first;
-      for (const border of [first, last + 1]) {
-        if (border <= from || border > extent.last) continue;
-        cut.push(this.#part(extent, from, border - 1));
-        from = border;
-      }
-      cut.push(from === extent.first ? extent : this.#part(extent, from, extent.last));
-    }
-    this.#extents = cut;
-  }
-
-  #part(extent: Extent, first: number, last: number): Extent {
-    return { first, last, users: extent.users, runs: sliceRuns(extent.runs, extent.first, first, last) };
-  }
-
-  /** Joins neighbours with the same number of users. */
-  #join(): void {
-    const joined: Extent[] = [];
-    for (const extent of this.#extents) {
-      const before = joined.at(-1);
-      if (before === undefined || before.last + 1 !== extent.first || before.users !== extent.users) {
-        joined.push(extent);
-        continue;
-      }
-      const runs = [...before.runs];
-      appendRuns(runs, extent.runs);
-      joined[joined.length - 1] = { first: before.first, last: extent.last, users: before.users, runs };
-    }
-    this.#extents = joined;
   }
 }

@@ -19,14 +19,24 @@ const ALIGN_PAGES: Readonly<Record<Contiguity, number>> = { scattered: 1, pages:
 /** What the kernel does with the contents of pages. */
 export type PageMemory = Pick<PhysicalMemory, 'read' | 'write' | 'pageContents' | 'setPageContents' | 'clearPages'>;
 
+/** How often pages are pinned. */
+export interface PinCounts {
+  /** Pins held now, in pages. */
+  readonly pages: number;
+  add(extent: PageExtent, times: 1 | -1): void;
+  count(pfn: number): number;
+  /** The extent cut where the count changes. */
+  uniformPieces(extent: PageExtent): PageExtent[];
+}
+
 interface PinnedPiece {
   readonly pfn: number;
   readonly pages: number;
   readonly pins: number;
 }
 
-/** How often pages are pinned: disjoint pieces sorted by PFN, neighbours with the same count are one. */
-class PinCounts {
+/** Pins as disjoint pieces sorted by PFN, neighbours with the same count are one. */
+class PinnedPieces implements PinCounts {
   #pieces: PinnedPiece[] = [];
   #pages = 0;
 
@@ -68,7 +78,6 @@ class PinCounts {
     return piece !== undefined && piece.pfn <= pfn ? piece.pins : 0;
   }
 
-  /** The extent cut where the count changes. */
   uniformPieces(extent: PageExtent): PageExtent[] {
     const end = extent.pfn + extent.pages;
     const cuts = new Set<number>();
@@ -109,12 +118,13 @@ function push(pieces: PinnedPiece[], pfn: number, end: number, pins: number): vo
 export class PageAllocator {
   readonly #memory: PageMemory;
   #free: PageExtent[];
-  readonly #pins = new PinCounts();
+  readonly #pins: PinCounts;
   #orphans: PageExtent[] = [];
 
-  /** `free`: runs of RAM the kernel may hand out, disjoint. */
-  constructor(memory: PageMemory, free: readonly PageExtent[]) {
+  /** `free`: runs of RAM the kernel may hand out, disjoint. `pins` is given where threads share it. */
+  constructor(memory: PageMemory, free: readonly PageExtent[], pins: PinCounts = new PinnedPieces()) {
     this.#memory = memory;
+    this.#pins = pins;
     this.#free = [...free].sort((a, b) => a.pfn - b.pfn);
   }
 

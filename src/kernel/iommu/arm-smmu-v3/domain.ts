@@ -24,9 +24,11 @@ import {
   IOMMU_WRITE,
   type DirtyOps,
   type DirtyRecorder,
+  type FlushOps,
+  type IommuInstance,
   type PagingDomain,
 } from '../domain.js';
-import type { ArmSmmuV3 } from './driver.js';
+import type { SmmuFeatures } from './features.js';
 
 /** MAIR indices of stage 1 (see MAIR0 in entries.ts) and MemAttr values of stage 2. */
 const ATTRIBUTES = {
@@ -47,9 +49,19 @@ const DIRTY_WINDOW_ORDER = 4;
 const DIRTY_WINDOW_BYTES = FRAME_BYTES * 2 ** DIRTY_WINDOW_ORDER;
 const DIRTY_WINDOW_PAGES = DIRTY_WINDOW_BYTES * 8;
 
+/** What a domain needs of its SMMU's driver. Threads that share a table have a driver each over one command queue. */
+export interface SmmuInvalidation extends IommuInstance {
+  readonly features: Pick<SmmuFeatures, 'hasRangeInvalidation' | 'hasForcedWriteBack'>;
+  readonly legality: LegalityChecker | undefined;
+  readonly commandQueue: { issueAndSync(commands: readonly Uint32Array[]): Task<void> };
+  /** What devices keep of a range of a domain is invalidated. */
+  invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void>;
+  releaseTag(stage: 1 | 2, tag: number): void;
+}
+
 /** What a domain is made from. */
 export interface SmmuDomainSpec {
-  readonly smmu: ArmSmmuV3;
+  readonly smmu: SmmuInvalidation;
   readonly type: 'unmanaged' | 'dma';
   readonly table: PageTable;
   /** ASID of a stage 1, VMID of a stage 2 domain. */
@@ -61,7 +73,7 @@ export interface SmmuDomainSpec {
 
 /** `struct arm_smmu_domain` */
 export class ArmSmmuDomain implements PagingDomain {
-  readonly driver: ArmSmmuV3;
+  readonly driver: SmmuInvalidation;
   readonly type: 'unmanaged' | 'dma';
   readonly table: PageTable;
   readonly tag: number;
@@ -71,6 +83,12 @@ export class ArmSmmuDomain implements PagingDomain {
   readonly apertureLast: bigint;
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
+  readonly flushOps: FlushOps = {
+    unmap: (iova, length) => this.#unmapDeferred(iova, length),
+    flush_iotlb_all: () => this.#flushAll(),
+  };
+  /** Tables that fell empty without having been invalidated. */
+  readonly #unflushed: Gather = { head: 0 };
   readonly #pageBytes: number;
   readonly #watch: ReturnType<LegalityChecker['watchTable']> | undefined;
 
@@ -137,13 +155,34 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *unmap(iova: number, lengthBytes: number): Task<number> {
+    const gather: Gather = { head: 0 };
+    const { unmapped, tablesCleared } = yield* this.#clear(iova, lengthBytes, gather);
+    yield* this.#invalidate(iova, lengthBytes, !tablesCleared, gather);
+    return unmapped;
+  }
+
+  *#unmapDeferred(iova: number, lengthBytes: number): Task<number> {
+    return (yield* this.#clear(iova, lengthBytes, this.#unflushed)).unmapped;
+  }
+
+  *#flushAll(): Task<void> {
+    yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
+    yield* this.driver.invalidateAtcs(this, 0, 2 ** this.table.inputBits);
+    this.table.freeGathered(this.#unflushed);
+  }
+
+  /** Clears the leaves of a range: bytes that were mapped, and whether tables were taken out. */
+  *#clear(
+    iova: number,
+    lengthBytes: number,
+    gather: Gather,
+  ): Task<{ readonly unmapped: number; readonly tablesCleared: boolean }> {
     invariant(
       iova % this.#pageBytes === 0 && lengthBytes % this.#pageBytes === 0,
       'arm-smmu-v3: unmap of a part of a page',
     );
     const first = iova / this.#pageBytes;
     const pages = lengthBytes / this.#pageBytes;
-    const gather: Gather = { head: 0 };
     let tablesCleared = false;
     let unmapped = 0;
     let steps = 0;
@@ -159,8 +198,7 @@ export class ArmSmmuDomain implements PagingDomain {
       yield 'smmu:unmap-step';
     }
     yield steps * TABLE_STEP_NS;
-    yield* this.#invalidate(iova, lengthBytes, !tablesCleared, gather);
-    return unmapped * this.#pageBytes;
+    return { unmapped: unmapped * this.#pageBytes, tablesCleared };
   }
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {

@@ -1,0 +1,159 @@
+/**
+ * `iovaduct stress`: free-running threads on one host's memory, checked as they go.
+ *
+ * Nothing here repeats: a seed fixes what each thread wants, not who comes first. What a run finds is checked against its own
+ * history. Exit status: 0 held, 1 something that must not be, 2 not decided (a client died and the address space had to be given up, or nothing happened).
+ */
+import { writeFileSync } from 'node:fs';
+import { Option, type Command } from 'commander';
+import { RandomStream } from '../runtime/random.js';
+import { reportJson, type StressProgress, type StressReport, type Verdict } from '../stress/report.js';
+import { MAX_RUNNING, STRESS_FAULTS, type StressFault, type StressOptions } from '../stress/options.js';
+import { errnoName } from '../uapi/errno.js';
+import { EXIT, UsageError } from './exit-codes.js';
+import { wholeNumber } from './options.js';
+import type { ProgressStream } from './progress.js';
+
+interface StressFlags {
+  readonly threads: number;
+  readonly devices: number;
+  readonly seconds: number;
+  readonly seed: number;
+  readonly locks: StressOptions['locks'];
+  readonly invalidation: StressOptions['invalidation'];
+  readonly pauses: boolean;
+  readonly fault: readonly StressFault[];
+  readonly killAfter?: number;
+  readonly json?: string;
+}
+
+const STATUS: Readonly<Record<Verdict, number>> = {
+  held: EXIT.ok,
+  violated: EXIT.failed,
+  inconclusive: EXIT.inconclusive,
+};
+
+/** Longest time between two lines of progress in a pipe, milliseconds. */
+const PLAIN_MS = 10_000;
+
+function optionsOf(flags: StressFlags): StressOptions {
+  const { threads, devices, seconds, seed, locks, invalidation, pauses, fault, killAfter } = flags;
+  if (threads + devices > MAX_RUNNING) throw new UsageError(`stress: at most ${MAX_RUNNING} threads and devices`);
+  const client = new RandomStream(seed, 'stress/victim').below(threads);
+  return {
+    seed,
+    threads,
+    devices,
+    seconds,
+    operations: Infinity,
+    locks,
+    invalidation,
+    faults: fault,
+    kills: killAfter === undefined ? [] : [{ at: 'time', client, afterMs: killAfter }],
+    pauses,
+    workload: 'mixed',
+  };
+}
+
+/** Tells progress: one line that is rewritten on a terminal, now and then a line in a pipe. */
+function progressTo(stream: ProgressStream): { tell(progress: StressProgress): void; end(): void } {
+  let toldMs = 0;
+  return {
+    tell({ elapsedMs, segments, operations, dmas, violations }): void {
+      const seconds = (elapsedMs / 1000).toFixed(0);
+      const line = `${seconds} s: ${operations} operations, ${dmas} DMAs, ${segments} segments checked, ${violations} alarms`;
+      if (stream.isTTY === true) stream.write(`\r\u001b[K${line.slice(0, (stream.columns ?? 80) - 1)}`);
+      else if (elapsedMs - toldMs >= PLAIN_MS) {
+        toldMs = elapsedMs;
+        stream.write(`${line}\n`);
+      }
+    },
+    end(): void {
+      if (stream.isTTY === true) stream.write('\r\u001b[K');
+    },
+  };
+}
+
+function windowLine({ window, counts }: StressReport): string {
+  const mean = (total: number): number => (window.unmaps === 0 ? 0 : total / window.unmaps);
+  const ms = (ns: number): string => `${(ns / 1e6).toFixed(2)} ms`;
+  return (
+    `exposure: ${counts.exposed} DMAs went through translations whose unmap had returned; from there to the flush ` +
+    `${ms(mean(window.totalNs))} (at most ${ms(window.maxNs)}), ` +
+    `${mean(window.totalDmas).toFixed(0)} DMAs (at most ${window.maxDmas})`
+  );
+}
+
+/** A report in words. */
+export function stressText(report: StressReport): string {
+  const { options, counts, operations } = report;
+  const failed = [...counts.failed]
+    .sort((a, b) => b[1] - a[1])
+    .map(([errno, count]) => `${errnoName(errno) ?? errno} ${count}`);
+  const lines = [
+    `${report.verdict}${report.reason === undefined ? '' : `: ${report.reason}`}`,
+    `${operations} operations of ${options.threads} clients, ${counts.dmas} DMAs of ${options.devices} devices in ` +
+      `${(report.wallMs / 1000).toFixed(1)} s; seed ${options.seed}, ${options.locks} locks, ${options.invalidation} invalidation`,
+    `maps ${counts.maps}, copies ${counts.copies}, unmaps ${counts.unmaps} (${counts.pagesUnmapped} pages), ` +
+      `dirty reads ${counts.dirtyReads}, faulting DMAs ${counts.dmaFaults}; failed: ${failed.join(', ') || 'none'}`,
+  ];
+  if (options.invalidation === 'deferred') lines.push(windowLine(report));
+  for (const { client, operation, gate, held, outcome, areas } of report.deaths) {
+    const locks = held.length === 0 ? 'no lock' : held.join(', ');
+    const what =
+      outcome === 'repaired' ? `${areas} areas taken back, the others went on` : 'the address space was given up';
+    lines.push(`client ${client} died in ${operation} at ${gate} with ${locks}: ${what}`);
+  }
+  for (const { kind, page, detail } of report.violations) {
+    lines.push(`ALARM ${kind}${page < 0 ? '' : ` at IOVA 0x${(page * 4096).toString(16)}`}: ${detail}`);
+  }
+  const more = report.violationCount - report.violations.length;
+  if (more > 0) lines.push(`... and ${more} more`);
+  return `${lines.join('\n')}\n`;
+}
+
+async function stress(flags: StressFlags): Promise<void> {
+  const options = optionsOf(flags);
+  // Loaded only here: no other command has kernel or arena in its main thread.
+  const { runStress } = await import('../stress/supervisor.js');
+  const progress = progressTo(process.stderr);
+  const report = await runStress(options, { tell: (state) => progress.tell(state) });
+  progress.end();
+  if (flags.json !== undefined) {
+    const text = `${JSON.stringify(reportJson(report), undefined, 2)}\n`;
+    if (flags.json === '-') process.stdout.write(text);
+    else writeFileSync(flags.json, text);
+  }
+  if (flags.json !== '-') process.stdout.write(stressText(report));
+  process.exitCode = STATUS[report.verdict];
+}
+
+/** Adds `stress`. */
+export function addStressCommand(program: Command): void {
+  program
+    .command('stress')
+    .description('map, unmap and do DMA on one host from free-running threads, and check what they saw')
+    .option('--threads <n>', 'client threads', wholeNumber(1), 2)
+    .option('--devices <n>', 'devices, one thread each', wholeNumber(0), 2)
+    .option('--seconds <s>', 'how long', wholeNumber(1), 10)
+    .option('--seed <n>', 'what every thread wants to do', wholeNumber(0), 1)
+    .addOption(
+      new Option('--locks <kind>', "the kernel's, or one for each window of IOVAs")
+        .choices(['kernel', 'sharded'])
+        .default('kernel'),
+    )
+    .addOption(
+      new Option('--invalidation <mode>', 'at every unmap, or of many at once (flush queue)')
+        .choices(['strict', 'deferred'])
+        .default('strict'),
+    )
+    .option('--no-pauses', 'do not pause at random places to widen races')
+    .option('--kill-after <ms>', 'kill a client after so many milliseconds', wholeNumber(0))
+    .addOption(
+      new Option('--fault <what...>', 'break something: it must be found')
+        .choices(Object.keys(STRESS_FAULTS))
+        .default([], 'nothing'),
+    )
+    .option('--json <file>', 'write the report as JSON; - is standard output')
+    .action(stress);
+}

@@ -1,0 +1,185 @@
+/**
+ * Which pages were translated to which frames, and when: what ENTER and LEAVE records say, put together.
+ *
+ * A *period* is one run of pages from the ENTER that made it to the LEAVE that ended it. It has two edges on each side, since a record says
+ * only between which moments something happened: certainly there between `entered` and `leaving`, possibly from `entering`
+ * to `gone`. With a flush queue `left` (the unmap returned) comes before `gone` (the flush returned): in between TLBs may still
+ * use it, which is that mode's exposure. Moments of earlier segments are before 0; Infinity is "not yet".
+ *
+ * Periods are found by 2 MiB chunk.
+ */
+import { OP, PENDING, type HistoryCursor } from './history.js';
+
+/** Stamp of what was entered in an earlier segment; dirty state written in an earlier one is EARLIER_WRITE. */
+const EARLIER = -2;
+const CHUNK_SHIFT = 9;
+
+/** One run of pages, translated for a while. */
+export interface Period {
+  readonly page: number;
+  readonly pages: number;
+  readonly frame: number;
+  entering: number;
+  /** Infinity for an ENTER that failed or never ended: it may have been there. */
+  entered: number;
+  leaving: number;
+  left: number;
+  gone: number;
+}
+
+interface Change {
+  readonly kind: 'enter' | 'leave';
+  readonly page: number;
+  readonly pages: number;
+  readonly frame: number;
+  readonly result: number;
+  readonly invoked: number;
+  readonly responded: number;
+  gone: number;
+}
+
+function moment(stamp: number): number {
+  return stamp === PENDING ? Infinity : stamp;
+}
+
+/** Something the records contradict. */
+export type Complain = (kind: string, page: number, detail: string) => void;
+
+/** Periods of a run. */
+export class Periods {
+  readonly #chunks = new Map<number, Period[]>();
+  readonly #complain: Complain;
+  #changes: Change[] = [];
+  /** Unmapped and not flushed, by thread. */
+  readonly #unflushed = new Map<number, Change[]>();
+
+  constructor(complain: Complain) {
+    this.#complain = complain;
+  }
+
+  /** Takes in the record a cursor is at; records of one thread in their order. */
+  add(record: HistoryCursor): void {
+    const { op, page, pages, frame, result, thread } = record;
+    const invoked = record.invoked;
+    const responded = moment(record.responded);
+    switch (op) {
+      case OP.ENTER:
+        this.#changes.push({ kind: 'enter', page, pages, frame, result, invoked, responded, gone: responded });
+        break;
+      case OP.LEAVE:
+        this.#changes.push({ kind: 'leave', page, pages, frame, result, invoked, responded, gone: responded });
+        break;
+      case OP.LEAVE_DEFERRED: {
+        const change: Change = { kind: 'leave', page, pages, frame, result, invoked, responded, gone: Infinity };
+        this.#changes.push(change);
+        this.#unflushed.set(thread, [...(this.#unflushed.get(thread) ?? []), change]);
+        break;
+      }
+      case OP.FLUSH:
+        for (const change of this.#unflushed.get(thread) ?? []) change.gone = responded;
+        this.#unflushed.delete(thread);
+        break;
+      default:
+        break;
+    }
+  }
+
+  /** Puts the changes of the segment together. */
+  settle(): void {
+    const changes = this.#changes.sort((a, b) => a.invoked - b.invoked);
+    this.#changes = [];
+    for (const change of changes) {
+      if (change.kind === 'enter') this.#enter(change);
+      else this.#leave(change);
+    }
+  }
+
+  /** Periods that may have a page. */
+  at(page: number): readonly Period[] {
+    return this.#chunks.get(page >> CHUNK_SHIFT) ?? NONE;
+  }
+
+  /** Forgets what is over; what goes on began before. */
+  endSegment(): void {
+    for (const [chunk, periods] of this.#chunks) {
+      const open = periods.filter(({ gone }) => gone === Infinity);
+      if (open.length === 0) this.#chunks.delete(chunk);
+      else this.#chunks.set(chunk, open);
+      for (const period of open) {
+        period.entering = EARLIER;
+        if (period.entered !== Infinity) period.entered = EARLIER;
+        if (period.leaving !== Infinity) period.leaving = EARLIER;
+        if (period.left !== Infinity) period.left = EARLIER;
+      }
+    }
+  }
+
+  /** Everything is out of the tables, whatever dead threads left: there are no periods any more. */
+  clear(): void {
+    this.#chunks.clear();
+  }
+
+  #enter({ page, pages, frame, result, invoked, responded }: Change): void {
+    const failed = result < 0 || responded === Infinity;
+    for (const other of this.#overlapping(page, pages)) {
+      if (other.gone <= invoked || other.entered === Infinity || failed) continue;
+      this.#complain(
+        'mapped-twice',
+        page,
+        `${pages} pages entered while page ${other.page} and ${other.pages - 1} more were still there`,
+      );
+      break;
+    }
+    const end = result < 0 ? responded : Infinity;
+    const entered = failed ? Infinity : responded;
+    const period = {
+      page,
+      pages,
+      frame,
+      entering: invoked,
+      entered,
+      leaving: result < 0 ? invoked : end,
+      left: end,
+      gone: end,
+    };
+    const last = (page + pages - 1) >> CHUNK_SHIFT;
+    for (let chunk = page >> CHUNK_SHIFT; chunk <= last; chunk++) {
+      const periods = this.#chunks.get(chunk);
+      if (periods === undefined) this.#chunks.set(chunk, [period]);
+      else periods.push(period);
+    }
+  }
+
+  #leave({ page, pages, result, invoked, responded, gone }: Change): void {
+    let found = 0;
+    let isCertain = responded !== Infinity;
+    for (const period of this.#overlapping(page, pages)) {
+      if (period.gone !== Infinity) continue;
+      if (period.page < page || period.page + period.pages > page + pages) {
+        this.#complain('split', page, `a part of the ${period.pages} pages from ${period.page} on was unmapped`);
+      }
+      // A dead thread was mapping or unmapping it: how much of it was there nobody knows.
+      if (period.entered === Infinity || period.leaving !== Infinity) isCertain = false;
+      period.leaving = Math.min(period.leaving, invoked);
+      period.left = responded;
+      period.gone = gone;
+      found += period.pages;
+    }
+    if (isCertain && result !== found) {
+      this.#complain('unmapped-other', page, `${result} pages were unmapped where ${found} were mapped`);
+    }
+  }
+
+  #overlapping(page: number, pages: number): Set<Period> {
+    const found = new Set<Period>();
+    const end = page + pages;
+    for (let chunk = page >> CHUNK_SHIFT; chunk <= (end - 1) >> CHUNK_SHIFT; chunk++) {
+      for (const period of this.#chunks.get(chunk) ?? NONE) {
+        if (period.page < end && period.page + period.pages > page) found.add(period);
+      }
+    }
+    return found;
+  }
+}
+
+const NONE: readonly Period[] = [];

@@ -1,0 +1,38 @@
+/** The life of a client's or a device's thread: ready, go, end. What it has to tell main at its end travels as a message. */
+import { OwnerDiedError } from '../core/robust-lock.js';
+import { Client } from './client.js';
+import { Device } from './device.js';
+import type { ExposureWindow } from './recorded-domain.js';
+import { BLOCK, STATE, deviceThreads, type ThreadSpec } from './spec.js';
+import { StressThread } from './thread.js';
+
+/** How a thread ended. */
+export type ThreadEnd =
+  | { readonly end: 'done'; readonly window?: ExposureWindow }
+  /** The address space was given up under it. */
+  | { readonly end: 'gave-up'; readonly message: string }
+  /** Kernel code or the testbed broke a rule. */
+  | { readonly end: 'broke'; readonly message: string };
+
+/** Runs a thread from its start to its end. */
+export function runThread(spec: ThreadSpec): ThreadEnd {
+  const thread = new StressThread(spec);
+  try {
+    if (deviceThreads(spec.options).includes(spec.thread)) {
+      const device = new Device(thread);
+      thread.park();
+      device.run();
+      thread.note(BLOCK.state, STATE.ended);
+      return { end: 'done' };
+    }
+    const client = new Client(thread);
+    thread.park();
+    client.run();
+    thread.note(BLOCK.state, STATE.ended);
+    return { end: 'done', window: { ...client.space.domain.window } };
+  } catch (error) {
+    thread.note(BLOCK.state, STATE.dead);
+    if (error instanceof OwnerDiedError) return { end: 'gave-up', message: error.message };
+    return { end: 'broke', message: error instanceof Error ? (error.stack ?? error.message) : String(error) };
+  }
+}

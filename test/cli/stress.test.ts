@@ -1,0 +1,45 @@
+/** `iovaduct stress` as a user has it: exit statuses, one document on standard output, progress elsewhere. */
+import { describe, expect, test } from 'vitest';
+import { iovaduct } from '../e2e/cli.js';
+
+interface Document {
+  readonly verdict: string;
+  readonly seed: number;
+  readonly operations: number;
+  readonly violations: readonly { readonly kind: string; readonly iova?: string }[];
+  readonly deaths: readonly { readonly outcome: string }[];
+}
+
+function stressJson(...args: string[]): { readonly status: number | null; readonly document: Document } {
+  const { status, stdout } = iovaduct('stress', '--json', '-', ...args);
+  return { status, document: JSON.parse(stdout) as Document };
+}
+
+describe('exit status', () => {
+  test.each<[string, string[]]>([
+    ['no threads', ['--threads', '0']],
+    ['too many threads', ['--threads', '20', '--devices', '9']],
+    ['no such lock', ['--locks', 'none']],
+    ['no such fault', ['--fault', 'rain']],
+  ])('%s: 64', (_what, args) => expect(iovaduct('stress', ...args).status).toBe(64));
+
+  test('0 when all held, in words', () => {
+    const { status, stdout, stderr } = iovaduct('stress', '--seconds', '1', '--devices', '1', '--seed', '5');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^held\n\d+ operations of 2 clients, \d+ DMAs of 1 devices in .* seed 5/);
+    expect(stderr).not.toContain('Error');
+  });
+
+  test('1 when something is found: it is named', () => {
+    const { status, document } = stressJson('--seconds', '100', '--fault', 'drop-tlbi', '--seed', '3');
+    expect([status, document.verdict, document.seed]).toEqual([1, 'violated', 3]);
+    expect(document.violations[0]?.iova).toMatch(/^0x/);
+  });
+
+  test('0 or 2 after a death, never a hang', () => {
+    const { status, document } = stressJson('--seconds', '1', '--kill-after', '20');
+    expect(document.violations).toEqual([]);
+    const [death] = document.deaths;
+    expect([death?.outcome, status]).toEqual(death?.outcome === 'repaired' ? ['repaired', 0] : ['given-up', 2]);
+  });
+});

@@ -1,0 +1,68 @@
+/**
+ * Clients that die in the middle of an operation: what they left is taken back, or the address space is given up; the run ends
+ * with a report either way, and no check complains.
+ */
+import { describe, expect, test } from 'vitest';
+import { DEFAULT_OPTIONS, type StressOptions } from '../../src/stress/options.js';
+import { runStress } from './run.js';
+
+const SHORT: StressOptions = { ...DEFAULT_OPTIONS, seconds: 90, operations: 300, devices: 1 };
+
+describe('at a gate', () => {
+  test.each<[gate: string, pass: number, operation: RegExp, outcome: string, changes?: Partial<StressOptions>]>([
+    ['iopt:domains_rwsem', 5, /MAP|UNMAP|COPY/, 'repaired'],
+    ['iommufd:map-inserted', 4, /MAP|COPY/, 'repaired'],
+    ['iopt:pages_mutex', 4, /MAP|UNMAP|COPY/, 'repaired'],
+    ['iommufd:pages-pinned', 4, /MAP|COPY/, 'given-up'],
+    ['smmu:map-step', 4, /MAP|COPY/, 'given-up'],
+    ['iommufd:map-filled', 4, /MAP|COPY/, 'repaired'],
+    ['iommufd:unmap-hidden', 4, /UNMAP/, 'repaired'],
+    ['smmu:cmdq-issue', 2, /UNMAP|MAP|READ_DIRTY/, ''],
+    ['smmu:cmdq-sync', 2, /UNMAP|MAP|READ_DIRTY/, ''],
+    ['iommufd:unmap-invalidated', 2, /UNMAP/, 'given-up'],
+    ['iommufd:unmap-unfilled', 3, /UNMAP/, 'repaired'],
+    ['iommufd:unmap-freed', 3, /UNMAP/, 'repaired'],
+    ['smmu:dirty-step', 1, /READ_DIRTY/, 'repaired'],
+    ['iommufd:unmap-queued', 3, /UNMAP/, 'repaired', { invalidation: 'deferred' }],
+    ['iommufd:flushed', 1, /UNMAP|-/, 'repaired', { invalidation: 'deferred', locks: 'sharded' }],
+    ['iommufd:map-filled', 4, /MAP|COPY/, 'repaired', { locks: 'sharded' }],
+  ])('%s, time %i', async (gate, pass, operation, outcome, changes = {}) => {
+    const report = await runStress({ ...SHORT, ...changes, kills: [{ at: 'gate', client: 0, gate, pass }] });
+    expect(report.violations).toEqual([]);
+    const [death] = report.deaths;
+    expect(report.deaths.length).toBe(1);
+    expect(death?.gate).toBe(gate);
+    expect(death?.operation).toMatch(operation);
+    expect(death?.outcome).toContain(outcome);
+    expect(report.verdict).toBe(death?.outcome === 'repaired' ? 'held' : 'inconclusive');
+    // The other client went on to its end where it could.
+    if (death?.outcome === 'repaired') expect(report.operations).toBeGreaterThanOrEqual(SHORT.operations);
+  });
+});
+
+test.each([1, 2, 3, 4, 5, 6])('at a moment nobody chose (%i)', async (seed) => {
+  const afterMs = (seed * 29) % 70;
+  const report = await runStress({
+    ...SHORT,
+    seed,
+    operations: Infinity,
+    seconds: 1,
+    locks: seed % 2 === 0 ? 'sharded' : 'kernel',
+    kills: [{ at: 'time', client: seed % 2, afterMs }],
+  });
+  expect(report.violations).toEqual([]);
+  expect(report.deaths.length).toBe(1);
+});
+
+test('two deaths, one after the other', async () => {
+  const kills = [0, 1].map((client) => ({
+    at: 'gate' as const,
+    client,
+    gate: 'iommufd:map-inserted',
+    pass: 3 + client * 20,
+  }));
+  const report = await runStress({ ...SHORT, threads: 3, kills });
+  expect(report.violations).toEqual([]);
+  expect(report.deaths.map(({ outcome }) => outcome)).toEqual(['repaired', 'repaired']);
+  expect(report.verdict).toBe('held');
+});
