@@ -55,14 +55,7 @@ import { LegalityChecker } from './legality.js';
 import { PageRequestQueue } from './page-requests.js';
 import { Stalls } from './stalls.js';
 import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
-import {
-  faultOf,
-  TableWalker,
-  type Access,
-  type Fault,
-  type Stage1Region,
-  type Translation,
-} from './walk.js';
+import { faultOf, TableWalker, type Access, type Fault, type Stage1Region, type Translation } from './walk.js';
 import { EVENT_CLASS } from './records.js';
 
 /** A transaction as it arrives at the SMMU. */
