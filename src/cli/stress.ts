@@ -85,14 +85,16 @@ function windowLine({ window, counts }: StressReport): string {
 }
 
 /** A report in words. */
-export function stressText(report: StressReport): string {
+function stressText(report: StressReport): string {
   const { options, counts, operations } = report;
   const failed = [...counts.failed]
     .sort((a, b) => b[1] - a[1])
     .map(([errno, count]) => `${errnoName(errno) ?? errno} ${count}`);
+  const many = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
   const lines = [
     `${report.verdict}${report.reason === undefined ? '' : `: ${report.reason}`}`,
-    `${operations} operations of ${options.threads} clients, ${counts.dmas} DMAs of ${options.devices} devices in ` +
+    `${many(operations, 'operation')} of ${many(options.threads, 'client')}, ` +
+      `${many(counts.dmas, 'DMA')} of ${many(options.devices, 'device')} in ` +
       `${(report.wallMs / 1000).toFixed(1)} s; seed ${options.seed}, ${options.locks} locks, ${options.invalidation} invalidation`,
     `maps ${counts.maps}, copies ${counts.copies}, unmaps ${counts.unmaps} (${counts.pagesUnmapped} pages), ` +
       `dirty reads ${counts.dirtyReads}, faulting DMAs ${counts.dmaFaults}; failed: ${failed.join(', ') || 'none'}`,
@@ -103,6 +105,9 @@ export function stressText(report: StressReport): string {
     const what =
       outcome === 'repaired' ? `${areas} areas taken back, the others went on` : 'the address space was given up';
     lines.push(`client ${client} died in ${operation} at ${gate} with ${locks}: ${what}`);
+  }
+  for (const [errno, threads] of report.gaveUp) {
+    lines.push(`${many(threads, 'other thread')} ended with ${errnoName(errno) ?? errno}`);
   }
   for (const { kind, page, detail } of report.violations) {
     lines.push(`ALARM ${kind}${page < 0 ? '' : ` at IOVA 0x${(page * 4096).toString(16)}`}: ${detail}`);

@@ -19,6 +19,7 @@
  */
 import type { MutexLock, RwLock } from '../runtime/locks.js';
 import { invariant, type Gate, type Task } from '../runtime/task.js';
+import { EOWNERDEAD } from '../uapi/errno.js';
 import type { Arena } from './arena.js';
 
 /** Bytes of a lock in the arena; zeroed is unlocked. */
@@ -37,9 +38,10 @@ const SPINS = 200;
 /** Longest sleep before a waiter looks again, milliseconds. */
 const SLEEP_MS = 20;
 
-/** A thread died while it held a lock: what it covers is given up, and so is this attempt (EOWNERDEAD). */
+/** A thread died while it held a lock: what it covers is given up, and so is this attempt. */
 export class OwnerDiedError extends Error {
   override readonly name = 'OwnerDiedError';
+  readonly errno = EOWNERDEAD;
 
   constructor(what: string) {
     super(`${what}: a thread died holding a lock of this address space`);

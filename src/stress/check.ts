@@ -114,11 +114,6 @@ export class HistoryChecker {
     this.#periods.endSegment();
   }
 
-  /** Nothing is mapped any more, whatever the history says. */
-  forgetMappings(): void {
-    this.#periods.clear();
-  }
-
   #tagsOf(thread: number): Map<number, number> {
     const tags = this.lastTags.get(thread) ?? new Map<number, number>();
     this.lastTags.set(thread, tags);

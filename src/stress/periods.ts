@@ -114,11 +114,6 @@ export class Periods {
     }
   }
 
-  /** Everything is out of the tables, whatever dead threads left: there are no periods any more. */
-  clear(): void {
-    this.#chunks.clear();
-  }
-
   #enter({ page, pages, frame, result, invoked, responded }: Change): void {
     const failed = result < 0 || responded === Infinity;
     for (const other of this.#overlapping(page, pages)) {

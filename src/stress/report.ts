@@ -44,6 +44,8 @@ export interface StressReport {
   readonly violations: readonly Violation[];
   readonly violationCount: number;
   readonly deaths: readonly Death[];
+  /** Threads that an error ended because the address space was given up under them, by errno. */
+  readonly gaveUp: ReadonlyMap<number, number>;
   readonly window: ExposureWindow;
 }
 
@@ -74,7 +76,7 @@ export function reportJson(report: StressReport): object {
     segments: report.segments,
     operations: report.operations,
     ...Object.fromEntries(Object.entries(happened).map(([key, value]) => [snake(key), value])),
-    failed: Object.fromEntries([...failed].sort().map(([errno, count]) => [errnoName(errno) ?? String(errno), count])),
+    failed: byName(failed),
     ...(options.invalidation === 'deferred' ? { exposure_window: windowJson(window) } : {}),
     violation_count: report.violationCount,
     violations: report.violations.map(({ kind, page, detail }) => ({
@@ -88,7 +90,13 @@ export function reportJson(report: StressReport): object {
       pages_objects: pagesObjects,
       table_frames: tableFrames,
     })),
+    gave_up: byName(report.gaveUp),
   };
+}
+
+function byName(counts: ReadonlyMap<number, number>): object {
+  const named = [...counts].map(([errno, count]) => [errnoName(errno) ?? String(errno), count] as const);
+  return Object.fromEntries(named.sort());
 }
 
 function snake(name: string): string {

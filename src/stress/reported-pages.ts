@@ -4,10 +4,14 @@
  * For a read R of a page and a write W to it that was over before R began: either R reports the page, or a read that ended
  * after W began (and began before R ended) does, since only reads make a page clean. So of all writes before R only the one
  * that began last matters, and of all reports only the one that ended last. Both are looked at only if the page stayed
- * mapped from W to R. What no read has reported when a segment ends is remembered as long as its mapping lasts.
+ * mapped from W to R.
+ *
+ * A block has one dirty state for all of its pages. A read of a part of it makes the whole block clean and speaks of that part
+ * alone, as in Linux (io-pgtable-arm's visit_dirty); for the block's other pages such a read counts as a report. What no read has reported when a segment ends is remembered as long as its mapping lasts.
  */
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain, Period, Periods } from './periods.js';
+import { BLOCK_PAGES } from './windows.js';
 
 /** Stamp of a write of an earlier segment: after everything was entered in it, before anything of this one. */
 const EARLIER_WRITE = -1;
@@ -66,6 +70,10 @@ export class ReportedPages {
   /** Checks every read of the segment. */
   check(): void {
     for (const read of this.#reads) {
+      this.#cutBlock(read, read.page);
+      this.#cutBlock(read, read.page + read.pages);
+    }
+    for (const read of this.#reads) {
       for (let page = read.page; page < read.page + read.pages; page++) this.#checkPage(page, read);
     }
   }
@@ -88,6 +96,15 @@ export class ReportedPages {
     this.#reading.clear();
   }
 
+  /** A read begins or ends at a page: if that is within a block, the rest of the block is clean now, too. */
+  #cutBlock(read: Read, page: number): void {
+    const first = page - (page % BLOCK_PAGES);
+    if (first === page || !this.#periods.at(page).some((period) => hasBlock(period, first))) return;
+    for (let at = first; at < first + BLOCK_PAGES; at++) {
+      if (at < read.page || at >= read.page + read.pages) push(this.#reports, at, read);
+    }
+  }
+
   #checkPage(page: number, read: Read): void {
     const carried = this.#carried.get(page);
     const began = lastInvoked(this.#writes.get(page), read.invoked) ?? (carried && EARLIER_WRITE);
@@ -102,6 +119,12 @@ export class ReportedPages {
 
 function covers(period: Period, page: number): boolean {
   return page >= period.page && page < period.page + period.pages;
+}
+
+/** Whether the 2 MiB from page `first` on may be a block of a period. */
+function hasBlock({ page, pages, frame }: Period, first: number): boolean {
+  const isWithin = first >= page && first + BLOCK_PAGES <= page + pages;
+  return isWithin && (frame + first - page) % BLOCK_PAGES === 0;
 }
 
 function push(map: Map<number, Interval[]>, page: number, interval: Interval): void {

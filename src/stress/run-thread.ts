@@ -10,7 +10,7 @@ import { StressThread } from './thread.js';
 export type ThreadEnd =
   | { readonly end: 'done'; readonly window?: ExposureWindow }
   /** The address space was given up under it. */
-  | { readonly end: 'gave-up'; readonly message: string }
+  | { readonly end: 'gave-up'; readonly errno: number }
   /** Kernel code or the testbed broke a rule. */
   | { readonly end: 'broke'; readonly message: string };
 
@@ -32,7 +32,7 @@ export function runThread(spec: ThreadSpec): ThreadEnd {
     return { end: 'done', window: { ...client.space.domain.window } };
   } catch (error) {
     thread.note(BLOCK.state, STATE.dead);
-    if (error instanceof OwnerDiedError) return { end: 'gave-up', message: error.message };
+    if (error instanceof OwnerDiedError) return { end: 'gave-up', errno: error.errno };
     return { end: 'broke', message: error instanceof Error ? (error.stack ?? error.message) : String(error) };
   }
 }

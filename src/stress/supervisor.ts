@@ -75,6 +75,7 @@ class Supervisor {
   #running: readonly Running[] = [];
   #remains: Remains[] = [];
   readonly #deaths: Death[] = [];
+  readonly #gaveUp = new Map<number, number>();
   #window: ExposureWindow = { ...NO_WINDOW };
   #segments = 0;
   #runningMs = 0;
@@ -134,6 +135,7 @@ class Supervisor {
 
   #ended({ thread, isClient }: Running, end: ThreadEnd): void {
     if (end.end === 'done' && end.window !== undefined) this.#window = joinWindows(this.#window, end.window);
+    if (end.end === 'gave-up') this.#gaveUp.set(end.errno, (this.#gaveUp.get(end.errno) ?? 0) + 1);
     if (end.end !== 'broke') return;
     const who = isClient ? `client ${thread - 2}` : `device ${thread - 2 - this.#options.threads}`;
     this.#checker.complain('kernel-bug', -1, `${who}: ${end.message}`);
@@ -335,6 +337,7 @@ class Supervisor {
       violations,
       violationCount,
       deaths: this.#deaths,
+      gaveUp: this.#gaveUp,
       window: this.#window,
     };
   }

@@ -26,7 +26,7 @@ describe('exit status', () => {
   test('0 when all held, in words', () => {
     const { status, stdout, stderr } = iovaduct('stress', '--seconds', '1', '--devices', '1', '--seed', '5');
     expect(status).toBe(0);
-    expect(stdout).toMatch(/^held\n\d+ operations of 2 clients, \d+ DMAs of 1 devices in .* seed 5/);
+    expect(stdout).toMatch(/^held\n\d+ operations of 2 clients, \d+ DMAs of 1 device in .* seed 5/);
     expect(stderr).not.toContain('Error');
   });
 

@@ -184,6 +184,20 @@ describe('dirty state', () => {
     expect(found()).toEqual([]);
   });
 
+  test('a read of a part of a block makes the rest of it clean; of pages only what it was asked for', () => {
+    const write = (frame: number): void => {
+      enter(1024, 512, frame);
+      dma(DMA.done, 1024 + 7, frame + 7, true);
+      client.end(client.begin(OP.READ_DIRTY, 1024 + 100, 8), 0);
+      client.end(client.begin(OP.READ_DIRTY, 1024, 512), 0);
+      leave(1024, 512);
+    };
+    write(0x80200);
+    expect(found()).toEqual([]);
+    write(0x80201);
+    expect(found()).toEqual(['dirty-lost']);
+  });
+
   test('what a dead reader made clean is nobody else`s fault', () => {
     enter();
     dma(DMA.done, PAGE, FRAME, true);

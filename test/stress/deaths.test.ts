@@ -3,6 +3,7 @@
  * with a report either way, and no check complains.
  */
 import { describe, expect, test } from 'vitest';
+import { EOWNERDEAD } from '../../src/uapi/errno.js';
 import { DEFAULT_OPTIONS, type StressOptions } from '../../src/stress/options.js';
 import { runStress } from './run.js';
 
@@ -35,6 +36,7 @@ describe('at a gate', () => {
     expect(death?.operation).toMatch(operation);
     expect(death?.outcome).toContain(outcome);
     expect(report.verdict).toBe(death?.outcome === 'repaired' ? 'held' : 'inconclusive');
+    if (death?.outcome === 'given-up') expect([...report.gaveUp.keys()]).toEqual([EOWNERDEAD]);
     // The other client went on to its end where it could.
     if (death?.outcome === 'repaired') expect(report.operations).toBeGreaterThanOrEqual(SHORT.operations);
   });

@@ -1,4 +1,4 @@
-/** The parts of a run in one thread: command queue, breakages of nothing, an address space by sharded and by the kernel's locks. */
+/** The parts of a run in one thread: the command queue; an address space by sharded and by the kernel's locks. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
