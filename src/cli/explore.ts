@@ -12,6 +12,7 @@ import { KERNEL_NODE } from '../explore/subject.js';
 import { INVARIANTS } from '../runtime/invariants.js';
 import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
 import { EXIT } from './exit-codes.js';
+import { explainFailure } from './explain-failure.js';
 import { scenarioFiles } from './files.js';
 import { wholeNumber } from './options.js';
 import { LiveLine } from './progress.js';
@@ -28,6 +29,7 @@ interface ExploreOptions {
   readonly failNth?: boolean;
   readonly shrink: boolean;
   readonly corpus?: string;
+  readonly report?: string;
   readonly json?: string;
 }
 
@@ -89,6 +91,18 @@ function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Ex
     lines.push(`  shrunk to ${sizeText(shrunk)} in ${shrunk.attempts} runs${where}`);
   }
   return `${lines.join('\n')}\n`;
+}
+
+/** The race report, in full where one scenario was asked for, and where its page was written. */
+function explanationText({ scenario, exploration, shrunk }: Explored, options: ExploreOptions, asked: number): string {
+  const { failure } = exploration;
+  if (failure === undefined || failure.id === 'INV-20') return '';
+  const deviations = (shrunk?.deviations ?? failure.deviations)[KERNEL_NODE] ?? [];
+  const schedule = { strategy: 'deviating', deviations } as const;
+  const explained = explainFailure(shrunk?.scenario ?? scenario, options.seed, schedule, options.report);
+  if (explained === undefined) return '';
+  const page = explained.page === undefined ? '' : `  page: ${explained.page}\n`;
+  return asked === 1 ? `\n${explained.text}${page}` : page;
 }
 
 function exploredJson(
@@ -218,6 +232,8 @@ async function exploreCommand(paths: readonly string[], options: ExploreOptions)
     live.clear();
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
+    if (wanted.length === 1 || options.report !== undefined)
+      out.write(explanationText(explored, options, wanted.length));
   }
   writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options);
   if (all.some(({ exploration }) => exploration.failure !== undefined)) process.exitCode = EXIT.failed;
@@ -246,6 +262,7 @@ export function addExploreCommand(program: Command): void {
     .option('--fail-nth', 'in order, while each allocation, pin, invalidation and send fails in turn: nothing may leak')
     .option('--no-shrink', 'report a failing run as it was found')
     .option('--corpus <dir>', 'write each failing case, shrunk, as a scenario there')
+    .option('--report <dir>', 'write a page for each schedule that fails there')
     .option('--json <file>', 'write a JSON document; - is standard output')
     .action(exploreCommand);
 }

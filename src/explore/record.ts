@@ -11,22 +11,10 @@ import {
   type Deviation,
   type SchedulingPolicy,
 } from '../runtime/policies.js';
-import type { SchedulerObserver } from '../runtime/scheduler.js';
 import type { Attempt, Subject } from './subject.js';
 
 /** Deviations from the default, by node. */
 export type Deviations = Readonly<Record<string, readonly Deviation[]>>;
-
-/** Looks on and sees nothing. */
-const BLIND: SchedulerObserver = {
-  chosen: () => undefined,
-  started: () => undefined,
-  resumed: () => undefined,
-  suspended: () => undefined,
-  woken: () => undefined,
-  access: () => undefined,
-  lock: () => undefined,
-};
 
 class RecordingPolicy implements SchedulingPolicy {
   readonly name = 'recording';
@@ -61,7 +49,7 @@ export async function record(
     scheduleOf: (node) => {
       const policy = new RecordingPolicy(policyFor(scheduleOf(node), seed, node));
       policies.set(node, policy);
-      return { strategy: 'policy', policy, observer: BLIND };
+      return { strategy: 'policy', policy };
     },
   });
   return {

@@ -17,6 +17,7 @@ import { Smmu, type TranslateRequest } from '../hardware/smmu/smmu.js';
 import type { Device } from '../kernel/device.js';
 import { SyscallContext } from '../kernel/files.js';
 import { beginAccess, endAccess } from '../kernel/iommu/mapping-check.js';
+import { memoryWord } from '../kernel/iommu/dma-memory.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
 import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
@@ -36,11 +37,14 @@ import { PageAllocator } from '../kernel/mm/page-allocator.js';
 import { Process, UserStruct } from '../kernel/mm/process.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
+import { isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
 import { EFAULT } from '../uapi/errno.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../uapi/pci-regs.js';
 import { PROT_READ, PROT_WRITE } from '../uapi/syscall.js';
+import { MachineViewer } from './machine-view.js';
 import { PageStore } from './page-store.js';
 import type { Program } from './program.js';
+import type { MachineView } from './view.js';
 
 const PAGE_BYTES = 4096;
 /** RAM that processes get their pages from, and the kernel's own behind it. */
@@ -140,6 +144,7 @@ function smmuMemory(arena: Arena, pages: PageStore): SmmuMemory {
   return {
     loadWords(pa, out) {
       const index = indexOf(pa);
+      if (index !== undefined && isWatched()) sharedRead(arena, memoryWord(pa));
       if (index !== undefined) out.set(arena.words.subarray(index, index + out.length));
       else if (isRam(pa)) out.set(new Uint32Array(pages.read(pa, 4 * out.length).buffer));
       else return false;
@@ -147,6 +152,7 @@ function smmuMemory(arena: Arena, pages: PageStore): SmmuMemory {
     },
     store64(pa, lo, hi) {
       const index = indexOf(pa);
+      if (index !== undefined && isWatched()) sharedWrite(arena, memoryWord(pa));
       if (index !== undefined) arena.words.set([lo, hi], index);
       else if (isRam(pa)) pages.write(pa, new Uint8Array(Uint32Array.of(lo, hi).buffer));
       else return false;
@@ -178,6 +184,7 @@ export class KernelMachine {
   readonly #functions = new Map<number, PciFunction>();
   /** Memory of dma-bufs and other things that need no pin. */
   readonly #unpinned = new Set<number>();
+  #viewer: MachineViewer | undefined;
   #arguments = ARGUMENT_BASE;
   #devices = 0;
 
@@ -228,8 +235,10 @@ export class KernelMachine {
       const pa = extent.pfn * PAGE_BYTES;
       this.memory.write(pa, new Uint8Array(Uint32Array.of(firstWord).buffer));
       const pfns = Array.from({ length: extent.pages }, (_, i) => extent.pfn + i);
+      sharedWrite(this, 'pages without pins');
       for (const pfn of pfns) this.#unpinned.add(pfn);
       const free = (): void => {
+        sharedWrite(this, 'pages without pins');
         for (const pfn of pfns) this.#unpinned.delete(pfn);
         this.pages.release([extent]);
       };
@@ -268,6 +277,11 @@ export class KernelMachine {
     return [smmu, core];
   }
 
+  /** The functions behind the SMMU, for those who look at the machine. */
+  get functions(): Iterable<PciFunction> {
+    return this.#functions.values();
+  }
+
   /** Where a buffer of the program begins, in every process. */
   bufferAddress(name: string): bigint {
     const address = this.#buffers.get(name);
@@ -299,6 +313,7 @@ export class KernelMachine {
   /** A new device behind the SMMU, in a group of its own; -errno. */
   *addDevice(): Task<Device | number> {
     invariant(this.#core !== undefined, 'kernel-only machine: devices of a mock IOMMU are made by the selftest');
+    sharedWrite(this, 'devices', this.#devices, this.#devices + 1);
     const number = this.#devices++;
     const bdf = `0000:00:${number.toString(16).padStart(2, '0')}.0`;
     const fn = new PciFunction(this.runtime, { ...FUNCTION, bdf, ats: this.#hasAts }, [], NO_FABRIC);
@@ -325,6 +340,7 @@ export class KernelMachine {
   /** A device behind the SMMU goes. */
   *removeDevice(device: Device): Task<void> {
     yield* this.#core?.removeDevice(device) ?? nothing();
+    sharedWrite(this, 'devices', this.#devices, this.#devices);
     this.#functions.delete(device.streamIds[0] ?? -1);
   }
 
@@ -418,10 +434,17 @@ export class KernelMachine {
   *#invalidateAtc(streamId: number, start: bigint, last: bigint): Task<boolean> {
     yield ATC_INVALIDATION_NS;
     if (this.runtime.faults.fires('device.atc-timeout')) return false;
+    sharedRead(this, 'devices');
     const fn = this.#functions.get(streamId);
     if (fn === undefined) return false;
     yield* fn.atc.invalidate(start, last);
     return true;
+  }
+
+  /** How the machine looks now; `name` is told what its objects are called. */
+  look(name?: (object: object, label: string) => void): MachineView {
+    this.#viewer ??= new MachineViewer(this);
+    return this.#viewer.look(name);
   }
 
   // --- DMA ---
@@ -452,8 +475,10 @@ export class KernelMachine {
   *#access(device: Device, iova: bigint, write: boolean): Task<number | undefined> {
     const { smmu } = this;
     const streamId = device.streamIds[0] ?? 0;
+    sharedRead(this, 'devices');
     const fn = this.#functions.get(streamId);
     if (smmu === undefined || fn === undefined) return undefined;
+    sharedRead(fn, 'ATS enabled', fn.isAtsEnabled);
     const atcTicket = fn.isAtsEnabled ? fn.atc.begin() : undefined;
     try {
       yield TO_SMMU_NS;
@@ -485,6 +510,7 @@ export class KernelMachine {
 
   #touch(pa: number, write: boolean): void {
     const pfn = Math.floor(pa / PAGE_BYTES);
+    sharedRead(this, 'pages without pins');
     const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
     const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';
     invariant(isReachable, `a device reached page 0x${pfn.toString(16)}, which ${what}`, 'INV-3');

@@ -1,6 +1,7 @@
 /** Physical memory of a kernel-only machine: pages that somebody wrote bytes to; the rest is zero. */
 import type { PageMemory } from '../kernel/mm/page-allocator.js';
 import { invariant } from '../runtime/task.js';
+import { sharedRange } from '../runtime/watch.js';
 import type { PageRun } from '../uapi/syscall.js';
 
 const PAGE_BYTES = 4096;
@@ -15,6 +16,7 @@ export class PageStore implements PageMemory {
   read(pa: number, lengthBytes: number): Uint8Array {
     const pfn = Math.floor(pa / PAGE_BYTES);
     const from = pa % PAGE_BYTES;
+    sharedRange(this, '', pa, lengthBytes, false);
     const page = this.#pages.get(pfn);
     if (from + lengthBytes <= PAGE_BYTES)
       return page === undefined ? new Uint8Array(lengthBytes) : page.slice(from, from + lengthBytes);
@@ -28,6 +30,7 @@ export class PageStore implements PageMemory {
   }
 
   write(pa: number, bytes: Uint8Array): boolean {
+    sharedRange(this, '', pa, bytes.length, true);
     for (let done = 0; done < bytes.length;) {
       const from = (pa + done) % PAGE_BYTES;
       const length = Math.min(bytes.length - done, PAGE_BYTES - from);
@@ -50,6 +53,7 @@ export class PageStore implements PageMemory {
   }
 
   clearPages(pfn: number, pages: number): void {
+    sharedRange(this, '', pfn * PAGE_BYTES, pages * PAGE_BYTES, true);
     for (let i = 0; i < pages; i++) {
       const page = this.#pages.get(pfn + i);
       if (page === undefined) continue;

@@ -8,6 +8,7 @@
 import { signatureOf } from '../runtime/signature.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import type { FaultId, FaultRule } from '../runtime/faults.js';
+import { sharedRead, sharedWrite } from '../runtime/watch.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunEvent } from '../runtime/events.js';
@@ -85,12 +86,30 @@ function nameOf(rc: number): string {
   return rc < 0 ? (errnoName(-rc) ?? String(rc)) : 'ok';
 }
 
+/** What calls have made, by name: a call of one task may need what another's made. */
+class Things extends Map<string, Thing> {
+  override get(name: string): Thing | undefined {
+    sharedRead(this, name);
+    return super.get(name);
+  }
+
+  override set(name: string, thing: Thing): this {
+    sharedWrite(this, name);
+    return super.set(name, thing);
+  }
+
+  override delete(name: string): boolean {
+    sharedWrite(this, name);
+    return super.delete(name);
+  }
+}
+
 class ProgramRun {
   readonly machine: KernelMachine;
   readonly results: CallResult[] = [];
   readonly #program: Program;
   readonly #options: RunProgramOptions;
-  readonly #things = new Map<string, Thing>();
+  readonly #things = new Things();
 
   constructor(program: Program, options: RunProgramOptions) {
     this.#program = program;
@@ -149,9 +168,14 @@ class ProgramRun {
     if (first !== undefined) yield* this.#calls('setup', first.name, this.#program.setup);
   }
 
-  *#calls(task: string, process: string, calls: readonly Call[]): Task<void> {
-    const { runtime } = this.machine;
+  /** What a task has of its own is made before it runs: which addresses it gets does not depend on the schedule. */
+  #calls(task: string, process: string, calls: readonly Call[]): Task<void> {
     const caller: Caller = { machine: this.machine, things: this.#things, ...this.machine.context(process) };
+    return this.#perform(task, caller, calls);
+  }
+
+  *#perform(task: string, caller: Caller, calls: readonly Call[]): Task<void> {
+    const { runtime } = this.machine;
     for (const call of calls) {
       yield 'program:call';
       const startNs = runtime.now;

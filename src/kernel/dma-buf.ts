@@ -9,6 +9,7 @@
  */
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
+import { sharedRead, sharedWrite } from '../runtime/watch.js';
 import { ENODEV } from '../uapi/errno.js';
 import { OpenFile } from './files.js';
 
@@ -45,13 +46,16 @@ export class DmaBufFile extends OpenFile {
   /** Lets an importer use the buffer: its physical address, -ENODEV while it is revoked, -EOPNOTSUPP. */
   *attach(importer: DmaBufImporter): Task<number> {
     yield* this.#resv.lock();
+    sharedRead(this, 'revoked', this.#isRevoked);
     const address = this.#isRevoked ? -ENODEV : this.#exporter.phys();
+    sharedWrite(this, 'importers');
     if (address >= 0) this.#importers.add(importer);
     this.#resv.unlock();
     return address;
   }
 
   detach(importer: DmaBufImporter): void {
+    sharedWrite(this, 'importers');
     invariant(this.#importers.delete(importer), 'dma-buf: detached by somebody who is not attached');
     this.#freeUnused();
   }
@@ -60,17 +64,22 @@ export class DmaBufFile extends OpenFile {
   *revoke(isRevoked: boolean): Task<void> {
     yield* this.#resv.lock();
     const isTaken = isRevoked && !this.#isRevoked;
+    sharedWrite(this, 'revoked', this.#isRevoked, isRevoked);
+    sharedRead(this, 'importers');
     this.#isRevoked = isRevoked;
     if (isTaken) for (const importer of [...this.#importers]) yield* importer.invalidate();
     this.#resv.unlock();
   }
 
   override *release(): Task<void> {
+    sharedWrite(this, 'open', this.#isOpen, false);
     this.#isOpen = false;
     this.#freeUnused();
   }
 
   #freeUnused(): void {
+    sharedRead(this, 'open', this.#isOpen);
+    sharedRead(this, 'importers');
     if (!this.#isOpen && this.#importers.size === 0) this.#exporter.release();
   }
 }

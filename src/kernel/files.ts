@@ -7,6 +7,7 @@
  */
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
+import { isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
 import { EBADF, EINVAL, EMFILE, ENODEV, ENOTTY, type ErrorDetail } from '../uapi/errno.js';
 import type { Process } from './mm/process.js';
 import type { FileMapping } from './mm/mm.js';
@@ -107,6 +108,7 @@ export class FdTable {
 
   /** The file behind a descriptor; undefined = EBADF. */
   get(fd: number): OpenFile | undefined {
+    if (isWatched()) sharedRead(this, `descriptor ${fd}`);
     return this.#files[fd];
   }
 
@@ -121,19 +123,26 @@ export class FdTable {
 
   /** Lowest free descriptor, or -EMFILE. */
   install(file: OpenFile): number {
+    sharedWrite(this, 'numbers');
     const free = this.#files.findIndex((entry) => entry === undefined);
     const fd = free < 0 ? this.#files.length : free;
     if (fd >= MAX_DESCRIPTORS) return -EMFILE;
-    this.#files[fd] = file;
+    this.#set(fd, file);
     return fd;
   }
 
   *close(fd: number): Task<number> {
-    const file = this.#files[fd];
+    const file = this.get(fd);
     if (file === undefined) return -EBADF;
-    this.#files[fd] = undefined;
+    sharedWrite(this, 'numbers');
+    this.#set(fd, undefined);
     yield* file.release();
     return 0;
+  }
+
+  #set(fd: number, file: OpenFile | undefined): void {
+    if (isWatched()) sharedWrite(this, `descriptor ${fd}`, this.#files[fd]?.constructor.name, file?.constructor.name);
+    this.#files[fd] = file;
   }
 
   /** Closes everything, lowest descriptor first, as exit does. */

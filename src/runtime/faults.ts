@@ -5,6 +5,7 @@
  * rule selects; every call of a switched-on fault is counted, so a rule like "the third allocation" is deterministic. The
  * catalogue below is the only list of ids.
  */
+import { sharedWrite } from './watch.js';
 
 /** What a fault does, for documentation and for checking scenario files. */
 export interface FaultDescription {
@@ -111,6 +112,8 @@ export class FaultSwitches {
     const armed = this.#armed.get(id);
     if (armed === undefined) return false;
     const call = armed.calls++;
+    // Which of several calls it strikes is a matter of order.
+    if (armed.skip > 0 || armed.count < Infinity) sharedWrite(this, id, call, armed.calls);
     const strikes = call >= armed.skip && call < armed.skip + armed.count;
     if (strikes) this.#onStrike(id);
     return strikes;

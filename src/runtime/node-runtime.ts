@@ -32,7 +32,7 @@ export type ScheduleSpec =
   | { readonly strategy: 'pct'; readonly seed: number; readonly depth: number; readonly choices: number }
   | { readonly strategy: 'deviating'; readonly deviations: readonly Deviation[] }
   | { readonly strategy: 'recorded'; readonly of: GateMode; readonly choices: readonly number[] }
-  | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy; readonly observer: SchedulerObserver };
+  | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy; readonly observer?: SchedulerObserver };
 
 /** The policy that a schedule means in a node. */
 export function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
@@ -110,6 +110,11 @@ export class NodeRuntime {
   invariantReport(): InvariantReport[] {
     const { looks } = this.scheduler.lockOrder;
     return [...this.invariants.report(), ...(looks === 0 ? [] : [{ id: 'lock-order' as const, looks }])];
+  }
+
+  /** Events recorded so far: the number that the next one gets. */
+  get eventCount(): number {
+    return this.#eventCount;
   }
 
   /** Takes the events recorded since the last call. */

@@ -10,6 +10,7 @@
  */
 
 import type { InvariantId } from './invariants.js';
+import { sharedRead, sharedWrite } from './watch.js';
 
 /** A scheduling point by name, `layer:point`, e.g. `iommufd:map-inserted`. */
 export type Gate = `${string}:${string}`;
@@ -40,15 +41,24 @@ export class WaitQueue {
   }
 
   park(waiter: Waiter): void {
+    sharedWrite(this, 'waiters', undefined, waiter.name);
     this.#waiters.push(waiter);
   }
 
   wakeOne(): void {
+    this.#noteWake();
     this.#waiters.shift()?.makeReady();
   }
 
   wakeAll(): void {
+    this.#noteWake();
     for (const waiter of this.#waiters.splice(0)) waiter.makeReady();
+  }
+
+  /** Waking nobody changes nothing, but whoever parks before or after it sees the difference. */
+  #noteWake(): void {
+    if (this.#waiters.length > 0) sharedWrite(this, 'waiters', this.#waiters[0]?.name, undefined);
+    else sharedRead(this, 'waiters');
   }
 }
 

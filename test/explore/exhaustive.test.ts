@@ -59,7 +59,7 @@ function finalState(program: TaskProgram, schedule: ScheduleSpec): string {
 function enumerate(program: TaskProgram): { states: Set<string>; runs: number } {
   const states = new Set<string>();
   let choices: number[] = [];
-  for (let runs = 0; ; ) {
+  for (let runs = 0; ;) {
     const widths: number[] = [];
     const policy: SchedulingPolicy = {
       name: 'odometer',
@@ -70,16 +70,7 @@ function enumerate(program: TaskProgram): { states: Set<string>; runs: number } 
         return (choices[widths.length - 1] ??= 0);
       },
     };
-    const observer = {
-      chosen: () => undefined,
-      started: () => undefined,
-      resumed: () => undefined,
-      suspended: () => undefined,
-      woken: () => undefined,
-      access: () => undefined,
-      lock: () => undefined,
-    };
-    states.add(finalState(program, { strategy: 'policy', policy, observer }));
+    states.add(finalState(program, { strategy: 'policy', policy }));
     runs++;
     choices = choices.slice(0, widths.length);
     while (choices.length > 0 && (choices.at(-1) ?? 0) + 1 >= (widths[choices.length - 1] ?? 0)) choices.pop();

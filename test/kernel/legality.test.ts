@@ -164,7 +164,7 @@ describe('wrong writers', () => {
 
   test('of translations: made before what was broken is invalidated', () => {
     const checker = new LegalityChecker('smmu0', () => true);
-    const watch = checker.watchTable(1, 3);
+    const watch = checker.watchTable(1, 3, checker, 0x1000);
     watch.mapped(0x1000, 0x4000);
     watch.unmapped(0x2000, 0x1000, false);
     watch.mapped(0x8000, 0x1000);
@@ -185,7 +185,7 @@ describe('wrong writers', () => {
 
   test('of tables: given back after an invalidation of leaves alone', () => {
     const checker = new LegalityChecker('smmu0', () => true);
-    const watch = checker.watchTable(2, 9);
+    const watch = checker.watchTable(2, 9, checker, 0x1000);
     watch.unmapped(0x200000, 0x200000, true);
     const kinds = 1 << TLB_KIND.STAGE2;
     checker.translationsInvalidated({ kinds, vmid: 9, range: { start: 0, last: 0xffffff, half: 0 } }, true);

@@ -3,6 +3,7 @@
  * or thrown out for newer ones. Invalidations complete when no transaction that used what they removed is under way.
  */
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import type { AtsRequest, AtsResponse } from '../smmu/ats.js';
 import { InFlight } from '../smmu/in-flight.js';
 
@@ -32,19 +33,27 @@ export class Atc {
     return this.#entries.length;
   }
 
+  /** What it holds, for those who look at a machine. */
+  get contents(): readonly AtcEntry[] {
+    return this.#entries;
+  }
+
   /** Moves when something is invalidated: an answer that was under way then is not kept. */
   get invalidations(): number {
+    sharedRead(this, 'entries');
     return this.#invalidations;
   }
 
   /** Where an address leads, if that is known and allowed. */
   lookup(iova: bigint, write: boolean): AtcEntry | undefined {
+    sharedRead(this, 'entries');
     return this.#entries.find(
       (entry) => entry.first <= iova && iova <= entry.last && (write ? entry.write : entry.read),
     );
   }
 
   insert(entry: AtcEntry): void {
+    sharedWrite(this, 'entries', undefined, entry.first);
     this.#entries = [...this.#entries.filter((old) => old.last < entry.first || old.first > entry.last), entry];
     if (this.#entries.length > ATC_ENTRIES) this.#entries.shift();
   }
@@ -68,6 +77,7 @@ export class Atc {
     const pa = answer.pa - Number(iova % size);
     const entry = { first, last: first + size - 1n, pa, read: answer.read, write: answer.write };
     if (!(write ? entry.write : entry.read)) return 'translation request: no access';
+    sharedRead(this, 'entries');
     if (before === this.#invalidations) this.insert(entry);
     return entry;
   }
@@ -83,6 +93,7 @@ export class Atc {
 
   /** Forgets a range; done when nobody uses what was forgotten. */
   *invalidate(start: bigint, last: bigint): Task<void> {
+    sharedWrite(this, 'entries', start, undefined);
     this.#invalidations++;
     this.#entries = this.#entries.filter((entry) => entry.last < start || entry.first > last);
     yield* this.#inFlight.drain();
@@ -90,6 +101,7 @@ export class Atc {
 
   /** The function was reset or its ATS switched off. */
   clear(): void {
+    sharedWrite(this, 'entries');
     this.#invalidations++;
     this.#entries = [];
   }

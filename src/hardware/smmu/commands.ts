@@ -13,6 +13,7 @@
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../runtime/task.js';
+import { sharedTest, sharedWrite } from '../../runtime/watch.js';
 import type { AtcPort, GroupResponse, GroupResponsePort } from './ats.js';
 import type { StreamConfigurations } from './config.js';
 import type { SmmuFeatures } from './identification.js';
@@ -243,6 +244,7 @@ export class CommandQueue {
       start,
       last: start + size - 1n,
     };
+    sharedWrite(this, 'ATC invalidations', this.#atcPending, this.#atcPending + 1);
     this.#atcPending++;
     const finish = this.#finishAtc(atc(invalidation));
     runtime.spawn(`${name}/atc-inv`, finish);
@@ -251,6 +253,7 @@ export class CommandQueue {
 
   *#finishAtc(invalidation: Task<boolean>): Task<void> {
     if (!(yield* invalidation)) this.#hasAtcTimeout = true;
+    sharedWrite(this, 'ATC invalidations', this.#atcPending, this.#atcPending - 1);
     this.#atcPending--;
     this.#atcDone.wakeAll();
   }
@@ -313,7 +316,11 @@ export class CommandQueue {
     const signal = CMD_SYNC.get(command, 'CS');
     if (signal > SYNC_CS.SEV) return CERROR.ILL;
     yield* this.#targets.inFlight.drain();
-    while (this.#atcPending > 0) yield this.#atcDone;
+    sharedTest(this, 'ATC invalidations', this.#atcPending);
+    while (this.#atcPending > 0) {
+      yield this.#atcDone;
+      sharedTest(this, 'ATC invalidations', this.#atcPending);
+    }
     if (this.#hasAtcTimeout) {
       this.#hasAtcTimeout = false;
       return CERROR.ATC_INV_SYNC;

@@ -12,6 +12,7 @@
  *
  * Registers are passed in as they are at the moment of the lookup; nothing here looks at the kernel's objects.
  */
+import { isWatched, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { steSafeBits, steUsedBits } from './used-bits.js';
 import type { Task } from '../../runtime/task.js';
 import type { SmmuFeatures } from './identification.js';
@@ -120,6 +121,7 @@ export class StreamConfigurations {
   /** The configuration of a stream or substream, from the cache or from memory; `table` reads the registers when memory is needed. */
   *find(table: () => StreamTable, streamId: number, substreamId?: number): Task<StreamConfig | Fault> {
     const cached = this.#cache.get(streamId)?.get(substreamId ?? NO_SUBSTREAM);
+    this.#note(streamId, false);
     if (cached !== undefined) return cached;
     const before = this.#invalidations;
     const ste = yield* this.#fetchSte(table(), streamId);
@@ -129,6 +131,7 @@ export class StreamConfigurations {
     if (known !== undefined && meansOther(known, ste)) return faultOf('F_CFG_CONFLICT');
     const config = yield* this.#configOf(ste, substreamId);
     // An invalidation during the fetch means that what was fetched may be old: use it once, do not keep it.
+    this.#note(streamId, config.ok);
     if (config.ok && before === this.#invalidations) {
       const stream = this.#cache.get(streamId) ?? new Map<number, StreamConfig>();
       this.#cache.set(streamId, stream.set(substreamId ?? NO_SUBSTREAM, config));
@@ -159,6 +162,7 @@ export class StreamConfigurations {
   }
 
   #steOfCached(streamId: number): Uint32Array | undefined {
+    this.#note(streamId, false);
     return (this.#cache.get(streamId)?.size ?? 0) > 0 ? this.#stes.get(streamId) : undefined;
   }
 
@@ -170,8 +174,16 @@ export class StreamConfigurations {
     return this.#memory.loadWords(address, ste) ? ste : faultOf('F_STE_FETCH', { fetchAddress: address });
   }
 
+  /** What is cached of a stream, and whether it still may be, is one shared word; invalidations are another. */
+  #note(streamId: number, isWrite: boolean): void {
+    if (!isWatched()) return;
+    (isWrite ? sharedWrite : sharedRead)(this, `stream 0x${streamId.toString(16)}`);
+    sharedRead(this, 'invalidations');
+  }
+
   /** Forgets one CD of a stream, and what transactions without a substream made of CD 0. */
   invalidateCd(streamId: number, substreamId: number): void {
+    sharedWrite(this, 'invalidations');
     this.#invalidations++;
     const stream = this.#cache.get(streamId);
     stream?.delete(substreamId);
@@ -180,6 +192,7 @@ export class StreamConfigurations {
 
   /** Forgets the streams `first`..`last`. */
   invalidate(first: number, last: number): void {
+    sharedWrite(this, 'invalidations');
     this.#invalidations++;
     if (first === last) this.#cache.delete(first);
     else
@@ -189,6 +202,7 @@ export class StreamConfigurations {
 
   /** Forgets every stream. */
   invalidateAll(): void {
+    sharedWrite(this, 'invalidations');
     this.#invalidations++;
     this.#cache.clear();
   }

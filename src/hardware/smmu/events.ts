@@ -9,6 +9,7 @@
  * C_BAD_STREAMID is recorded whatever CR2.RECINVSID says, as the recorded model does; Linux always sets the bit. RnW
  * is that of the input transaction for every CLASS (7.3.12, 7.3.13).
  */
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { SmmuMemory } from './ports.js';
 import { EVENT, EVENT_CLASS, EVT, type EventName } from './records.js';
@@ -98,6 +99,7 @@ export class EventQueue {
       const record = eventRecord(fault, origin);
       EVT.set(record, 'Stall', 1);
       EVT.set(record, 'STAG', stag);
+      sharedWrite(this, 'waiting', this.#waiting.length, this.#waiting.length + 1);
       this.#waiting.push(record);
       this.flush();
       this.#tell(fault, origin, true);
@@ -110,8 +112,10 @@ export class EventQueue {
 
   /** Writes what waited for room: the queue was read, enabled or repaired. */
   flush(): void {
+    sharedRead(this, 'waiting', this.#waiting.length);
     for (let record = this.#waiting[0]; record !== undefined; record = this.#waiting[0]) {
       if (!this.#hasRoom() || !this.#write(record)) return;
+      sharedWrite(this, 'waiting', this.#waiting.length, this.#waiting.length - 1);
       this.#waiting.shift();
     }
   }

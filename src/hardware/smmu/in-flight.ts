@@ -6,6 +6,7 @@
  * meanwhile. Tickets count up.
  */
 import { WaitQueue, type Task } from '../../runtime/task.js';
+import { sharedTest, sharedUpdate } from '../../runtime/watch.js';
 
 /** Unfinished transactions of one SMMU. */
 export class InFlight {
@@ -20,24 +21,34 @@ export class InFlight {
   /** Registers a transaction; its ticket. */
   begin(): number {
     const ticket = this.#next++;
-    this.#tickets.add(ticket);
+    this.#add(ticket);
     return ticket;
   }
 
   /** Ends a transaction. */
   end(ticket: number): void {
+    sharedUpdate(this, 'under way', this.#tickets.size, this.#tickets.size - 1);
     this.#tickets.delete(ticket);
     if (this.#ended.length > 0) this.#ended.wakeAll();
   }
 
   /** A stalled transaction goes on. */
   again(ticket: number): void {
+    this.#add(ticket);
+  }
+
+  #add(ticket: number): void {
+    sharedUpdate(this, 'under way', this.#tickets.size, this.#tickets.size + 1);
     this.#tickets.add(ticket);
   }
 
   /** Waits until every transaction that has begun by now has ended. */
   *drain(): Task<void> {
     const horizon = this.#next;
-    while ([...this.#tickets].some((ticket) => ticket < horizon)) yield this.#ended;
+    for (;;) {
+      sharedTest(this, 'under way', this.#tickets.size);
+      if (![...this.#tickets].some((ticket) => ticket < horizon)) return;
+      yield this.#ended;
+    }
   }
 }

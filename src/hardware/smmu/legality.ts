@@ -10,9 +10,12 @@
  * address and a CMD_SYNC (3.21.1). A mapping made before that finds translations of the old one still in use. A table that
  * was taken out may still be walked until a TLBI that is not for leaves alone; its memory is not given back before.
  *
+ * It also is where the tables' owner and the walker meet: who owns the table whose root is where, for those who watch shared words.
+ *
  * Source: Arm IHI 0070 3.21; domain.md INV-17, A6.11.
  */
 import { invariant } from '../../runtime/task.js';
+import { isWatched, sharedRange, sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { CD, STE } from './records.js';
 import { TLB_KIND, type TlbSelection } from './tlb.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from './used-bits.js';
@@ -85,6 +88,8 @@ export class LegalityChecker {
   readonly #isEnabled: () => boolean;
   readonly #entries = new Map<string, Entry>();
   readonly #tables = new Set<Table>();
+  /** Whose table it is, by the address of its root. */
+  readonly #owners = new Map<number, object>();
 
   /** `isEnabled`: whether the SMMU reads structures now. */
   constructor(name: string, isEnabled: () => boolean) {
@@ -105,6 +110,7 @@ export class LegalityChecker {
     lo: number,
     hi: number,
   ): void {
+    sharedWrite(this, key);
     const entry = this.#entries.get(key) ?? this.#newEntry(kind, key, streamIds, before);
     entry.done.clear();
     entry.current[doubleword * 2] = lo;
@@ -136,13 +142,26 @@ export class LegalityChecker {
 
   /** The memory of an entry is given back. */
   forgetEntry(key: string): void {
+    sharedWrite(this, key);
     this.#entries.delete(key);
   }
 
-  /** Watches a translation table until `unwatch`. */
-  watchTable(stage: 1 | 2, tag: number): TranslationWatch & { unwatch(): void } {
+  /** The walker looks at (or changes) what leads to an address in the table whose root is there. */
+  walked(root: number, input: number, isWrite = false): void {
+    if (!isWatched()) return;
+    const owner = this.#owners.get(root);
+    if (owner !== undefined) sharedRange(owner, '', input, 1, isWrite);
+  }
+
+  /** Watches the translation table of `owner`, whose root is at an address, until `unwatch`. */
+  watchTable(stage: 1 | 2, tag: number, owner: object, root: number): TranslationWatch & { unwatch(): void } {
     const table: Table = { stage, tag, stale: [] };
     this.#tables.add(table);
+    this.#owners.set(root, owner);
+    const touch = (): void => {
+      sharedRead(this, 'invalidations');
+      sharedTest(table, 'stale', table.stale.length);
+    };
     const isStale = (input: number, lengthBytes: number, tablesOnly: boolean): boolean =>
       this.#isEnabled() &&
       table.stale.some(
@@ -151,23 +170,30 @@ export class LegalityChecker {
     const at = (input: number): string => `0x${input.toString(16)}`;
     return {
       mapped: (input, lengthBytes) => {
+        sharedRead(table, 'stale', table.stale.length);
+        sharedRead(this, 'invalidations');
         invariant(
           !isStale(input, lengthBytes, false),
           `${this.#name}: stage ${stage} maps ${at(input)} before what was there is invalidated (break-before-make)`,
         );
       },
       unmapped: (input, lengthBytes, isTable) => {
+        touch();
         const range = { first: input, last: input + lengthBytes - 1, isInvalidated: false };
         table.stale.push({ ...range, isTable: false });
         if (isTable) table.stale.push({ ...range, isTable: true });
       },
       tablesFreed: (input, lengthBytes) => {
+        touch();
         invariant(
           !isStale(input, lengthBytes, true),
           `${this.#name}: stage ${stage} gives back a table of ${at(input)} that the SMMU may still walk`,
         );
       },
-      unwatch: () => this.#tables.delete(table),
+      unwatch: () => {
+        this.#tables.delete(table);
+        this.#owners.delete(root);
+      },
     };
   }
 
@@ -175,6 +201,7 @@ export class LegalityChecker {
 
   /** CMD_CFGI_* of the streams `first`..`last`: those of a stream cover its CDs, CMD_CFGI_CD and CMD_CFGI_CD_ALL (`cdsOnly`) not the STE. */
   configInvalidated(first: number, last: number, cdsOnly = false): void {
+    for (const key of isWatched() ? this.#entries.keys() : []) sharedWrite(this, key);
     for (const entry of this.#entries.values()) {
       if (cdsOnly && entry.kind === 'STE') continue;
       for (const id of entry.streamIds) if (id >= first && id <= last) entry.done.add(id);
@@ -186,6 +213,7 @@ export class LegalityChecker {
 
   /** CMD_TLBI_*; `leafOnly`: it leaves tables. */
   translationsInvalidated({ kinds, asid, vmid, range }: TlbSelection, leafOnly: boolean): void {
+    sharedWrite(this, 'invalidations');
     for (const table of this.#tables) {
       const kind = table.stage === 1 ? TLB_KIND.STAGE1 : TLB_KIND.STAGE2;
       if ((kinds & (1 << kind)) === 0) continue;
@@ -199,6 +227,8 @@ export class LegalityChecker {
 
   /** CMD_SYNC completed: what was invalidated before it is gone. */
   synced(): void {
+    sharedWrite(this, 'invalidations');
+    for (const key of isWatched() ? this.#entries.keys() : []) sharedWrite(this, key);
     for (const entry of this.#entries.values()) {
       if (entry.invalidated === undefined) continue;
       entry.stable = entry.invalidated;

@@ -6,6 +6,7 @@
  * smmu.ts's business.
  */
 import type { BitFields, Register } from '../../layout/bits.js';
+import { isWatched, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { alignDown } from './walk.js';
 import { PERIPHERAL_ID_BYTES, type Identification } from './identification.js';
 import type { SmmuIrqLine } from './ports.js';
@@ -40,6 +41,8 @@ export class RegisterFile {
   /** Declared bits by word, for registers that exist; writable ones separately. */
   readonly #readable = new Map<number, number>();
   readonly #writable = new Map<number, number>();
+  /** What shared words are called, by offset. */
+  readonly #names = new Map<number, string>();
   readonly #irq: (line: SmmuIrqLine) => void;
 
   constructor(
@@ -63,16 +66,19 @@ export class RegisterFile {
 
   /** A field of a register. */
   field<F extends BitFields>(register: Register<F>, name: keyof F & string): number {
+    sharedRead(this, register.name);
     return register.get(this.#words, name, indexOf(register));
   }
 
   /** Sets a field from the hardware's side: read-only registers too. */
   setField<F extends BitFields>(register: Register<F>, name: keyof F & string, value: number): void {
+    sharedWrite(this, register.name, undefined, value);
     register.set(this.#words, name, value, indexOf(register));
   }
 
   /** The 32-bit word at an offset of the frame; zero where no register is. */
   readWord(offset: number): number {
+    if (isWatched()) sharedRead(this, this.#nameAt(offset));
     return this.#readable.has(offset) ? (this.#words[(offset % PAGE_1) / 4] ?? 0) : 0;
   }
 
@@ -80,12 +86,15 @@ export class RegisterFile {
   writeWord(offset: number, value: number): boolean {
     const mask = this.#writable.get(offset);
     if (mask === undefined) return false;
-    this.#words[(offset % PAGE_1) / 4] = (value & mask) >>> 0;
+    const index = (offset % PAGE_1) / 4;
+    if (isWatched()) sharedWrite(this, this.#nameAt(offset), this.#words[index], (value & mask) >>> 0);
+    this.#words[index] = (value & mask) >>> 0;
     return true;
   }
 
   /** Copies what software wrote into a register's acknowledging twin (CR0 into CR0ACK). */
   acknowledge(register: AnyRegister, twin: AnyRegister): void {
+    sharedWrite(this, twin.name);
     this.#words[indexOf(twin)] = this.#words[indexOf(register)] ?? 0;
   }
 
@@ -116,12 +125,17 @@ export class RegisterFile {
     if (line === 'cmdq-sync' || this.field(IRQ_CTRL, enable[line]) !== 0) this.#irq(line);
   }
 
+  #nameAt(offset: number): string {
+    return this.#names.get(offset) ?? 'constants';
+  }
+
   #declare(register: AnyRegister, writable: boolean): void {
     for (let word = 0; word < register.sizeBytes / 4; word++) {
       const offset = register.offset + word * 4;
       let mask = 0;
       for (const field of Object.values(register.fields)) mask |= maskInWord(field.lsb - word * 32, field.width);
       this.#readable.set(offset, mask >>> 0);
+      this.#names.set(offset, register.name);
       if (writable) this.#writable.set(offset, mask >>> 0);
     }
   }

@@ -54,7 +54,7 @@ import { cachedWalk } from './cached-walk.js';
 import { LegalityChecker } from './legality.js';
 import { PageRequestQueue } from './page-requests.js';
 import { Stalls } from './stalls.js';
-import { Tlb, TLB_KIND, type TlbTag } from './tlb.js';
+import { Tlb, TLB_KIND, type TlbEntry, type TlbTag } from './tlb.js';
 import { faultOf, TableWalker, type Access, type Fault, type Stage1Region, type Translation } from './walk.js';
 import { EVENT_CLASS } from './records.js';
 
@@ -144,7 +144,11 @@ export class Smmu {
     const registers = new RegisterFile(this.identification, queueLog2, placement.irq);
     this.#registers = registers;
     this.#outputEnd = 1n << BigInt(features.outputBits);
-    this.#walker = new TableWalker(memory, features, () => runtime.faults.fires('smmu.dirty-lost'));
+    this.legality = new LegalityChecker(this.name, () => registers.field(CR0, 'SMMUEN') !== 0);
+    const losesDirtyState = (): boolean => runtime.faults.fires('smmu.dirty-lost');
+    this.#walker = new TableWalker(memory, features, losesDirtyState, (root, input, isWrite) =>
+      this.legality.walked(root, input, isWrite),
+    );
     this.#configurations = new StreamConfigurations(memory, features, this.#walker);
     this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
     this.#events = new EventQueue(runtime, memory, registers, this.name, features.eventQueueLog2);
@@ -157,7 +161,6 @@ export class Smmu {
       maxLog2: features.pageRequestQueueLog2,
       respond: placement.respond ?? nobodyAsked,
     });
-    this.legality = new LegalityChecker(this.name, () => registers.field(CR0, 'SMMUEN') !== 0);
     this.#stalls = new Stalls(this.name, features.maxStalls);
     this.#commands = new CommandQueue({
       runtime,
@@ -179,6 +182,11 @@ export class Smmu {
   /** Number of cached translations, for reports. */
   get tlbEntries(): number {
     return this.#tlb.size;
+  }
+
+  /** What the TLB holds, for those who look at a machine. */
+  tlbContents(): TlbEntry[] {
+    return [...this.#tlb.entries()];
   }
 
   /**

@@ -5,6 +5,7 @@
  * software says of a STAG that is not stalled, or of another stream's, is ignored.
  */
 import { WaitQueue, type Task } from '../../runtime/task.js';
+import { sharedTest } from '../../runtime/watch.js';
 
 /** What software decides: try again, end it with an abort, or end it as if it had been done (reads zero, writes ignored). */
 export type StallEnd = 'retry' | 'abort' | 'terminate';
@@ -37,7 +38,11 @@ export class Stalls {
 
   /** Stalls a transaction of a stream. */
   *begin(streamId: number): Task<Stall> {
-    while (this.#stalled.size >= this.#max) yield this.#changed;
+    sharedTest(this, 'stalled', this.#stalled.size);
+    while (this.#stalled.size >= this.#max) {
+      yield this.#changed;
+      sharedTest(this, 'stalled', this.#stalled.size);
+    }
     let stag = 0;
     while (this.#stalled.has(stag)) stag++;
     const stall: Stalled = { streamId, stag, end: undefined };
@@ -48,6 +53,7 @@ export class Stalls {
   /** Waits for software's decision; the STAG is free then. */
   *wait({ stag }: Stall): Task<StallEnd> {
     for (;;) {
+      sharedTest(this, 'stalled', this.#stalled.size);
       const end = this.#stalled.get(stag)?.end;
       if (end !== undefined) {
         this.#stalled.delete(stag);
@@ -60,12 +66,14 @@ export class Stalls {
 
   /** CMD_RESUME */
   resume(streamId: number, stag: number, end: StallEnd): void {
+    sharedTest(this, 'stalled', this.#stalled.size);
     const stalled = this.#stalled.get(stag);
     if (stalled?.streamId === streamId) this.#finish(stalled, end);
   }
 
   /** CMD_STALL_TERM; without a stream: the SMMU is disabled. */
   abortAll(streamId?: number): void {
+    sharedTest(this, 'stalled', this.#stalled.size);
     for (const stalled of this.#stalled.values())
       if (streamId === undefined || stalled.streamId === streamId) this.#finish(stalled, 'abort');
   }

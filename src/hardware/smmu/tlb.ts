@@ -15,6 +15,7 @@
  * Words of an entry: 0 state (0 is free, else valid bit and sequence); 1 ASID and VMID; 2 input page, low; 3 input
  * page, high, with shift, granule, kind and half; 4 and 5 output page; 6 permissions; 7 unused.
  */
+import { sharedRange, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { TLB_ENTRIES, TLB_ENTRY_WORDS, TLB_WAYS, type TlbStorage } from './ports.js';
 import type { Permissions, Translation } from './walk.js';
 
@@ -42,6 +43,18 @@ export interface TlbHit {
   readonly clean: boolean;
 }
 
+/** An entry as it is told to people. */
+export interface TlbEntry {
+  readonly kind: 'stage 1' | 'stage 2' | 'nested';
+  readonly asid: number;
+  readonly vmid: number;
+  readonly input: number;
+  readonly address: number;
+  readonly sizeBytes: number;
+  /** A write has yet to set dirty state. */
+  readonly clean: boolean;
+}
+
 /** Which entries an invalidation is about; a part that is not given matches everything. */
 export interface TlbSelection {
   /** Kinds, as bits 1 << kind. */
@@ -53,6 +66,8 @@ export interface TlbSelection {
 }
 
 const VALID = 1;
+/** What translates more than this is one shared word with all others that do. */
+const MARKED_BYTES = 2 ** 21;
 const TWO_32 = 2 ** 32;
 
 /** Translations that the SMMU remembers. */
@@ -82,12 +97,17 @@ export class Tlb {
 
   /** Counts invalidations: a walk during which it moved may have read what was to be forgotten. */
   get invalidations(): number {
+    sharedRead(this, 'invalidations', this.#invalidations);
     return this.#invalidations;
   }
 
   /** Finds the translation of `input` (an address within its half): the smallest, where there are several. */
   lookup(tag: TlbTag, input: number): TlbHit | undefined {
-    return this.#lookup(tag, input, 0);
+    sharedRead(this, 'invalidations', this.#invalidations);
+    const hit = this.#lookup(tag, input, 0);
+    sharedRange(this, '', input, 1, false, hit?.address, hit?.address);
+    sharedRead(this, 'large entries');
+    return hit;
   }
 
   /** Whether a larger entry translates the same address. */
@@ -133,6 +153,8 @@ export class Tlb {
     const high = packHigh(tag, shift, page);
     const at = this.#victim(this.#setOf(ids, low, high), ids, low, high);
     this.#remove(at);
+    if (2 ** shift > MARKED_BYTES) sharedWrite(this, 'large entries');
+    else sharedRange(this, '', page * 2 ** shift, 2 ** shift, true, undefined, translation.address);
     const outputPage = Math.floor(translation.address / 2 ** shift);
     words[at + 1] = ids;
     words[at + 2] = low;
@@ -147,6 +169,7 @@ export class Tlb {
 
   /** Removes what is selected; returns how many entries. */
   invalidate(selection: TlbSelection): number {
+    sharedWrite(this, 'invalidations', this.#invalidations, this.#invalidations + 1);
     this.#invalidations++;
     let removed = 0;
     let left = this.size;
@@ -160,6 +183,29 @@ export class Tlb {
       removed++;
     }
     return removed;
+  }
+
+  /** Every valid entry, in the order of the words. */
+  *entries(): Generator<TlbEntry> {
+    const words = this.#words;
+    let left = this.size;
+    for (let entry = 0; entry < TLB_ENTRIES && left > 0; entry++) {
+      const at = this.#base + entry * TLB_ENTRY_WORDS;
+      if (words[at] === 0) continue;
+      left--;
+      const word = (i: number): number => (words[at + i] ?? 0) >>> 0;
+      const kind = (word(3) >>> 23) & 3;
+      const sizeBytes = 2 ** shiftOf(word(3));
+      yield {
+        kind: kind === TLB_KIND.STAGE1 ? 'stage 1' : kind === TLB_KIND.STAGE2 ? 'stage 2' : 'nested',
+        asid: word(1) >>> 16,
+        vmid: word(1) & 0xffff,
+        input: ((word(3) & 0xffff) * TWO_32 + word(2)) * sizeBytes,
+        address: (word(5) * TWO_32 + word(4)) * sizeBytes,
+        sizeBytes,
+        clean: (word(6) & 0x1000) !== 0,
+      };
+    }
   }
 
   #setOf(ids: number, low: number, high: number): number {

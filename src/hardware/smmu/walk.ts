@@ -178,9 +178,19 @@ export class TableWalker {
   readonly #memory: SmmuMemory;
   readonly #wideOutput: boolean;
   readonly #losesDirtyState: () => boolean;
+  readonly #onWalk: (root: number, input: number, isWrite: boolean) => void;
 
-  /** `losesDirtyState` is asked before every update of dirty state (fault `smmu.dirty-lost`). */
-  constructor(memory: SmmuMemory, features: Pick<SmmuFeatures, 'outputBits'>, losesDirtyState: () => boolean) {
+  /**
+   * `losesDirtyState` is asked before every update of dirty state (fault `smmu.dirty-lost`); `onWalk` is told of every descriptor that
+   * is read (or changed) on the way to an address.
+   */
+  constructor(
+    memory: SmmuMemory,
+    features: Pick<SmmuFeatures, 'outputBits'>,
+    losesDirtyState: () => boolean,
+    onWalk: (root: number, input: number, isWrite: boolean) => void = () => undefined,
+  ) {
+    this.#onWalk = onWalk;
     this.#memory = memory;
     this.#wideOutput = features.outputBits >= 52;
     this.#losesDirtyState = losesDirtyState;
@@ -200,6 +210,7 @@ export class TableWalker {
       const final = stage2 === undefined ? undefined : yield* this.stage2(stage2, leaf.address, access, EVENT_CLASS.IN);
       if (final?.ok === false) return final;
       const commit = yield* this.#commitStage1(leaf, stage2);
+      if (leaf.updatedLo !== leaf.lo) this.#onWalk(region.tableAddress, offset, true);
       if (commit === 'changed') continue;
       if (typeof commit === 'object') return commit;
       const stillClean = leaf.clean && commit !== 'dirty';
@@ -219,6 +230,7 @@ export class TableWalker {
     for (;;) {
       const leaf = yield* this.#walkStage2(config, ipa, access, faultClass);
       if (!leaf.ok) return leaf;
+      if (leaf.updatedLo !== leaf.lo) this.#onWalk(config.tableAddress, ipa, true);
       const commit = this.#commit(leaf, leaf.descriptorAddress);
       if (commit === 'changed') continue;
       return {
@@ -254,6 +266,7 @@ export class TableWalker {
         descriptorAddress = where.address;
       }
       yield 'smmu:walk';
+      this.#onWalk(region.tableAddress, offset, false);
       if (!this.#memory.loadWords(descriptorAddress, words)) {
         return faultOf('F_WALK_EABT', { faultClass: EVENT_CLASS.TT, fetchAddress: descriptorAddress });
       }
@@ -320,6 +333,7 @@ export class TableWalker {
       const index = Math.floor(ipa / 2 ** shift);
       const descriptorAddress = table + 8 * (entries === Infinity ? index : index % entries);
       yield 'smmu:walk';
+      this.#onWalk(config.tableAddress, ipa, false);
       if (!this.#memory.loadWords(descriptorAddress, words)) return fault('F_WALK_EABT', descriptorAddress);
       const kind = this.#kindOf(words, granule, level);
       if (kind === 'invalid') return fault('F_TRANSLATION');

@@ -4,7 +4,15 @@
  * It comes from the kernel window, so its physical address is its place in RAM and the device sees what is stored here.
  * 64-bit stores are single-copy atomic, as the architecture promises for aligned doublewords.
  */
+import { isWatched, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { FRAME_BYTES, type Arena } from '../../core/arena.js';
+
+const LINE_BYTES = 64;
+
+/** What the shared word is called that holds an address: entries and records are no longer than a line. */
+export function memoryWord(address: number): string {
+  return `line 0x${(address - (address % LINE_BYTES)).toString(16)}`;
+}
 
 /** A naturally aligned, zeroed run of pages (`dma_alloc_coherent`). */
 export class DmaMemory {
@@ -44,17 +52,20 @@ export class DmaMemory {
 
   /** Copies words out. */
   read(offset: number, words: number): Uint32Array {
+    if (isWatched()) sharedRead(this.arena, memoryWord(this.address + offset));
     const first = this.wordIndex(offset);
     return Uint32Array.from(this.arena.words.subarray(first, first + words));
   }
 
   /** Stores words; not atomic beyond 32 bits. */
   write(offset: number, words: Uint32Array): void {
+    if (isWatched()) sharedWrite(this.arena, memoryWord(this.address + offset));
     this.arena.words.set(words, this.wordIndex(offset));
   }
 
   /** Stores one aligned doubleword in a single access. */
   store64(offset: number, lo: number, hi: number): void {
+    if (isWatched()) sharedWrite(this.arena, memoryWord(this.address + offset));
     const index = (this.#base + offset) >>> 3;
     this.watch?.(offset, lo, hi);
     Atomics.store(this.arena.longs, index, (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0));

@@ -13,6 +13,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
 import type { IommuDomain, IommuDriver, PageRequest, PagingDomain } from './domain.js';
@@ -46,14 +47,13 @@ export class IommuGroup {
   readonly defaultType: DefaultDomainType;
   readonly mutex = new Mutex('iommu:group_mutex');
   readonly #members: GroupMember[] = [];
-  /** Where DMA of the group's devices is translated now. */
-  domain: IommuDomain | undefined;
+  #domain: IommuDomain | undefined;
   defaultDomain: IommuDomain | PagingDomain | undefined;
-  attachHandle: AttachHandle | undefined;
+  #attachHandle: AttachHandle | undefined;
   /** What PASIDs of the group's devices use. */
   readonly pasids = new Map<number, AttachHandle>();
-  owner: object | undefined;
-  ownerCount = 0;
+  #owner: object | undefined;
+  #ownerCount = 0;
   /** Moves to other domains so far, and whether one is under way. */
   moves = 0;
   isMoving = false;
@@ -63,32 +63,76 @@ export class IommuGroup {
     this.defaultType = defaultType;
   }
 
+  /** Where DMA of the group's devices is translated now. */
+  get domain(): IommuDomain | undefined {
+    sharedRead(this, 'domain', this.#domain);
+    return this.#domain;
+  }
+
+  set domain(value: IommuDomain | undefined) {
+    sharedWrite(this, 'domain', this.#domain, value);
+    this.#domain = value;
+  }
+
+  get attachHandle(): AttachHandle | undefined {
+    sharedRead(this, 'attachHandle', this.#attachHandle);
+    return this.#attachHandle;
+  }
+
+  set attachHandle(value: AttachHandle | undefined) {
+    sharedWrite(this, 'attachHandle', this.#attachHandle, value);
+    this.#attachHandle = value;
+  }
+
+  get owner(): object | undefined {
+    sharedRead(this, 'owner', this.#owner);
+    return this.#owner;
+  }
+
+  set owner(value: object | undefined) {
+    sharedWrite(this, 'owner', this.#owner, value);
+    this.#owner = value;
+  }
+
+  get ownerCount(): number {
+    sharedRead(this, 'ownerCount', this.#ownerCount);
+    return this.#ownerCount;
+  }
+
+  set ownerCount(value: number) {
+    sharedWrite(this, 'ownerCount', this.#ownerCount, value);
+    this.#ownerCount = value;
+  }
+
   get members(): readonly GroupMember[] {
+    sharedRead(this, 'members');
     return this.#members;
   }
 
   get devices(): readonly Device[] {
-    return this.#members.map((member) => member.device);
+    return this.members.map((member) => member.device);
   }
 
   /** The driver of the first member; a group never spans drivers. */
   get driver(): IommuDriver {
-    const first = this.#members[0];
+    const first = this.members[0];
     invariant(first !== undefined, `iommu group ${this.id} is empty`);
     return first.driver;
   }
 
   member(device: Device): GroupMember {
-    const found = this.#members.find((member) => member.device === device);
+    const found = this.members.find((member) => member.device === device);
     invariant(found !== undefined, `${device.name} is not in iommu group ${this.id}`);
     return found;
   }
 
   add(member: GroupMember): void {
+    sharedWrite(this, 'members');
     this.#members.push(member);
   }
 
   remove(device: Device): void {
+    sharedWrite(this, 'members');
     this.#members.splice(this.#members.indexOf(this.member(device)), 1);
   }
 }
@@ -292,6 +336,7 @@ export function* iommu_attach_device_pasid(
   if (group === undefined) return -EINVAL;
   yield* group.mutex.lock();
   let rc = checkPasid(domain, device, group, pasid);
+  sharedWrite(group, 'pasids');
   if (rc === 0 && group.pasids.has(pasid)) rc = -EBUSY;
   if (rc === 0) rc = yield* setGroupPasid(group, pasid, domain, group.driver.blockedDomain);
   if (rc === 0) group.pasids.set(pasid, handle);
@@ -309,6 +354,7 @@ export function* iommu_replace_device_pasid(
   const { group } = device;
   if (group === undefined) return -EINVAL;
   yield* group.mutex.lock();
+  sharedWrite(group, 'pasids');
   const old = group.pasids.get(pasid);
   let rc = checkPasid(domain, device, group, pasid);
   if (rc === 0 && old === undefined) rc = -EINVAL;
@@ -326,6 +372,7 @@ export function* iommu_detach_device_pasid(device: Device, pasid: number): Task<
   yield* group.mutex.lock();
   const { blockedDomain } = group.driver;
   yield* setGroupPasid(group, pasid, blockedDomain, blockedDomain);
+  sharedWrite(group, 'pasids');
   group.pasids.delete(pasid);
   group.mutex.unlock();
 }
@@ -343,6 +390,7 @@ export function iommu_report_device_fault(device: Device, request: PageRequest):
   const { group } = device;
   if (group === undefined) return;
   const hasPasid = (request.flags & PAGE_REQUEST_PASID_VALID) !== 0;
+  sharedRead(group, 'pasids');
   const own = hasPasid ? group.pasids.get(request.pasid) : group.attachHandle;
   const handle = own ?? (group.attachHandle?.domain.type === 'nested' ? group.attachHandle : undefined);
   if (handle?.handle_fault === undefined) group.driver.page_response?.(device, request, PAGE_RESPONSE_INVALID);

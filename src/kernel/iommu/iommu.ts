@@ -14,6 +14,7 @@ import type { HostDescription, MsiControllerDescription, SmmuDescription } from 
 import type { LegalityChecker } from '../../hardware/smmu/legality.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { ENODEV } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
 import { ArmSmmuV3 } from './arm-smmu-v3/driver.js';
@@ -92,6 +93,7 @@ export class IommuCore {
     if (driver === undefined) return -ENODEV;
     const rc = yield* driver.probe_device(device);
     if (rc < 0) return rc;
+    sharedWrite(this, 'devices');
     this.#devices.push(device);
     const group = this.#groupFor(device, iommu);
     yield* group.mutex.lock();
@@ -116,6 +118,7 @@ export class IommuCore {
     const { driver } = group.member(device);
     group.remove(device);
     device.group = undefined;
+    sharedWrite(this, 'devices');
     this.#devices.splice(this.#devices.indexOf(device), 1);
     yield* driver.release_device(device);
     if (group.members.length === 0) yield* this.#freeGroup(group);
@@ -144,6 +147,7 @@ export class IommuCore {
 
   *#freeGroup(group: IommuGroup): Task<void> {
     yield* this.#cookies.get(group)?.domain.free() ?? succeed();
+    sharedWrite(this, 'groups');
     this.#cookies.delete(group);
     this.#groups[group.id] = undefined;
   }
@@ -153,11 +157,13 @@ export class IommuCore {
   }
 
   #groupFor(device: Device, iommu: SmmuDescription): IommuGroup {
+    sharedRead(this, 'devices');
     const shared = groupsByStream(iommu)
       ? this.#devices.find((other) => other.group !== undefined && hasCommonStream(other, device))
       : undefined;
     const known = shared?.group ?? pci_device_group(device, this.#devices);
     if (known !== undefined) return known;
+    sharedWrite(this, 'groups');
     const free = this.#groups.findIndex((group) => group === undefined);
     const id = free < 0 ? this.#groups.length : free;
     const group = new IommuGroup(id, defaultDomainType(iommu, this.#description));

@@ -11,6 +11,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, ENOENT, EOVERFLOW, EPERM } from '../../uapi/errno.js';
 import { IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { PinnedRun } from '../mm/mm.js';
@@ -39,16 +40,36 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   readonly ops: AccessOps;
   readonly ioasLock = new Mutex('iommufd:access_ioas_lock');
   isInternal = false;
-  /** Where new pins go; undefined while detached or moving. */
-  ioas: Ioas | undefined;
-  /** Where pins are given back. */
-  ioasUnpin: Ioas | undefined;
+  #ioas: Ioas | undefined;
+  #ioasUnpin: Ioas | undefined;
 
   constructor(ictx: IommufdContext, ops: AccessOps) {
     super();
     this.ictx = ictx;
     this.ops = ops;
     this.iova_alignment = ops.needsPinPages ? PAGE_SIZE : 1n;
+  }
+
+  /** Where new pins go; undefined while detached or moving. */
+  get ioas(): Ioas | undefined {
+    sharedRead(this, 'ioas', this.#ioas);
+    return this.#ioas;
+  }
+
+  set ioas(value: Ioas | undefined) {
+    sharedWrite(this, 'ioas', this.#ioas, value);
+    this.#ioas = value;
+  }
+
+  /** Where pins are given back. */
+  get ioasUnpin(): Ioas | undefined {
+    sharedRead(this, 'ioasUnpin', this.#ioasUnpin);
+    return this.#ioasUnpin;
+  }
+
+  set ioasUnpin(value: Ioas | undefined) {
+    sharedWrite(this, 'ioasUnpin', this.#ioasUnpin, value);
+    this.#ioasUnpin = value;
   }
 
   *notify_unmap(iova: bigint, lengthBytes: bigint): Task<void> {

@@ -9,6 +9,7 @@
 import type { Arena } from '../../core/arena.js';
 import { IntervalIndex, type Intervals } from '../../core/interval-index.js';
 import { invariant } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { ENOMEM } from '../../uapi/errno.js';
 import type { WatchedCall } from '../iommu/mapping-check.js';
 import { PAGE_SIZE, type IoptPages } from './pages.js';
@@ -64,11 +65,61 @@ export abstract class IoptArea {
 
 /** An area of one thread. */
 class HeapArea extends IoptArea {
-  override pages: IoptPages | undefined;
-  override isFilled = false;
-  override preventAccess = false;
-  override numAccesses = 0;
-  override numLocks = 0;
+  #pages: IoptPages | undefined;
+  #isFilled = false;
+  #preventAccess = false;
+  #numAccesses = 0;
+  #numLocks = 0;
+
+  override get pages(): IoptPages | undefined {
+    sharedRead(this, 'pages', this.#pages);
+    return this.#pages;
+  }
+
+  override set pages(value: IoptPages | undefined) {
+    sharedWrite(this, 'pages', this.#pages, value);
+    this.#pages = value;
+  }
+
+  override get isFilled(): boolean {
+    sharedRead(this, 'isFilled', this.#isFilled);
+    return this.#isFilled;
+  }
+
+  override set isFilled(value: boolean) {
+    sharedWrite(this, 'isFilled', this.#isFilled, value);
+    this.#isFilled = value;
+  }
+
+  override get preventAccess(): boolean {
+    sharedRead(this, 'preventAccess', this.#preventAccess);
+    return this.#preventAccess;
+  }
+
+  override set preventAccess(value: boolean) {
+    sharedWrite(this, 'preventAccess', this.#preventAccess, value);
+    this.#preventAccess = value;
+  }
+
+  override get numAccesses(): number {
+    sharedRead(this, 'numAccesses', this.#numAccesses);
+    return this.#numAccesses;
+  }
+
+  override set numAccesses(value: number) {
+    sharedWrite(this, 'numAccesses', this.#numAccesses, value);
+    this.#numAccesses = value;
+  }
+
+  override get numLocks(): number {
+    sharedRead(this, 'numLocks', this.#numLocks);
+    return this.#numLocks;
+  }
+
+  override set numLocks(value: number) {
+    sharedWrite(this, 'numLocks', this.#numLocks, value);
+    this.#numLocks = value;
+  }
 }
 
 /** Where the areas of a tree are kept. */
@@ -120,6 +171,7 @@ export class AreaTree {
   }
 
   get size(): number {
+    sharedRead(this, 'areas');
     return this.#index.size;
   }
 
@@ -135,6 +187,7 @@ export class AreaTree {
       invariant(rc === -ENOMEM, `area tree: insert failed with ${rc}`);
       this.#store.free(area);
     }
+    if (rc === 0) sharedWrite(this, 'areas', undefined, area);
     return rc;
   }
 
@@ -142,11 +195,13 @@ export class AreaTree {
   remove(area: IoptArea): void {
     const slot = this.#index.remove(area.iova, area.last);
     invariant(slot === area.slot, 'area tree: removed area is not there');
+    sharedWrite(this, 'areas', area, undefined);
     this.#store.free(area);
   }
 
   /** The lowest area that overlaps start..last. */
   firstOverlap(start: bigint, last: bigint): IoptArea | undefined {
+    sharedRead(this, 'areas');
     const slot = this.#index.firstOverlap(start, last);
     return slot === undefined ? undefined : this.#store.at(slot);
   }

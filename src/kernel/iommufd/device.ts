@@ -12,6 +12,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import {
   IOMMU_HW_CAP_DIRTY_TRACKING,
@@ -73,6 +74,7 @@ class IommufdGroup {
 
   /** Devices attached without a PASID. */
   get attached(): readonly IommufdDevice[] {
+    sharedRead(this, 'attachments');
     return this.attachments.get(IOMMU_NO_PASID)?.devices ?? [];
   }
 
@@ -99,6 +101,7 @@ export class IommufdGroups {
   readonly #groups = new Map<IommuGroup, IommufdGroup>();
 
   has(group: IommuGroup): boolean {
+    sharedRead(this, 'groups');
     return this.#groups.has(group);
   }
 
@@ -112,6 +115,7 @@ export class IommufdGroups {
   }
 
   get(ictx: IommufdContext, group: IommuGroup): IommufdGroup {
+    sharedWrite(this, 'groups');
     const igroup = this.#groups.get(group) ?? new IommufdGroup(ictx, group);
     this.#groups.set(group, igroup);
     igroup.users++;
@@ -119,6 +123,7 @@ export class IommufdGroups {
   }
 
   put(igroup: IommufdGroup): void {
+    sharedWrite(this, 'groups');
     if (--igroup.users === 0) this.#groups.delete(igroup.group);
   }
 }
@@ -291,8 +296,10 @@ function* hwptAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt, sink: Failu
         if (reserving !== undefined) yield* reserving.ioas.iopt.remove_reserved_iova(idev.device);
         return handle;
       }
+      sharedWrite(igroup, 'attachments', undefined, hwpt);
       igroup.attachments.set(pasid, { hwpt, handle, devices: [idev] });
     } else {
+      sharedWrite(igroup, 'attachments', hwpt, hwpt);
       attachment.devices.push(idev);
     }
     hwpt.users++;
@@ -311,6 +318,7 @@ function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined>
     if (attachment === undefined) return undefined;
     const { hwpt, handle, devices } = attachment;
     const index = devices.indexOf(idev);
+    sharedWrite(igroup, 'attachments', hwpt, devices.length > 1 ? hwpt : undefined);
     if (index >= 0) devices.splice(index, 1);
     if (devices.length === 0) {
       if (pasid === IOMMU_NO_PASID) yield* iommu_detach_group_handle(igroup.group);
@@ -403,6 +411,7 @@ function* doReplace(
     }
     old.fault?.respondAll(oldHandle);
     if (oldPaging !== undefined && isMoving) yield* removeReservedIova(igroup, oldPaging);
+    sharedWrite(igroup, 'attachments', old, hwpt);
     attachment.hwpt = hwpt;
     attachment.handle = handle;
     hwpt.users += attachment.devices.length;

@@ -9,6 +9,7 @@
  * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
  */
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
 import {
   IOMMU_VEVENTQ_FLAG_LOST_EVENTS,
@@ -51,11 +52,14 @@ export class IommufdFault extends IommufdObject {
 
   /** A request of a device, through an attachment. */
   add(idev: IommufdDevice, request: PageRequest, handle: object): void {
+    sharedWrite(this, 'queue', this.deliver.length, this.deliver.length + 1);
     this.deliver.push({ idev, request, handle });
   }
 
   /** The attachment ends: what came through it is answered as invalid (`iommufd_auto_response_faults`). */
   respondAll(handle: object): void {
+    sharedTest(this, 'queue', this.deliver.length);
+    sharedTest(this, 'unanswered', this.response.size);
     const isOf = (fault: WaitingFault): boolean => fault.handle === handle;
     for (const fault of this.deliver.filter(isOf)) respond(fault, IOMMUFD_PAGE_RESP_INVALID);
     this.deliver = this.deliver.filter((fault) => !isOf(fault));
@@ -67,6 +71,8 @@ export class IommufdFault extends IommufdObject {
   }
 
   override *destroy(): Task<void> {
+    sharedTest(this, 'queue', this.deliver.length);
+    sharedTest(this, 'unanswered', this.response.size);
     for (const fault of [...this.deliver, ...this.response.values()]) respond(fault, IOMMUFD_PAGE_RESP_INVALID);
   }
 }
@@ -101,6 +107,7 @@ abstract class EventFile<Q extends IommufdObject & { readonly ictx: IommufdConte
 
 class FaultFile extends EventFile<IommufdFault> {
   override poll(): boolean {
+    sharedRead(this.queue, 'queue', this.queue.deliver.length);
     return this.queue.deliver.length > 0;
   }
 
@@ -109,6 +116,8 @@ class FaultFile extends EventFile<IommufdFault> {
     const size = iommu_hwpt_pgfault.sizeBytes;
     if (lengthBytes % size !== 0) return -ESPIPE;
     const { deliver, response } = this.queue;
+    sharedTest(this.queue, 'queue', deliver.length);
+    sharedTest(this.queue, 'unanswered', response.size);
     const out = new Uint8Array(Math.min(deliver.length * size, lengthBytes));
     for (let at = 0; at < out.length; at += size) {
       const fault = deliver.shift();
@@ -129,6 +138,7 @@ class FaultFile extends EventFile<IommufdFault> {
     const size = iommu_hwpt_page_response.sizeBytes;
     if (bytes.length % size !== 0) return -ESPIPE;
     const { response } = this.queue;
+    sharedTest(this.queue, 'unanswered', response.size);
     let done = 0;
     for (; done < bytes.length; done += size) {
       const { cookie, code } = iommu_hwpt_page_response.decode(bytes.subarray(done));
@@ -216,6 +226,7 @@ export class IommufdVeventq extends IommufdObject {
 
   /** Adds an event; a full queue, or one that there was no memory for (undefined), notes that it was lost. */
   report(bytes: Uint8Array | undefined): void {
+    sharedTest(this, 'queue', this.#events);
     const isLost = bytes === undefined || this.#events === this.depth;
     if (this.deliver.at(-1)?.bytes === undefined) this.deliver.pop();
     this.deliver.push({ sequence: this.#sequence, bytes: isLost ? undefined : bytes });
@@ -225,6 +236,7 @@ export class IommufdVeventq extends IommufdObject {
 
   /** Takes the first event if it fits into that many bytes; as user space reads it. */
   take(roomBytes: number): Uint8Array | undefined {
+    sharedTest(this, 'queue', this.#events);
     const [first] = this.deliver;
     const headBytes = iommufd_vevent_header.sizeBytes;
     if (first === undefined || headBytes + (first.bytes?.length ?? 0) > roomBytes) return undefined;
@@ -241,6 +253,7 @@ export class IommufdVeventq extends IommufdObject {
     const { veventqs } = this.viommu;
     const index = veventqs.indexOf(this);
     if (index < 0) return;
+    sharedWrite(this.viommu, 'event queues');
     veventqs.splice(index, 1);
     this.viommu.users--;
   }
@@ -248,6 +261,7 @@ export class IommufdVeventq extends IommufdObject {
 
 class VeventFile extends EventFile<IommufdVeventq> {
   override poll(): boolean {
+    sharedRead(this.queue, 'queue', this.queue.deliver.length);
     return this.queue.deliver.length > 0;
   }
 
@@ -275,10 +289,12 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
   if (viommu === undefined) return -ENOENT;
   try {
     if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
+    sharedRead(viommu, 'event queues');
     if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
     const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
     const allocated = ictx.objects.alloc(queue);
     if (allocated < 0) return allocated;
+    sharedWrite(viommu, 'event queues');
     viommu.veventqs.push(queue);
     viommu.users++;
     return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {

@@ -7,6 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/hw_pagetable.c, io_pagetable.c (dirty tracking); domain.md A1.11 to A1.14, A6.13.
  */
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { E2BIG, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW } from '../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
@@ -50,10 +51,30 @@ export abstract class Hwpt extends IommufdObject {
   abstract readonly paging: HwptPaging | undefined;
   /** Devices may use it beside others by PASID (IOMMU_HWPT_ALLOC_PASID). */
   isPasidCompat = false;
+  #fault: IommufdFault | undefined;
+  #isAuto = false;
+
   /** Where page requests of its devices go. */
-  fault: IommufdFault | undefined;
+  get fault(): IommufdFault | undefined {
+    sharedRead(this, 'fault', this.#fault);
+    return this.#fault;
+  }
+
+  set fault(value: IommufdFault | undefined) {
+    sharedWrite(this, 'fault', this.#fault, value);
+    this.#fault = value;
+  }
+
   /** Made by an attach, goes with the last device. */
-  isAuto = false;
+  get isAuto(): boolean {
+    sharedRead(this, 'isAuto', this.#isAuto);
+    return this.#isAuto;
+  }
+
+  set isAuto(value: boolean) {
+    sharedWrite(this, 'isAuto', this.#isAuto, value);
+    this.#isAuto = value;
+  }
 
   /** Ends the reference to the fault queue. */
   protected dropFault(): void {
@@ -112,6 +133,7 @@ export class HwptPaging extends Hwpt {
     this.dropFault();
     yield* ioas.mutex.lock();
     const index = ioas.hwpts.indexOf(this);
+    sharedWrite(ioas, 'page tables', this, undefined);
     if (index >= 0) ioas.hwpts.splice(index, 1);
     ioas.mutex.unlock();
     if (index >= 0) yield* ioas.iopt.remove_domain(this.domain);
@@ -183,6 +205,7 @@ export function* hwptPagingAlloc(
     ioas.users--;
     return rc;
   }
+  sharedWrite(ioas, 'page tables', undefined, hwpt);
   ioas.hwpts.push(hwpt);
   return hwpt;
 }
@@ -194,6 +217,7 @@ function* nothing(): Task<void> {
 /** Takes back a page table that {@link hwptPagingAlloc} made and nobody has seen. */
 export function* hwptAbort(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
   const index = hwpt.ioas.hwpts.indexOf(hwpt);
+  sharedWrite(hwpt.ioas, 'page tables', hwpt, undefined);
   if (index >= 0) hwpt.ioas.hwpts.splice(index, 1);
   ictx.objects.abort(hwpt);
   yield* hwpt.ioas.iopt.remove_domain(hwpt.domain);

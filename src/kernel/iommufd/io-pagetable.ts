@@ -24,6 +24,7 @@ import type { Arena } from '../../core/arena.js';
 import { InvariantLedger } from '../../runtime/invariants.js';
 import { RwSemaphore, type RwLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import {
   EADDRINUSE,
   EBUSY,
@@ -166,12 +167,12 @@ export class IoPageTable {
   #unflushed: Unflushed[] = [];
   readonly #reserved = new IntervalList<ReservedRange>();
   #allowed = new IntervalList<Range>();
-  readonly #domains: PagingDomain[] = [];
-  readonly #accesses: IoptAccess[] = [];
+  readonly #domainList: PagingDomain[] = [];
+  readonly #accessList: IoptAccess[] = [];
   readonly #allocFails: () => boolean;
   readonly #check: MappingCheck | undefined;
-  #iovaAlignment = 1n;
-  #disableLargePages = false;
+  #alignment = 1n;
+  #usesSmallPages = false;
 
   /** An empty table, or -ENOMEM. `allocFails`: whether the next allocation of a record fails. */
   static create(
@@ -204,12 +205,37 @@ export class IoPageTable {
     return this.#iovaAlignment;
   }
 
+  get #iovaAlignment(): bigint {
+    sharedRead(this, 'alignment', this.#alignment);
+    return this.#alignment;
+  }
+
+  set #iovaAlignment(alignment: bigint) {
+    if (alignment !== this.#alignment) sharedWrite(this, 'alignment', this.#alignment, alignment);
+    this.#alignment = alignment;
+  }
+
   get disableLargePages(): boolean {
     return this.#disableLargePages;
   }
 
+  get #disableLargePages(): boolean {
+    sharedRead(this, 'large pages', !this.#usesSmallPages);
+    return this.#usesSmallPages;
+  }
+
+  set #disableLargePages(isDisabled: boolean) {
+    sharedWrite(this, 'large pages', !this.#usesSmallPages, !isDisabled);
+    this.#usesSmallPages = isDisabled;
+  }
+
   get domains(): readonly PagingDomain[] {
     return this.#domains;
+  }
+
+  get #domains(): PagingDomain[] {
+    sharedRead(this, 'domains');
+    return this.#domainList;
   }
 
   /** Everything that is reserved, and what user space wants kept: to look at, not to hold on to. */
@@ -219,6 +245,11 @@ export class IoPageTable {
 
   get accesses(): readonly IoptAccess[] {
     return this.#accesses;
+  }
+
+  get #accesses(): IoptAccess[] {
+    sharedRead(this, 'accesses');
+    return this.#accessList;
   }
 
   /** Frees the table: everything must be unmapped, every domain and access gone. */
@@ -232,6 +263,7 @@ export class IoPageTable {
 
   /** Ranges nobody reserved: what IOMMU_IOAS_IOVA_RANGES lists. Hold `iova_rwsem`. */
   *iovaRanges(): Generator<Range> {
+    sharedRead(this, 'reserved');
     yield* this.#reserved.holes(0n, IOVA_MAX);
   }
 
@@ -239,12 +271,14 @@ export class IoPageTable {
   *set_allow_iova(allowed: IntervalList<Range>, sink: FailureSink = silentSink): Task<number> {
     yield* this.iovaRwsem.down_write();
     try {
+      sharedRead(this, 'reserved');
       for (const range of allowed) {
         const hit = this.#reserved.firstOverlap(range.start, range.last);
         if (hit !== undefined) {
           return sink.fail(EADDRINUSE, { ...hit.detail, allowedStart: range.start, allowedLast: range.last });
         }
       }
+      sharedWrite(this, 'allowed');
       this.#allowed = allowed;
       return 0;
     } finally {
@@ -263,11 +297,13 @@ export class IoPageTable {
     invariant(this.iovaRwsem.isHeldForWrite, 'io_pagetable: reserve without iova_rwsem');
     const area = this.areas.firstOverlap(start, last);
     if (area !== undefined) return sink.fail(EADDRINUSE, { ...detail, ...areaDetail(area) });
+    sharedRead(this, 'allowed');
     const allowed = this.#allowed.firstOverlap(start, last);
     if (allowed !== undefined) {
       return sink.fail(EADDRINUSE, { ...detail, allowedStart: allowed.start, allowedLast: allowed.last });
     }
     if (this.#allocFails()) return -ENOMEM;
+    sharedWrite(this, 'reserved', undefined, { start, last });
     this.#reserved.insert({ start, last, owner, detail });
     return 0;
   }
@@ -275,8 +311,13 @@ export class IoPageTable {
   /** Gives back everything an owner reserved. */
   *remove_reserved_iova(owner: object | undefined): Task<void> {
     yield* this.iovaRwsem.down_write();
-    this.#reserved.removeIf((range) => range.owner === owner);
+    this.#unreserve(owner);
     this.iovaRwsem.up_write();
+  }
+
+  #unreserve(owner: object | undefined): void {
+    sharedWrite(this, 'reserved');
+    this.#reserved.removeIf((range) => range.owner === owner);
   }
 
   /**
@@ -304,7 +345,7 @@ export class IoPageTable {
         rc = sink.fail(EINVAL, { why: 'hardware and software MSI regions on one device' });
       }
       if (rc < 0) {
-        this.#reserved.removeIf((range) => range.owner === device);
+        this.#unreserve(device);
         return rc;
       }
       return { swMsiStart: software[0]?.start };
@@ -442,6 +483,7 @@ export class IoPageTable {
     if (iova % this.#iovaAlignment !== 0n) return sink.fail(EINVAL, { why: 'iova', alignment: this.#iovaAlignment });
     const last = iova + length - 1n;
     if (last > IOVA_MAX) return -EOVERFLOW;
+    sharedRead(this, 'reserved');
     const reserved = this.#reserved.firstOverlap(iova, last);
     if (reserved !== undefined) return sink.fail(EINVAL, { ...reserved.detail, areaStart: iova, areaLast: last });
     const area = this.areas.firstOverlap(iova, last);
@@ -458,6 +500,8 @@ export class IoPageTable {
     if (alignment > MAX_AUTO_ALIGNMENT) alignment = MAX_AUTO_ALIGNMENT;
     if (alignment < this.#iovaAlignment) return sink.fail(EINVAL, { why: 'user_va', alignment: this.#iovaAlignment });
     const offset = sourceByte % PAGE_SIZE;
+    sharedRead(this, 'reserved');
+    sharedRead(this, 'allowed');
     const everything: Range = { start: PAGE_SIZE, last: reach < IOVA_MAX ? reach : IOVA_MAX - PAGE_SIZE };
     const spans = this.#allowed.size === 0 ? [everything] : this.#allowed.usedSpans(everything.start, everything.last);
     for (const span of spans) {
@@ -831,7 +875,7 @@ export class IoPageTable {
     yield* this.#flush();
     yield* this.iovaRwsem.down_write();
     const rc = yield* this.#addDomainLocked(domain, sink);
-    if (rc < 0) this.#reserved.removeIf((range) => range.owner === domain);
+    if (rc < 0) this.#unreserve(domain);
     this.iovaRwsem.up_write();
     this.domainsRwsem.up_write();
     return rc;
@@ -854,6 +898,7 @@ export class IoPageTable {
     if (rc === 0) rc = yield* this.#fillDomain(domain);
     if (rc < 0) return rc;
     this.#iovaAlignment = alignment;
+    sharedWrite(this, 'domains');
     this.#domains.push(domain);
     domain.check = this.#check;
     return 0;
@@ -867,10 +912,11 @@ export class IoPageTable {
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
     domain.check = undefined;
+    sharedWrite(this, 'domains');
     const tail = this.#domains.pop();
     if (tail !== undefined && tail !== domain) this.#domains[index] = tail;
     for (const area of this.areas.overlapping()) yield* this.#unfillDomainArea(domain, area);
-    this.#reserved.removeIf((range) => range.owner === domain);
+    this.#unreserve(domain);
     invariant(this.#recalculateAlignment() === 0, 'io_pagetable: alignment rose when a domain left');
     this.iovaRwsem.up_write();
     this.domainsRwsem.up_write();
@@ -903,6 +949,7 @@ export class IoPageTable {
   *add_access(access: IoptAccess, sink: FailureSink = silentSink): Task<number> {
     return yield* this.#withDomains(() => {
       if (this.#allocFails()) return -ENOMEM;
+      sharedWrite(this, 'accesses');
       this.#accesses.push(access);
       const rc = this.#recalculateAlignment(sink);
       if (rc < 0) this.#accesses.pop();
@@ -914,6 +961,7 @@ export class IoPageTable {
     yield* this.#withDomains(() => {
       const index = this.#accesses.indexOf(access);
       invariant(index >= 0, 'io_pagetable: removed access is not there');
+      sharedWrite(this, 'accesses');
       this.#accesses.splice(index, 1);
       return this.#recalculateAlignment();
     });

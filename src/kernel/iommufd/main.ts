@@ -13,6 +13,7 @@ import { InvariantLedger } from '../../runtime/invariants.js';
 import { Mutex } from '../../runtime/locks.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
+import { sharedCount, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
@@ -82,11 +83,10 @@ export class IommufdContext {
   readonly mmaps = new MmapOffsets();
   /** Covers locking several address spaces at once (`ioas_creation_lock`). */
   readonly ioasCreationLock = new Mutex(IOAS_CREATION_LOCK);
-  accountMode: AccountMode = 'user';
+  #accountMode: AccountMode = 'user';
   /** The kernel was built with the selftest. */
   hasSelftest = false;
-  /** What VFIO ioctls work on (IOMMU_VFIO_IOAS). */
-  vfioIoas: Ioas | undefined;
+  #vfioIoas: Ioas | undefined;
   #users = 1;
 
   /** Fault switches of the host. */
@@ -108,6 +108,27 @@ export class IommufdContext {
     this.faults = faults;
   }
 
+  get accountMode(): AccountMode {
+    sharedRead(this, 'accountMode', this.#accountMode);
+    return this.#accountMode;
+  }
+
+  set accountMode(value: AccountMode) {
+    sharedWrite(this, 'accountMode', this.#accountMode, value);
+    this.#accountMode = value;
+  }
+
+  /** What VFIO ioctls work on (IOMMU_VFIO_IOAS). */
+  get vfioIoas(): Ioas | undefined {
+    sharedRead(this, 'vfioIoas', this.#vfioIoas);
+    return this.#vfioIoas;
+  }
+
+  set vfioIoas(value: Ioas | undefined) {
+    sharedWrite(this, 'vfioIoas', this.#vfioIoas, value);
+    this.#vfioIoas = value;
+  }
+
   /** Whether the next allocation of memory fails. */
   allocFails(): boolean {
     return this.faults?.fires('kernel.kmalloc') === true;
@@ -115,11 +136,13 @@ export class IommufdContext {
 
   /** A bound device keeps the context. */
   get(): void {
+    sharedCount(this, 'users', this.#users, this.#users + 1);
     this.#users++;
   }
 
   /** The last user destroys every object. */
   *put(): Task<void> {
+    sharedCount(this, 'users', this.#users, this.#users - 1);
     if (--this.#users === 0) yield* this.objects.destroyAll();
   }
 }

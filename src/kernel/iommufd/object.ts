@@ -10,6 +10,7 @@
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
  */
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
+import { isWatched, sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, ENOENT, ENOMEM } from '../../uapi/errno.js';
 
 /** `enum iommufd_object_type`, as far as there are such objects. */
@@ -31,10 +32,20 @@ export abstract class IommufdObject {
   abstract readonly type: ObjectType;
   /** Set by {@link ObjectTable.alloc}. */
   id = 0;
-  users = 1;
+  #users = 1;
   /** Calls that are using the object now. */
   shortTerm = 0;
   readonly idle = new WaitQueue('iommufd:object idle');
+
+  get users(): number {
+    return this.#users;
+  }
+
+  set users(count: number) {
+    if (count === 0) sharedWrite(this, 'users', this.#users, count);
+    else sharedUpdate(this, 'users', this.#users, count);
+    this.#users = count;
+  }
 
   /** Undoes what creating it did. Nobody can find it any more. */
   abstract destroy(): Task<void>;
@@ -66,6 +77,7 @@ export class ObjectTable {
   /** Gives an object its number: 0 or -ENOMEM. */
   alloc(object: IommufdObject): number {
     if (this.#allocFails()) return -ENOMEM;
+    sharedWrite(this, 'numbers');
     const free = this.#isTaken.indexOf(false);
     object.id = free < 0 ? this.#isTaken.length : free;
     this.#isTaken[object.id] = true;
@@ -77,7 +89,7 @@ export class ObjectTable {
   /** Lets an allocated object be found. */
   finalize(object: IommufdObject): void {
     invariant(this.#isTaken[object.id] === true, 'iommufd: finalize of an object without a number');
-    this.#slots[object.id] = object;
+    this.#setSlot(object.id, object);
   }
 
   /** Gives back the number of an object that was never finalized. */
@@ -88,13 +100,16 @@ export class ObjectTable {
 
   /** Finds an object and keeps it from going away until {@link put}; undefined when there is none of that type. */
   get<T extends IommufdObject>(id: number, isKind: (object: IommufdObject) => object is T): T | undefined {
-    const object = this.#slots[id];
+    const object = this.#slot(id);
     return object !== undefined && isKind(object) && this.tryHold(object) ? object : undefined;
   }
 
   /** A short-term reference to an object somebody points to; false when it is being destroyed. */
   tryHold(object: IommufdObject): boolean {
-    if (object.users === 0) return false;
+    if (object.users === 0) {
+      sharedRead(object, 'users', 0);
+      return false;
+    }
     object.users++;
     object.shortTerm++;
     return true;
@@ -108,8 +123,9 @@ export class ObjectTable {
 
   /** Destroys by number as IOMMU_DESTROY does: 0, -ENOENT, -EBUSY. */
   *remove(id: number): Task<number> {
-    const object = this.#slots[id];
+    const object = this.#slot(id);
     if (object === undefined) return -ENOENT;
+    sharedTest(object, 'users', object.users);
     if (object.users !== 1) return -EBUSY;
     yield* this.#destroy(object);
     return 0;
@@ -118,16 +134,16 @@ export class ObjectTable {
   /** Destroys an object whose only long-term user is the caller; waits for calls that work with it. */
   *destroyUser(object: IommufdObject): Task<void> {
     object.users--;
-    while (object.shortTerm > 0) yield object.idle;
+    yield* this.#idle(object);
     invariant(object.users === 1, `iommufd: object ${object.id} (${object.type}) destroyed by its driver while in use`);
     yield* this.#destroy(object);
   }
 
   /** As {@link destroyUser} for an object that nobody else keeps, but its number stays taken while the table does. */
   *tombstone(object: IommufdObject): Task<void> {
-    while (object.shortTerm > 0) yield object.idle;
+    yield* this.#idle(object);
     const { id } = object;
-    this.#slots[id] = undefined;
+    this.#setSlot(id, undefined);
     this.#tombstones.add(id);
     object.users = 0;
     yield* object.destroy();
@@ -136,6 +152,7 @@ export class ObjectTable {
   /** Takes a reference away and destroys the object if that was the last. */
   *putAndTryDestroy(object: IommufdObject): Task<void> {
     object.users--;
+    sharedTest(object, 'users', object.users);
     if (object.users === 1 && this.#slots[object.id] === object) yield* this.#destroy(object);
   }
 
@@ -157,6 +174,7 @@ export class ObjectTable {
 
   /** Objects that can be found, by number. */
   objects(): IommufdObject[] {
+    sharedRead(this, 'objects');
     return this.#slots.filter((object) => object !== undefined);
   }
 
@@ -166,8 +184,32 @@ export class ObjectTable {
     yield* object.destroy();
   }
 
+  /** Waits for the calls that work with an object. */
+  *#idle(object: IommufdObject): Task<void> {
+    sharedTest(object, 'users', object.users);
+    while (object.shortTerm > 0) {
+      yield object.idle;
+      sharedTest(object, 'users', object.users);
+    }
+  }
+
+  #slot(id: number): IommufdObject | undefined {
+    const object = this.#slots[id];
+    if (isWatched()) sharedRead(this, `slot ${id}`, object?.type);
+    return object;
+  }
+
+  #setSlot(id: number, object: IommufdObject | undefined): void {
+    if (isWatched()) {
+      sharedWrite(this, `slot ${id}`, this.#slots[id]?.type, object?.type);
+      sharedWrite(this, 'objects');
+    }
+    this.#slots[id] = object;
+  }
+
   #free(id: number): void {
-    this.#slots[id] = undefined;
+    sharedWrite(this, 'numbers');
+    this.#setSlot(id, undefined);
     this.#isTaken[id] = false;
     this.#taken--;
   }

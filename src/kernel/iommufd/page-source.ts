@@ -7,6 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/pages.c (iopt_alloc_pages, do_update_pinned); domain.md A1.7, A1.9.
  */
 import type { Task } from '../../runtime/task.js';
+import { sharedTest, sharedUpdate } from '../../runtime/watch.js';
 import { EINVAL, ENOMEM } from '../../uapi/errno.js';
 import type { DmaBufFile } from '../dma-buf.js';
 import type { OpenFile } from '../files.js';
@@ -139,15 +140,26 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
     const limit = process.rlimits.memlockBytes;
     return limit === undefined ? Infinity : Number(limit / BigInt(PAGE_BYTES));
   };
+  const isLimited = (): boolean => process.rlimits.memlockBytes !== undefined;
   const locked =
     payer &&
     ownCounter(
-      () => payer.lockedVm,
-      (pages) => void (payer.lockedVm = pages),
+      () => {
+        // Who is limited decides by what others have charged.
+        (isLimited() ? sharedTest : sharedUpdate)(payer, 'locked_vm', payer.lockedVm);
+        return payer.lockedVm;
+      },
+      (pages) => {
+        sharedUpdate(payer, 'locked_vm', payer.lockedVm, pages);
+        payer.lockedVm = pages;
+      },
     );
   const pinned = ownCounter(
     () => mm.pinnedVm,
-    (pages) => void (mm.pinnedVm = pages),
+    (pages) => {
+      sharedUpdate(mm, 'pinned_vm', mm.pinnedVm, pages);
+      mm.pinnedVm = pages;
+    },
   );
   return countingAccount({ locked, pinned, limitPages }, (other) => {
     const paysAlready = other.mm === mm && (mode === 'mm' || other.user === process.user);

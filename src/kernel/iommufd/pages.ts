@@ -20,6 +20,7 @@
  */
 import { Mutex, type MutexLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedCount, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EFAULT, EINVAL, ENOMEM, EPERM } from '../../uapi/errno.js';
 import type { PagingDomain } from '../iommu/domain.js';
 import type { MmStruct, PinnedRun } from '../mm/mm.js';
@@ -243,6 +244,8 @@ export class IoptPages {
   /** Charges another process for what is pinned, beside the one that pays now; 0 or -ENOMEM. */
   chargeTo(process: Process): number {
     const next = this.#account.of(process);
+    sharedWrite(this, 'account');
+    sharedRead(this, 'charged', this.state.charged);
     const rc = next?.charge(this.state.charged) ?? 0;
     if (rc === 0) this.#nextAccount = next;
     return rc;
@@ -250,6 +253,7 @@ export class IoptPages {
 
   /** Takes {@link chargeTo} back. */
   keepPayer(): void {
+    sharedWrite(this, 'account');
     this.#nextAccount?.uncharge(this.state.charged);
     this.#nextAccount = undefined;
   }
@@ -257,6 +261,8 @@ export class IoptPages {
   /** The one that was charged last pays alone. */
   changePayer(): void {
     if (this.#nextAccount === undefined) return;
+    sharedWrite(this, 'account');
+    sharedRead(this, 'charged', this.state.charged);
     this.#account.uncharge(this.state.charged);
     this.#account = this.#nextAccount;
     this.#nextAccount = undefined;
@@ -264,12 +270,15 @@ export class IoptPages {
 
   /** One more area (or call that makes one) refers to the pages. */
   get(): void {
-    this.state.refer(1);
+    const references = this.state.refer(1);
+    sharedCount(this, 'references', references - 1, references);
   }
 
   /** One fewer; the last one lets go of the source. */
   put(): void {
-    if (this.state.refer(-1) > 0) return;
+    const references = this.state.refer(-1);
+    sharedCount(this, 'references', references + 1, references);
+    if (references > 0) return;
     invariant(this.state.npinned === 0, 'iopt_pages: nobody maps pages that are still pinned');
     this.source.close();
     this.state.free();
@@ -282,15 +291,18 @@ export class IoptPages {
 
   /** The dma-buf was taken away: these pages show nothing, for good. */
   get isRevoked(): boolean {
+    sharedRead(this, 'revoked', this.#isRevoked);
     return this.#isRevoked;
   }
 
   /** An area is in a domain's tables now. Only dma-bufs need to know. */
   track(domain: PagingDomain, area: PagesUser): void {
+    sharedWrite(this, 'tracks');
     if (this.source.isDmaBuf) this.#tracks.push({ domain, area });
   }
 
   untrack(domain: PagingDomain, area: PagesUser): void {
+    sharedWrite(this, 'tracks');
     this.#tracks = this.#tracks.filter((track) => track.domain !== domain || track.area !== area);
   }
 
@@ -298,6 +310,8 @@ export class IoptPages {
   *revoke(): Task<void> {
     yield* this.mutex.lock();
     for (const { domain, area } of this.#tracks) yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
+    sharedWrite(this, 'tracks');
+    sharedWrite(this, 'revoked', this.#isRevoked, true);
     this.#tracks = [];
     this.#isRevoked = true;
     this.mutex.unlock();
@@ -334,17 +348,20 @@ export class IoptPages {
       for (const extent of added) this.source.unpin(extent.runs);
       return rc;
     }
+    const before = this.state.npinned;
     this.state.npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
+    sharedWrite(this, 'pins', before, this.state.npinned);
     this.state.extents = used;
     return 0;
   }
 
   /** Charges for what has been pinned since; -ENOMEM with nothing charged. */
   charge(): number {
+    sharedRead(this, 'account');
     const { state } = this;
     const more = state.npinned - state.charged;
     const rc = more === 0 ? 0 : this.#account.charge(more);
-    if (rc === 0) state.charged = state.npinned;
+    if (rc === 0) this.#setCharged(state.npinned);
     return rc;
   }
 
@@ -353,6 +370,8 @@ export class IoptPages {
     invariant(this.mutex.isHeld, 'iopt_pages: release without the mutex');
     const { state } = this;
     const kept: Extent[] = [];
+    sharedRead(this, 'account');
+    const before = state.npinned;
     let freed = 0;
     for (const extent of cutExtents(state.extents, first, last)) {
       const users = isWithin(extent, first, last) ? extent.users - 1 : extent.users;
@@ -363,16 +382,23 @@ export class IoptPages {
       }
     }
     state.npinned -= freed;
+    sharedWrite(this, 'pins', before, state.npinned);
     const less = state.charged - state.npinned;
     if (less > 0) {
       this.#account.uncharge(less);
-      state.charged = state.npinned;
+      this.#setCharged(state.npinned);
     }
     state.extents = joinExtents(kept);
   }
 
+  #setCharged(pages: number): void {
+    sharedWrite(this, 'charged', this.state.charged, pages);
+    this.state.charged = pages;
+  }
+
   /** The physical runs behind pages first..last, all of which must be in use. */
   runs(first: number, last: number): PinnedRun[] {
+    sharedRead(this, 'pins', this.state.npinned);
     const runs: PinnedRun[] = [];
     for (const extent of this.state.extents) {
       if (extent.last < first || extent.first > last) continue;
@@ -411,6 +437,7 @@ export class IoptPages {
     const pinned: PinnedRun[][] = [];
     const runs: PinnedRun[] = [];
     let rc = 0;
+    sharedRead(this, 'pins', this.state.npinned);
     for (let page = first; page <= last && rc === 0; page++) {
       const own = this.#gaps(page, page).length === 0 ? undefined : yield* this.source.pin(page, 1, pinForWrite);
       if (typeof own === 'number') rc = own;

@@ -7,6 +7,7 @@
  * Lock: `igroup.lock` covers a device's vDEVICE. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
  */
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, ERANGE } from '../../uapi/errno.js';
 import {
   IOMMU_HW_QUEUE_TYPE_DEFAULT,
@@ -57,8 +58,14 @@ export class IommufdViommu extends IommufdObject {
   host(copyToUser: (bytes: Uint8Array) => number): ViommuHost {
     return {
       parent: this.hwpt.domain,
-      vdevId: (device) => [...this.vdevs].find(([, vdev]) => vdev.idev.device === device)?.[0] ?? -ENOENT,
-      find_dev: (virtId) => this.vdevs.get(virtId)?.idev.device,
+      vdevId: (device) => {
+        sharedRead(this, 'virtual devices');
+        return [...this.vdevs].find(([, vdev]) => vdev.idev.device === device)?.[0] ?? -ENOENT;
+      },
+      find_dev: (virtId) => {
+        sharedRead(this, 'virtual devices');
+        return this.vdevs.get(virtId)?.idev.device;
+      },
       alloc_mmap: (pa, lengthBytes) => {
         const offset = this.ictx.mmaps.alloc(this, pa, lengthBytes);
         this.#mmaps.push(offset);
@@ -66,6 +73,7 @@ export class IommufdViommu extends IommufdObject {
       },
       copyToUser,
       report_event: (type, bytes) => {
+        sharedRead(this, 'event queues');
         const queue = this.veventqs.find((candidate) => candidate.eventType === type);
         if (queue === undefined) return -EOPNOTSUPP;
         const isLost = this.ictx.allocFails();
@@ -170,11 +178,13 @@ export class IommufdVdevice extends IommufdObject {
   override *destroy(): Task<void> {
     const { idev, viommu, virtId } = this;
     yield* idev.igroup.lock.lock();
+    sharedWrite(viommu, 'virtual devices');
     if (viommu.vdevs.get(virtId) === this) {
       viommu.vdevs.delete(virtId);
       viommu.driver.vdevice_destroy?.(idev.device, virtId);
     }
     viommu.users--;
+    sharedWrite(idev, 'virtual self', this.id, undefined);
     idev.vdev = undefined;
     idev.ictx.objects.put(idev);
     idev.igroup.lock.unlock();
@@ -208,11 +218,13 @@ function* makeVdevice(
   const { lock } = idev.igroup;
   yield* lock.lock();
   try {
+    sharedRead(idev, 'virtual self', idev.vdev?.id);
     if (idev.isDestroying) return -ENOENT;
     if (idev.vdev !== undefined || viommu.vdevs.has(cmd.virt_id)) return -EEXIST;
     const vdev = new IommufdVdevice(viommu, idev, cmd.virt_id);
     const allocated = ictx.objects.alloc(vdev);
     if (allocated < 0) return allocated;
+    sharedWrite(viommu, 'virtual devices');
     viommu.vdevs.set(cmd.virt_id, vdev);
     let rc = yield* viommu.driver.vdevice_init?.(idev.device, cmd.virt_id) ?? ready();
     if (rc === 0) {
@@ -220,11 +232,13 @@ function* makeVdevice(
       rc = ucmd.respond();
     }
     if (rc < 0) {
+      sharedWrite(viommu, 'virtual devices');
       viommu.vdevs.delete(cmd.virt_id);
       ictx.objects.abort(vdev);
       return rc;
     }
     viommu.users++;
+    sharedWrite(idev, 'virtual self', undefined, vdev.id);
     idev.vdev = vdev;
     ictx.objects.finalize(vdev);
     return 0;
@@ -240,6 +254,7 @@ function* ready(): Task<number> {
 /** A device is about to be unbound: its vDEVICE goes, its number stays taken (`iommufd_device_remove_vdev`). */
 export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
   yield* idev.igroup.lock.lock();
+  sharedWrite(idev, 'virtual self', idev.vdev?.id, idev.vdev?.id);
   idev.isDestroying = true;
   const { vdev } = idev;
   idev.igroup.lock.unlock();

@@ -6,6 +6,7 @@
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
+import { sharedCount } from '../../runtime/watch.js';
 import { EFAULT, EINVAL, ENOMEM, ENXIO } from '../../uapi/errno.js';
 import type { Contiguity } from '../../uapi/syscall.js';
 import { PIN_PAGE_NS, PIN_RUN_NS } from '../costs.js';
@@ -50,6 +51,7 @@ export class MemfdFile extends OpenFile {
   override mmap(offset: bigint, length: bigint): FileMapping | number {
     const extents = this.#slice(Number(offset) / PAGE_BYTES, Math.ceil(Number(length) / PAGE_BYTES));
     if (extents === undefined) return -ENXIO;
+    sharedCount(this, 'users', this.#users, this.#users + 1);
     this.#users++;
     return { extents, unmapped: () => this.#put() };
   }
@@ -74,6 +76,7 @@ export class MemfdFile extends OpenFile {
   }
 
   #put(): void {
+    sharedCount(this, 'users', this.#users, this.#users - 1);
     if (--this.#users > 0) return;
     this.#pages.release(this.#extents);
     this.#extents = [];

@@ -9,6 +9,7 @@
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW } from '../../uapi/errno.js';
 import { PROT_READ, PROT_WRITE, type Contiguity, type PageRun } from '../../uapi/syscall.js';
 import { PIN_PAGE_NS, PIN_RUN_NS } from '../costs.js';
@@ -63,7 +64,7 @@ export class MmStruct {
   readonly memory: PageMemory;
   readonly #pages: PageAllocator;
   /** Sorted by start, disjoint. */
-  #vmas: Vma[] = [];
+  #vmaList: Vma[] = [];
   #nextAddress = MMAP_BASE;
   /** Pages pinned on behalf of this address space, limited or not. */
   pinnedVm = 0;
@@ -74,6 +75,16 @@ export class MmStruct {
     this.#runtime = runtime;
     this.memory = memory;
     this.#pages = pages;
+  }
+
+  get #vmas(): Vma[] {
+    sharedRead(this, 'mappings');
+    return this.#vmaList;
+  }
+
+  set #vmas(vmas: Vma[]) {
+    sharedWrite(this, 'mappings');
+    this.#vmaList = vmas;
   }
 
   /** Maps fresh zeroed memory; its address or -errno. */
@@ -116,6 +127,7 @@ export class MmStruct {
     const index = this.#vmas.findIndex((vma) => vma.start === addr);
     const vma = this.#vmas[index];
     if (vma === undefined) return -EINVAL;
+    sharedWrite(this, 'mappings');
     this.#vmas[index] = { ...vma, prot };
     return 0;
   }
@@ -133,6 +145,7 @@ export class MmStruct {
 
   /** Everything goes: the process exits. */
   release(): void {
+    sharedWrite(this, 'mappings');
     for (const vma of this.#vmas.splice(0)) vma.close();
   }
 
@@ -236,6 +249,7 @@ export class MmStruct {
   }
 
   #insert(vma: Vma): void {
+    sharedWrite(this, 'mappings');
     this.#vmas.push(vma);
     this.#vmas.sort((a, b) => (a.start < b.start ? -1 : 1));
   }
@@ -244,6 +258,7 @@ export class MmStruct {
     if (length <= 0n || addr % PAGE !== 0n) return -EINVAL;
     const size = roundUp(length);
     if (addr === 0n) {
+      sharedWrite(this, 'next address');
       const align = size >= 1n << 30n ? 1n << 30n : size >= 1n << 21n ? 1n << 21n : PAGE;
       const at = ((this.#nextAddress + align - 1n) / align) * align;
       if (at + size > TASK_SIZE) return -ENOMEM;

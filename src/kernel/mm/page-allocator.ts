@@ -6,7 +6,10 @@
  */
 import type { PhysicalMemory } from '../../hardware/memory.js';
 import { invariant } from '../../runtime/task.js';
+import { isWatched, sharedRange, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import type { Contiguity } from '../../uapi/syscall.js';
+
+const PAGE_BYTES = 4096;
 
 /** A run of physically contiguous 4 KiB pages. */
 export interface PageExtent {
@@ -139,16 +142,19 @@ export class PageAllocator {
 
   /** Whether a page is nobody's. */
   isFree(pfn: number): boolean {
+    sharedRead(this, 'free');
     return this.#free.some((run) => run.pfn <= pfn && pfn < run.pfn + run.pages);
   }
 
   /** How often a page is pinned. */
   pinCount(pfn: number): number {
+    sharedRange(this, 'pins of ', pfn * PAGE_BYTES, 1, false);
     return this.#pins.count(pfn);
   }
 
   /** Zeroed pages in mapping order, laid out as `contiguity` says; undefined when there is not enough memory. */
   alloc(pages: number, contiguity: Contiguity): PageExtent[] | undefined {
+    sharedWrite(this, 'free');
     const align = ALIGN_PAGES[contiguity];
     const before = this.#free;
     const taken: PageExtent[] = [];
@@ -167,6 +173,8 @@ export class PageAllocator {
 
   /** Lets go of pages; pinned ones stay until they are unpinned. */
   release(extents: readonly PageExtent[]): void {
+    sharedWrite(this, 'free');
+    for (const extent of extents) this.#notePins(extent, 0);
     const free: PageExtent[] = [];
     for (const piece of extents.flatMap((extent) => this.#pins.uniformPieces(extent)))
       (this.#pins.count(piece.pfn) > 0 ? this.#orphans : free).push(piece);
@@ -174,11 +182,13 @@ export class PageAllocator {
   }
 
   pin(extent: PageExtent): void {
+    this.#notePins(extent, 1);
     this.#pins.add(extent, 1);
   }
 
   unpin(extent: PageExtent): void {
     invariant(this.#pins.count(extent.pfn) > 0, `unpin of page ${extent.pfn} that is not pinned`);
+    this.#notePins(extent, -1);
     this.#pins.add(extent, -1);
     const end = extent.pfn + extent.pages;
     const isTouched = (orphan: PageExtent): boolean => orphan.pfn < end && orphan.pfn + orphan.pages > extent.pfn;
@@ -186,6 +196,12 @@ export class PageAllocator {
     if (touched.length === 0) return;
     this.#orphans = this.#orphans.filter((orphan) => !isTouched(orphan));
     this.release(touched);
+  }
+
+  #notePins({ pfn, pages }: PageExtent, change: number): void {
+    if (!isWatched()) return;
+    const pins = this.#pins.count(pfn);
+    sharedRange(this, 'pins of ', pfn * PAGE_BYTES, pages * PAGE_BYTES, true, pins, pins + change);
   }
 
   /** First fit, at most `pages`, aligned; a run too short for an aligned piece is passed over. */

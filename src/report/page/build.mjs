@@ -1,5 +1,5 @@
 /**
- * Bundles the page of the report and writes its script and its style into ../page.generated.ts.
+ * Bundles the pages, that of the report and that of a schedule, and writes the script and the style of each into ../<page>.generated.ts.
  *
  * A generated TypeScript module, as for the core's WebAssembly: it travels through tsc, vitest and worker threads without any
  * loader. Skipped when the output is newer than every source; written beside and renamed, so two builds at a time are safe.
@@ -10,30 +10,38 @@ import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const output = join(here, '../page.generated.ts');
 
 /** Licences of what is bundled ask for their notice in every copy. */
-const NOTICE =
-  '/* Contains preact, (c) 2015-present Jason Miller, and uPlot, (c) Leon Sorokin; both under the MIT License. */';
+const PREACT = 'preact, (c) 2015-present Jason Miller';
+const PAGES = [
+  { name: 'page', contains: `${PREACT}, and uPlot, (c) Leon Sorokin; both`, imports: ['scenario/units.ts'] },
+  {
+    name: 'schedule-page',
+    contains: `${PREACT};`,
+    imports: ['explore/trace.ts', 'explore/race.ts', 'explore/race-report.ts'],
+  },
+];
 
 function modifiedAt(path) {
   return statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? -1;
 }
 
-function isFresh() {
+function isFresh({ name, imports }, output) {
+  const folders = [...new Set([here, join(here, '..', name)])];
   const sources = [
-    ...readdirSync(here).map((name) => join(here, name)),
-    ...['preact', 'uplot'].map((name) => join(here, '../../../node_modules', name, 'package.json')),
-    join(here, '../../scenario/units.ts'),
+    ...folders.flatMap((folder) => readdirSync(folder).map((file) => join(folder, file))),
+    ...['preact', 'uplot'].map((library) => join(here, '../../../node_modules', library, 'package.json')),
+    ...imports.map((file) => join(here, '../..', file)),
   ];
   return modifiedAt(output) > Math.max(...sources.map(modifiedAt));
 }
 
-async function bundle() {
+async function bundle({ name, contains }) {
+  const folder = join(here, '..', name);
   const { outputFiles } = await build({
-    entryPoints: [join(here, 'main.tsx')],
-    outdir: join(here, 'out'),
-    tsconfig: join(here, 'tsconfig.json'),
+    entryPoints: [join(folder, 'main.tsx')],
+    outdir: join(folder, 'out'),
+    tsconfig: join(folder, 'tsconfig.json'),
     bundle: true,
     minify: true,
     write: false,
@@ -41,14 +49,16 @@ async function bundle() {
     target: 'es2022',
     charset: 'ascii',
     logLevel: 'warning',
-    banner: { js: NOTICE },
+    banner: { js: `/* Contains ${contains} under the MIT License. */` },
   });
   const text = (ending) => outputFiles.find(({ path }) => path.endsWith(ending))?.text ?? '';
   return { script: text('.js'), style: text('.css') };
 }
 
-if (!isFresh()) {
-  const { script, style } = await bundle();
+for (const page of PAGES) {
+  const output = join(here, '..', `${page.name}.generated.ts`);
+  if (isFresh(page, output)) continue;
+  const { script, style } = await bundle(page);
   // Inside <script> and <style> these would end the element or change how it is read.
   for (const part of ['</script', '</style', '<!--']) {
     if (`${script}${style}`.toLowerCase().includes(part)) throw new Error(`the bundle contains ${part}`);

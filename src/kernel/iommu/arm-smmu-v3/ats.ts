@@ -4,6 +4,7 @@
  *
  * Source: Linux arm-smmu-v3.c (arm_smmu_enable_ats, arm_smmu_atc_inv_to_cmd, arm_smmu_attach_commit); drivers/pci/ats.c.
  */
+import { sharedWrite } from '../../../runtime/watch.js';
 import { CMD_ATC_INV, CMD_OP } from '../../../hardware/smmu/records.js';
 import { PCI_ATS_CAP, PCI_EXT_CAP_ID_ATS } from '../../../uapi/pci-regs.js';
 import type { Device } from '../../device.js';
@@ -22,6 +23,7 @@ export function pci_ats_supported({ function: fn }: Device): boolean {
 /** Sets or clears the Enable bit; the smallest translation unit is a page. */
 export function pci_set_ats({ function: fn }: Device, isOn: boolean): void {
   const at = fn.findExtendedCapability(PCI_EXT_CAP_ID_ATS);
+  sharedWrite(fn, 'ATS enabled', undefined, isOn);
   if (at !== 0) fn.configWrite(at + ATS_CTRL, 2, isOn ? ATS_ENABLE : 0);
 }
 

@@ -15,6 +15,7 @@ import { pageSizesOf, type Gather, type PageTable } from '../../../core/page-tab
 import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
 import { CMD_OP, CMD_TLBI, TLBI_TG_SHIFTS, VMSA_DESCRIPTOR } from '../../../hardware/smmu/records.js';
 import { invariant, type Task } from '../../../runtime/task.js';
+import { sharedRange } from '../../../runtime/watch.js';
 import { EINVAL } from '../../../uapi/errno.js';
 import { TABLE_STEP_NS } from '../../costs.js';
 import {
@@ -102,7 +103,7 @@ export class ArmSmmuDomain implements PagingDomain {
     this.apertureLast = (1n << BigInt(table.inputBits)) - 1n;
     this.pageSizes = pageSizesOf(table.granuleShift);
     this.#pageBytes = 2 ** table.granuleShift;
-    this.#watch = smmu.legality?.watchTable(this.stage, tag);
+    this.#watch = smmu.legality?.watchTable(this.stage, tag, this, table.rootAddress);
     this.dirtyOps = recordsDirty
       ? {
           // The hardware always records; what it recorded before is cleared by the caller.
@@ -141,8 +142,10 @@ export class ArmSmmuDomain implements PagingDomain {
         if (done > 0) yield* this.unmap(iova, done * this.#pageBytes);
         return mapped;
       }
+      if (mapped > 0) this.#note(iovaPage, mapped, undefined, pa + done * this.#pageBytes);
       if (mapped > 0) this.#watch?.mapped(iovaPage * this.#pageBytes, mapped * this.#pageBytes);
       if (mapped === 0) {
+        this.#note(iovaPage, 1);
         this.#watch?.unmapped(iovaPage * this.#pageBytes, this.#pageBytes, true);
         yield* this.#invalidate(iovaPage * this.#pageBytes, this.#pageBytes, false, gather);
       }
@@ -189,6 +192,7 @@ export class ArmSmmuDomain implements PagingDomain {
     for (let done = 0; done < pages;) {
       const covered = this.table.unmapStep(first + done, pages - done, gather);
       if (covered < 0) break;
+      this.#note(first + done, covered > 0 ? covered : 1);
       if (covered > 0)
         this.#watch?.unmapped((first + done) * this.#pageBytes, covered * this.#pageBytes, this.table.tableCleared);
       done += covered === 0 ? this.table.holePages : covered;
@@ -206,6 +210,7 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   iova_to_phys(iova: number): number | undefined {
+    sharedRange(this, '', iova, 1, false);
     const page = this.table.translate(Math.floor(iova / this.#pageBytes));
     return page < 0 ? undefined : page * this.#pageBytes + (iova % this.#pageBytes);
   }
@@ -215,6 +220,11 @@ export class ArmSmmuDomain implements PagingDomain {
     this.table.destroy();
     this.#watch?.unwatch();
     this.driver.releaseTag(this.stage, this.tag);
+  }
+
+  /** Descriptors of these pages change. */
+  #note(page: number, pages: number, before?: unknown, after?: unknown): void {
+    sharedRange(this, '', page * this.#pageBytes, pages * this.#pageBytes, true, before, after);
   }
 
   /** Attribute bits of a leaf as low and high words (io-pgtable-arm's arm_lpae_prot_to_pte). */
@@ -261,7 +271,10 @@ export class ArmSmmuDomain implements PagingDomain {
     if (this.isNestParent)
       yield* this.driver.commandQueue.issueAndSync([CMD_TLBI.make({ Opcode: CMD_OP.TLBI_NH_ALL, VMID: this.tag })]);
     yield* this.driver.invalidateAtcs(this, iova, lengthBytes);
-    if (gather.head !== 0) this.#watch?.tablesFreed(iova, lengthBytes);
+    if (gather.head !== 0) {
+      sharedRange(this, '', iova, lengthBytes, true);
+      this.#watch?.tablesFreed(iova, lengthBytes);
+    }
     this.table.freeGathered(gather);
   }
 
@@ -311,6 +324,7 @@ export class ArmSmmuDomain implements PagingDomain {
       const count = Math.min(end, windowStart + DIRTY_WINDOW_PAGES) - page;
       const walked = this.table.readDirty(page, count, offset, windowStart, this.table.granuleShift, noClear);
       const seen = Math.max(0, walked);
+      sharedRange(this, '', page * this.#pageBytes, count * this.#pageBytes, !noClear);
       this.#report(offset, windowStart, record);
       if (seen < count) rc = -EINVAL;
       page += count;

@@ -21,6 +21,7 @@ import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '.
 import { Mutex } from '../../../runtime/locks.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP } from '../../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
@@ -70,6 +71,7 @@ class TagSpace {
   }
 
   alloc(): number {
+    sharedWrite(this, 'tags');
     const free = this.#taken.indexOf(false);
     const tag = free < 0 ? this.#taken.length : free;
     if (tag >= this.#count) return -ENOSPC;
@@ -78,6 +80,7 @@ class TagSpace {
   }
 
   free(tag: number): void {
+    sharedWrite(this, 'tags', tag, undefined);
     this.#taken[tag] = false;
   }
 }
@@ -223,6 +226,7 @@ export class ArmSmmuV3 implements IommuDriver {
 
   /** Gives an event to the guest whose device it is of; false when it is the host's. */
   #reportToGuest(record: Uint32Array): boolean {
+    sharedRead(this, 'devices');
     const sid = EVT.get(record, 'StreamID');
     for (const { streams, vmaster } of this.#masters.values())
       if (vmaster !== undefined && streams.some(({ id }) => id === sid))
@@ -231,6 +235,7 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   #clientName(streamId: number): string {
+    sharedRead(this, 'devices');
     for (const { device, streams } of this.#masters.values())
       if (streams.some((stream) => stream.id === streamId)) return device.name;
     return '(unassigned sid)';
@@ -250,6 +255,7 @@ export class ArmSmmuV3 implements IommuDriver {
       }
       streams.push({ id, ste });
     }
+    sharedWrite(this, 'devices');
     this.#masters.set(device, {
       device,
       streams,
@@ -269,6 +275,7 @@ export class ArmSmmuV3 implements IommuDriver {
   }
 
   #isStreamTaken(id: number): boolean {
+    sharedRead(this, 'devices');
     return [...this.#masters.values()].some(({ streams }) => streams.some((stream) => stream.id === id));
   }
 
@@ -276,6 +283,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const master = this.#masters.get(device);
     if (master === undefined) return;
     yield* this.#mutex.lock();
+    sharedWrite(this, 'devices');
     this.#masters.delete(device);
     if (master.hasAtsOn) pci_set_ats(device, false);
     yield* this.#writeSte(master, abortSte());
@@ -295,6 +303,7 @@ export class ArmSmmuV3 implements IommuDriver {
     if (master.hasAtsOn && !usesAts) pci_set_ats(device, false);
     const before = master.keepsOf;
     const after = usesAts ? keptOf(domain) : [];
+    sharedWrite(this, 'devices');
     master.keepsOf = [...before, ...after];
     const rc =
       domain instanceof ArmSmmuNestedDomain
@@ -302,8 +311,10 @@ export class ArmSmmuV3 implements IommuDriver {
         : yield* this.#attach(domain, master, usesAts);
     if (rc === 0) {
       yield* this.#commitAts(master, usesAts);
+      sharedWrite(this, 'devices');
       if (!(domain instanceof ArmSmmuNestedDomain)) master.vmaster = undefined;
     } else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
+    sharedWrite(this, 'devices');
     master.keepsOf = rc === 0 ? after : before;
     this.#mutex.unlock();
     if (rc === 0) {
@@ -324,11 +335,13 @@ export class ArmSmmuV3 implements IommuDriver {
     if (master.hasAtsOn || usesAts)
       yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
     if (usesAts && !master.hasAtsOn) pci_set_ats(master.device, true);
+    sharedWrite(this, 'devices');
     master.hasAtsOn = usesAts;
   }
 
   /** What devices keep of a range of a domain is invalidated (arm_smmu_atc_inv_domain). A guest's addresses are not the host's to know. */
   *invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void> {
+    sharedRead(this, 'devices');
     const commands = [...this.#masters.values()].flatMap(({ hasAtsOn, keepsOf, streams }) => {
       const kept = keepsOf.filter((other) => other.domain === domain);
       if (!hasAtsOn || kept.length === 0) return [];
@@ -344,6 +357,7 @@ export class ArmSmmuV3 implements IommuDriver {
     if (typeof vsid === 'number' && domain.config === STE_CONFIG.S1_TRANS) return vsid;
     yield* this.#writeSte(master, domain.ste(usesAts));
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
+    sharedWrite(this, 'devices');
     master.vmaster = typeof vsid === 'number' ? undefined : { vsmmu: domain.vsmmu, vsid: Number(vsid) };
     return 0;
   }

@@ -8,6 +8,7 @@ import { EVENT, EVENT_CLASS, EVT, type EventName } from '../../../hardware/smmu/
 import { EVENTQ_BASE, EVENTQ_CONS, EVENTQ_PROD } from '../../../uapi/smmuv3-registers.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { WaitQueue, type Task } from '../../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { SMMU_EVENT_NS } from '../../costs.js';
 import type { DmaMemory } from '../dma-memory.js';
 import { QueueIndex } from './queue.js';
@@ -112,6 +113,7 @@ export class EventQueue {
 
   /** The queue's interrupt. */
   interrupt(): void {
+    sharedWrite(this, 'pending', this.#pending, true);
     this.#pending = true;
     this.#wake.wakeAll();
   }
@@ -119,11 +121,17 @@ export class EventQueue {
   /** The interrupt thread; never ends. */
   *thread(): Task<void> {
     for (;;) {
-      while (!this.#pending) yield this.#wake;
+      while (!this.#isPending()) yield this.#wake;
+      sharedWrite(this, 'pending', true, false);
       this.#pending = false;
       yield 'smmu:evtq-thread';
       yield* this.#drain();
     }
+  }
+
+  #isPending(): boolean {
+    sharedRead(this, 'pending', this.#pending);
+    return this.#pending;
   }
 
   *#drain(): Task<void> {

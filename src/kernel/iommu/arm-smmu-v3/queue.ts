@@ -9,6 +9,7 @@
  */
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import type { Task } from '../../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { CERROR, CMD_OP, CMD_SYNC, SYNC_CS } from '../../../hardware/smmu/records.js';
 import { CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, GERROR, GERRORN } from '../../../uapi/smmuv3-registers.js';
 import type { DmaMemory } from '../dma-memory.js';
@@ -87,6 +88,7 @@ export class CommandQueue {
       `room in the command queue of ${this.#name}`,
       () => this.#issued - this.#countConsumed() + commands.length <= this.#index.entries,
     );
+    sharedWrite(this, 'commands', this.#issued, this.#issued + commands.length);
     for (const command of commands) {
       this.#memory.write(this.#index.slot(this.#prod) * COMMAND_BYTES, command);
       this.#prod = this.#index.next(this.#prod);
@@ -97,6 +99,7 @@ export class CommandQueue {
   }
 
   #countConsumed(): number {
+    sharedRead(this, 'commands', this.#issued);
     const cons = this.#registers.field(CMDQ_CONS, 'RD');
     this.#consumed += this.#index.used(cons, this.#lastCons);
     this.#lastCons = cons;

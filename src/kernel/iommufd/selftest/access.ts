@@ -7,6 +7,7 @@
  */
 import { Mutex } from '../../../runtime/locks.js';
 import type { Task } from '../../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { EBADE, EBADFD, EFAULT, ENOENT, ENOMEM, EOPNOTSUPP } from '../../../uapi/errno.js';
 import {
   iommu_test_member,
@@ -50,13 +51,33 @@ const MAX_LENGTH = 16n * 1024n * 1024n;
 class SelftestAccessFile extends OpenFile {
   readonly lock = new Mutex('iommufd:selftest_access_lock');
   readonly needsPinPages: boolean;
-  access: IommufdAccess | undefined;
-  items: PinnedItem[] = [];
+  #access: IommufdAccess | undefined;
+  #items: PinnedItem[] = [];
   nextId = 0;
 
   constructor(needsPinPages: boolean) {
     super();
     this.needsPinPages = needsPinPages;
+  }
+
+  get access(): IommufdAccess | undefined {
+    sharedRead(this, 'access', this.#access);
+    return this.#access;
+  }
+
+  set access(value: IommufdAccess | undefined) {
+    sharedWrite(this, 'access', this.#access, value);
+    this.#access = value;
+  }
+
+  get items(): PinnedItem[] {
+    sharedRead(this, 'items', this.#items);
+    return this.#items;
+  }
+
+  set items(value: PinnedItem[]) {
+    sharedWrite(this, 'items', this.#items, value);
+    this.#items = value;
   }
 
   /** What iommufd calls when a range goes. */
@@ -163,7 +184,7 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
       rc = command.respond();
     }
     if (rc < 0) yield* iommufd_access_unpin_pages(access, iova, length);
-    else file.items.push({ id: cmd.out_access_pages_id, iova, lengthBytes: length });
+    else file.items = [...file.items, { id: cmd.out_access_pages_id, iova, lengthBytes: length }];
     return rc;
   } finally {
     file.lock.unlock();

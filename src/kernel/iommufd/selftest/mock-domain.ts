@@ -7,6 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/selftest.c, drivers/iommu/generic_pt/fmt/iommu_mock.c.
  */
 import { invariant, type Task } from '../../../runtime/task.js';
+import { sharedRange, sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { EEXIST, EINVAL, ERANGE } from '../../../uapi/errno.js';
 import {
   MOCK_APERTURE_LAST,
@@ -66,8 +67,7 @@ export class MockDomain implements PagingDomain {
   readonly apertureLast: bigint;
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
-  /** Whether writes are recorded now (MOCK_DIRTY_TRACK). */
-  tracksDirty = false;
+  #tracksDirty = false;
   readonly #entries = new Map<number, Entry>();
   /** How many entries of each size there are, sizes that have none left out. */
   readonly #countBySize = new Map<number, number>();
@@ -78,6 +78,17 @@ export class MockDomain implements PagingDomain {
     this.apertureLast = format.apertureLast;
     this.pageSizes = format.pageSizes;
     this.dirtyOps = hasDirtyTracking ? this.#makeDirtyOps() : undefined;
+  }
+
+  /** Whether writes are recorded now (MOCK_DIRTY_TRACK). */
+  get tracksDirty(): boolean {
+    sharedRead(this, 'tracksDirty', this.#tracksDirty);
+    return this.#tracksDirty;
+  }
+
+  set tracksDirty(value: boolean) {
+    sharedWrite(this, 'tracksDirty', this.#tracksDirty, value);
+    this.#tracksDirty = value;
   }
 
   *map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes = Infinity): Task<number> {
@@ -91,6 +102,7 @@ export class MockDomain implements PagingDomain {
         this.#unmap(iova, at - iova);
         return sizeBytes === undefined ? -EINVAL : -EEXIST;
       }
+      sharedRange(this, '', at, sizeBytes, true, undefined, pa + at - iova);
       this.#entries.set(at, { iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
       this.#countBySize.set(sizeBytes, (this.#countBySize.get(sizeBytes) ?? 0) + 1);
       at += sizeBytes;
@@ -106,8 +118,10 @@ export class MockDomain implements PagingDomain {
     const end = iova + lengthBytes;
     let at = iova;
     while (at < end) {
+      sharedRange(this, '', at, 1, false);
       const entry = this.#entries.get(at);
       if (entry === undefined || at + entry.sizeBytes > end) break;
+      sharedRange(this, '', at, entry.sizeBytes, true, entry.pa, undefined);
       this.#entries.delete(at);
       const left = (this.#countBySize.get(entry.sizeBytes) ?? 0) - 1;
       if (left === 0) this.#countBySize.delete(entry.sizeBytes);
@@ -126,10 +140,18 @@ export class MockDomain implements PagingDomain {
     return entry === undefined ? undefined : entry.pa + iova - entry.iova;
   }
 
+  /** What it maps, ascending, for those who look at a machine. */
+  contents(): readonly Readonly<Entry>[] {
+    return [...this.#entries.values()].sort((a, b) => a.iova - b.iova);
+  }
+
   /** A device wrote: marks the entry that shows the address. False where nothing is mapped. */
   set_dirty(iova: number): boolean {
     const entry = this.#find(iova);
-    if (entry !== undefined) entry.isDirty = true;
+    if (entry !== undefined) {
+      sharedRange(this, 'dirty ', iova, 1, true, entry.isDirty, true);
+      entry.isDirty = true;
+    }
     return entry !== undefined;
   }
 
@@ -162,6 +184,7 @@ export class MockDomain implements PagingDomain {
         at += MOCK_PAGE_SIZE;
         continue;
       }
+      sharedRange(this, 'dirty ', entry.iova, entry.sizeBytes, !noClear, entry.isDirty, entry.isDirty && noClear);
       if (entry.isDirty) {
         record(entry.iova, entry.sizeBytes);
         if (!noClear) entry.isDirty = false;
@@ -173,6 +196,7 @@ export class MockDomain implements PagingDomain {
 
   /** The entry that shows an address. */
   #find(iova: number): Entry | undefined {
+    sharedRange(this, '', iova, 1, false);
     for (const sizeBytes of this.#countBySize.keys()) {
       const entry = this.#entries.get(iova - (iova % sizeBytes));
       if (entry?.sizeBytes === sizeBytes) return entry;

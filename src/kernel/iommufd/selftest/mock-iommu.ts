@@ -7,6 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/selftest.c (mock_ops).
  */
 import { InvariantError, type Task } from '../../../runtime/task.js';
+import { sharedRead, sharedTest, sharedWrite } from '../../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP } from '../../../uapi/errno.js';
 import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
@@ -126,6 +127,7 @@ export class MockNested implements NestedDomain {
       const { flags, iotlb_id } = iommu_hwpt_invalidate_selftest.decode(bytes);
       if ((flags & ~IOMMU_TEST_INVALIDATE_FLAG_ALL) !== 0) return { rc: -EOPNOTSUPP, done };
       if (iotlb_id >= this.iotlb.length) return { rc: -EINVAL, done };
+      sharedWrite(this, 'iotlb');
       if ((flags & IOMMU_TEST_INVALIDATE_FLAG_ALL) !== 0) this.iotlb.fill(0);
       else this.iotlb[iotlb_id] = 0;
     }
@@ -160,6 +162,7 @@ export class MockViommu implements ViommuDriver {
       init: (queue, index, iova, pa) => this.#initQueue(queue, index, iova, pa),
       // The driver never notes a queue's index: whichever goes, it is the first one's place that is free (selftest.c).
       destroy: () => {
+        sharedWrite(this, 'hardware queues');
         this.#queues[0] = undefined;
       },
     };
@@ -182,6 +185,7 @@ export class MockViommu implements ViommuDriver {
       if (cache_id >= MOCK_DEV_CACHE_NUM) return { rc: -EINVAL, done };
       const device = this.host.find_dev(BigInt(vdev_id));
       if (!(device instanceof MockDevice)) return { rc: -EINVAL, done };
+      sharedWrite(device, 'cache');
       if ((flags & IOMMU_TEST_INVALIDATE_FLAG_ALL) !== 0) device.cache.fill(0);
       else device.cache[cache_id] = 0;
     }
@@ -205,6 +209,7 @@ export class MockViommu implements ViommuDriver {
     pa: number,
   ): number | { readonly previous: object | undefined } {
     if (index >= IOMMU_TEST_HW_QUEUE_MAX) return -EINVAL;
+    sharedWrite(this, 'hardware queues');
     if (this.#queues[index] !== undefined) return -EEXIST;
     const previous = index === 0 ? undefined : this.#queues[index - 1];
     if (index > 0 && previous === undefined) return -EIO;
@@ -240,6 +245,7 @@ export class MockIommu implements IommuDriver {
 
   /** A device with a group of its own, blocked until it is attached (`mock_dev_create`). */
   createDevice(flags: number): MockDevice {
+    sharedWrite(this, 'devices', this.#nextDevice, this.#nextDevice + 1);
     const number = this.#nextDevice++;
     const device = new MockDevice(`iommufd_mock${number}`, flags);
     const group = new IommuGroup(number, 'DMA');
@@ -289,6 +295,7 @@ export class MockIommu implements IommuDriver {
     const virtId = viommu?.host.vdevId(device) ?? 0n;
     if (typeof virtId === 'number') return virtId;
     // A device that stays behind its vIOMMU keeps the ID it was attached with.
+    sharedWrite(device, 'virtual self', device.virtId, virtId);
     if (device.viommu !== viommu) {
       device.viommu = viommu;
       device.virtId = virtId;
@@ -298,6 +305,7 @@ export class MockIommu implements IommuDriver {
 
   *set_dev_pasid(domain: IommuDomain, device: Device, pasid: number): Task<number> {
     if (!isMock(device) || pasid !== IOMMU_TEST_PASID_RESERVED) return 0;
+    sharedTest(device, 'fails next', device.failsNextPasid);
     const fails = device.failsNextPasid && domain.type !== 'blocked';
     device.failsNextPasid = domain.type !== 'blocked' && !fails;
     return fails ? -ENOMEM : 0;
@@ -308,7 +316,9 @@ export class MockIommu implements IommuDriver {
   }
 
   /** Makes a device's vIOMMU tell of it: -ENOENT when it is behind none. */
-  triggerVevent({ viommu, virtId }: MockDevice): number {
+  triggerVevent(device: MockDevice): number {
+    const { viommu, virtId } = device;
+    sharedRead(device, 'virtual self', virtId);
     return viommu === undefined || virtId === 0n ? -ENOENT : viommu.report(virtId);
   }
 

@@ -1,0 +1,135 @@
+/**
+ * A failed schedule as text, in the manner of the kernel's KCSAN: the rule, the two accesses with what they found and left, the locks
+ * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column.
+ */
+import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
+import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
+import { wordText, type Trace, type TraceAccess, type TraceStep } from './trace.js';
+
+const BAR = '='.repeat(66);
+/** Steps that are printed. */
+const LAST_STEPS = 24;
+/** Columns of the table of steps. */
+const GATE_WIDTH = 30;
+const WHAT_WIDTH = 72;
+
+function nameOf(trace: Trace, task: number): string {
+  return trace.tasks.find(({ number }) => number === task)?.name ?? String(task);
+}
+
+/** `iopt:domains_rwsem(read), iopt:pages_mutex`; several steps of one lock count once. */
+export function heldText(trace: Trace, { held }: TraceAccess): string {
+  const names = held.map((lock) => {
+    const lockClass = trace.locks[lock < 0 ? -1 - lock : lock]?.lockClass ?? '';
+    return lock < 0 ? `${lockClass}(read)` : lockClass;
+  });
+  return names.length === 0 ? 'no lock' : names.join(', ');
+}
+
+/** What an access is called in a sentence. */
+const VERBS = { read: 'read of', write: 'write to', update: 'update of', test: 'test of' } as const;
+
+function accessLines(trace: Trace, { at, access }: RaceAccess): string[] {
+  const step = trace.steps[at];
+  const word = trace.words[access.word];
+  if (step === undefined || word === undefined) return [];
+  const call = trace.calls.find(
+    ({ task, first, last }) => task === step.task && first <= step.index && step.index <= last,
+  );
+  const inCall = call === undefined ? '' : `, in ${call.op}`;
+  const lines = [
+    `${VERBS[access.kind]} ${wordText(word)} by task "${nameOf(trace, step.task)}" at step ${step.index} (${step.from})${inCall}, holding ${heldText(trace, access)}`,
+  ];
+  const { before, after } = access;
+  if (before !== after) lines.push(`  value changed: ${before ?? 'nothing'} -> ${after ?? 'nothing'}`);
+  else if (before !== undefined) lines.push(`  value: ${before}`);
+  return lines;
+}
+
+function pairLines(trace: Trace, pair: RacePair): string[] {
+  return [...accessLines(trace, pair.second), '', ...accessLines(trace, pair.first), ''];
+}
+
+function sectionLines(trace: Trace, { sections }: Race): string[] {
+  return [
+    'No two accesses that nothing orders: every step held the locks it needed, and it is their order that went wrong.',
+    'Critical sections, in the order in which they began:',
+    ...sections.map(({ lock, task, shared, from, to }) => {
+      const { label = '' } = trace.locks[lock] ?? {};
+      const end = to === undefined ? 'still held' : `to step ${trace.steps[to]?.index ?? to}`;
+      return `  ${nameOf(trace, task).padEnd(16)} ${label}${shared ? '(read)' : ''}: from step ${trace.steps[from]?.index ?? from} ${end}`;
+    }),
+    '',
+  ];
+}
+
+function scheduleLines(trace: Trace): string[] {
+  const choices = trace.steps.flatMap(({ choices: made }) => made);
+  const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
+  return [
+    `Schedule: ${choices.length} choices, ${deviations.length === 0 ? 'all as they come' : `but for ${deviations.length} as they come`}`,
+    ...deviations.map(
+      ({ at, of, chosen, default: wanted }) =>
+        `  at choice ${at} ${of[chosen] === 'time' ? 'time goes on' : `task ${of[chosen] ?? ''} goes on`} instead of ${of[wanted] ?? ''}`,
+    ),
+    '',
+  ];
+}
+
+/** The few words on what a step did: how it ended, what it recorded, which locks changed hands, what it wrote. */
+export function whatHappened(trace: Trace, step: TraceStep): string {
+  const parts: string[] = [];
+  if (step.to === 'failure') parts.push('FAILS');
+  for (const { op, lock, shared } of step.locks)
+    parts.push(`${op === 'acquire' ? '+' : '-'}${trace.locks[lock]?.lockClass ?? ''}${shared ? '(read)' : ''}`);
+  for (const line of step.events) parts.push(line.split(' ').slice(3).join(' '));
+  for (const number of step.starts) parts.push(`starts ${nameOf(trace, number)}`);
+  for (const number of step.wakes) parts.push(`wakes ${nameOf(trace, number)}`);
+  for (const { kind, word, before, after } of step.accesses) {
+    const named = trace.words[word];
+    if (kind !== 'write' || named === undefined || named.field === 'lock' || named.field === 'waiters') continue;
+    const change = before === after ? '' : ` ${before ?? '∅'}→${after ?? '∅'}`;
+    parts.push(`${wordText(named)}${change}`);
+  }
+  return parts.join('; ');
+}
+
+function cut(text: string, width: number): string {
+  return text.length <= width ? text.padEnd(width) : `${text.slice(0, width - 1)}…`;
+}
+
+function stepLines(trace: Trace): string[] {
+  const steps = trace.steps.slice(-LAST_STEPS);
+  const columns = [...new Set(trace.steps.map(({ task }) => task))].sort((a, b) => a - b);
+  const legend = columns.map((task, i) => `${i + 1} ${nameOf(trace, task)}`).join(', ');
+  const head = `  ${'step'.padStart(6)} ${'time ns'.padStart(10)} ${columns.map((_, i) => String((i + 1) % 10)).join(' ')}  ${cut('from', GATE_WIDTH)} what`;
+  return [
+    `The last ${steps.length} of ${trace.omittedSteps + trace.steps.length} steps; tasks by column: ${legend}`,
+    head,
+    ...steps.map((step) => {
+      const marks = columns.map((task) => (task !== step.task ? '·' : step.to === 'failure' ? 'X' : '●')).join(' ');
+      const what = cut(whatHappened(trace, step), WHAT_WIDTH).trimEnd();
+      return `  ${String(step.index).padStart(6)} ${String(step.timeNs).padStart(10)} ${marks}  ${cut(step.from, GATE_WIDTH)} ${what}`.trimEnd();
+    }),
+  ];
+}
+
+/** The report. `race` is that of {@link findRace}, where the caller has it already. */
+export function raceReport(trace: Trace, race: Race = findRace(trace)): string {
+  const { failure, calls } = trace;
+  const id = failure?.id;
+  const op = calls.findLast(({ task }) => nameOf(trace, task) === failure?.task)?.op;
+  const rule = id !== undefined && id in INVARIANTS ? [`Rule: ${INVARIANTS[id as InvariantId]}`] : [];
+  const lines = [
+    BAR,
+    `==== BUG: ${id ?? 'failure'} in ${failure?.task ?? '-'}${op === undefined ? '' : ` (${op})`}`,
+    ...rule,
+    failure?.message ?? 'The run did not fail.',
+    '',
+    ...(race.pairs.length > 0 ? race.pairs.flatMap((pair) => pairLines(trace, pair)) : sectionLines(trace, race)),
+    ...scheduleLines(trace),
+    ...stepLines(trace),
+    BAR,
+  ];
+  return `${lines.join('\n')}\n`;
+}

@@ -1,0 +1,148 @@
+/** The recorder on a real run, and what the race report makes of it. */
+import { describe, expect, test } from 'vitest';
+import { runProgram } from '../../src/host/run-program.js';
+import { findRace } from '../../src/explore/race.js';
+import { raceReport } from '../../src/explore/race-report.js';
+import { viewAt, wordText, type Trace, type TraceStep } from '../../src/explore/trace.js';
+import { explained, firstFailure, lostInvalidation } from './failing.js';
+
+const scenario = lostInvalidation();
+const { trace, race, raceText } = firstFailure(scenario);
+
+describe('a recorded run', () => {
+  test('is plain data, the same each time, and no other run than without a recorder', () => {
+    const again = firstFailure(scenario).trace;
+    expect(JSON.parse(JSON.stringify(trace))).toEqual(trace);
+    expect(again).toEqual(trace);
+    const schedule = { strategy: 'deviating', deviations: [] } as const;
+    const program = scenario.kernelOnly?.program;
+    if (program === undefined) throw new Error('kernel-only');
+    const plain = runProgram(program, { seed: 1, schedule });
+    const looked = explained(scenario, schedule).trace;
+    expect(looked.steps.flatMap(({ choices }) => choices).map(({ chosen }) => chosen)).toEqual(plain.choices);
+    expect(looked.failure?.message).toBe(plain.failure?.message);
+  });
+
+  test('names things as people do', () => {
+    const names = [...trace.words.map(wordText), ...trace.locks.map(({ label }) => label)];
+    expect(names).toContain('area 0x1000000 of ioas 1 .pages');
+    expect(names).toContain('page table of hwpt 3 0x1000000');
+    expect(names).toContain('rwsem iopt:iova_rwsem');
+    expect(names.filter((name) => /\[object|undefined|^$/.test(name))).toEqual([]);
+    expect(new Set(names).size).toBe(names.length);
+  });
+
+  test('knows who held what, who woke whom, and what calls came to', () => {
+    const hidden = stepWith(trace, ({ from, events }) => from === 'iommufd:unmap-invalidated' && events.length === 0);
+    const unpinned = hidden.accesses.find(({ word }) =>
+      wordText(wordOf(trace, word)).startsWith('page allocator pins'),
+    );
+    const held = unpinned?.held.map((lock) => trace.locks[lock < 0 ? -1 - lock : lock]?.lockClass);
+    expect(held).toEqual(['iopt:domains_rwsem', 'iopt:pages_mutex']);
+    expect(unpinned).toMatchObject({ kind: 'write', before: '1', after: '0' });
+    const woken = stepWith(trace, ({ wokenBy }) => wokenBy !== undefined);
+    expect(trace.steps[woken.wokenBy ?? -1]?.wakes).toContain(woken.task);
+    const calls = trace.calls.map(({ op, answer }) => `${op} ${answer ?? '?'}`);
+    expect(calls).toContain('dma ok');
+    expect(calls).toContain('dma ?');
+    expect(trace.steps.at(-1)?.to).toBe('failure');
+  });
+
+  test('shows the machine at each step', () => {
+    const areas = (step: number): unknown => viewAt(trace, step)['ioas 1'];
+    expect(areas(0)).toMatchObject({ areas: [{ iova: '0x1000000', lengthBytes: 16384, state: 'mapped', pins: 4 }] });
+    const hidden = stepWith(trace, ({ to }) => to === 'iommufd:unmap-hidden');
+    expect(areas(hidden.index)).toMatchObject({ areas: [{ state: 'going', pins: 4 }] });
+    const end = viewAt(trace, Infinity);
+    expect(end['page table of hwpt 3']).toEqual({ kind: 'table', ranges: [] });
+    expect(end['TLB']).toMatchObject({ entries: [{ iova: '0x1000000', pa: '0x40000000' }] });
+  });
+});
+
+describe('the race report', () => {
+  test('finds the page that was given back while the device could still reach it', () => {
+    const [pair] = race.pairs;
+    expect(wordText(wordOf(trace, pair?.word ?? -1))).toBe('page allocator pins of 0x40000000');
+    expect(pair?.second.at).toBe(trace.steps.length - 1);
+    expect(raceText).toContain('==== BUG: INV-3 in dma (dma)');
+    expect(raceText).toMatch(
+      /^read of page allocator pins of 0x40000000 by task "dma" at step \d+ \(dma:translated\), in dma, holding no lock$/m,
+    );
+    expect(raceText).toMatch(
+      /^write to .* by task "unmapper" .* holding iopt:domains_rwsem\(read\), iopt:pages_mutex$/m,
+    );
+    expect(raceText).toContain('  value changed: 1 -> 0');
+    expect(raceText).toMatch(/^ {2}at choice \d+ (task \S+ goes|time goes) on instead of \S+$/m);
+  });
+
+  const step = (index: number, task: number, more: Partial<TraceStep>): TraceStep => ({
+    index,
+    task,
+    timeNs: 0,
+    from: 'a:gate',
+    to: 'a:gate',
+    choices: [],
+    accesses: [],
+    locks: [],
+    wakes: [],
+    starts: [],
+    events: [],
+    ...more,
+  });
+  const planted = (steps: readonly TraceStep[]): Trace => ({
+    scenario: 's',
+    title: 't',
+    failure: { id: 'INV-5', message: 'INV-5: wrong', signature: '', task: 'b' },
+    tasks: ['a', 'b'].map((name, number) => ({ number, name, isProgram: true })),
+    words: [{ object: 'area 0x1000', field: 'pages' }],
+    locks: [{ label: 'mutex iopt:pages_mutex', lockClass: 'iopt:pages_mutex' }],
+    steps,
+    omittedSteps: 0,
+    calls: [],
+    start: {},
+    views: [],
+  });
+  const write = { word: 0, kind: 'write', before: '1', after: '2', held: [] } as const;
+  const read = { word: 0, kind: 'read', held: [] } as const;
+
+  test('is of accesses that nothing orders', () => {
+    const racy = planted([step(0, 0, { accesses: [write] }), step(1, 1, { accesses: [read] })]);
+    expect(findRace(racy).pairs).toMatchObject([{ word: 0, first: { at: 0 }, second: { at: 1 } }]);
+    const woken = planted([
+      step(0, 0, { accesses: [write], wakes: [1] }),
+      step(1, 1, { accesses: [read], wokenBy: 0 }),
+    ]);
+    expect(findRace(woken).pairs).toEqual([]);
+    const reads = planted([step(0, 0, { accesses: [read] }), step(1, 1, { accesses: [read] })]);
+    expect(findRace(reads).pairs).toEqual([]);
+  });
+
+  test('tells the critical sections where locks order everything', () => {
+    const locks = [
+      { op: 'acquire', lock: 0, shared: false },
+      { op: 'release', lock: 0, shared: false },
+    ] as const;
+    const ordered = planted([
+      step(0, 0, { locks, accesses: [{ ...write, held: [0] }] }),
+      step(1, 1, { locks, accesses: [{ ...read, held: [0] }], to: 'failure' }),
+    ]);
+    expect(findRace(ordered).pairs).toEqual([]);
+    expect(findRace(ordered).sections).toMatchObject([
+      { task: 0, from: 0, to: 0 },
+      { task: 1, from: 1, to: 1 },
+    ]);
+    expect(raceReport(ordered)).toContain('No two accesses that nothing orders');
+  });
+});
+
+function wordOf({ words }: Trace, index: number): Trace['words'][number] {
+  const word = words[index];
+  if (word === undefined) throw new Error(`no word ${index}`);
+  return word;
+}
+
+function stepWith({ steps }: Trace, fits: (step: TraceStep) => boolean): TraceStep {
+  const found = steps.find(fits);
+  if (found === undefined) throw new Error('no such step');
+  return found;
+}
