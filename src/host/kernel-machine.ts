@@ -188,7 +188,7 @@ export class KernelMachine {
     this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
     if (isMock) this.#testCommand = this.#selftest();
     else [this.smmu, this.#core] = this.#hardware();
-    this.ictx = new IommufdContext(this.arena, true, false, this.runtime.faults);
+    this.ictx = new IommufdContext(this.arena, true, false, this.runtime.faults, this.runtime.invariants);
     this.#buffers = new Map(
       program.buffers.map(({ name }, i) => [name, BUFFER_BASE + BigInt(i) * BUFFER_STRIDE] as const),
     );

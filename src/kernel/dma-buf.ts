@@ -31,7 +31,8 @@ export class DmaBufFile extends OpenFile {
   readonly sizeBytes: bigint;
   readonly #exporter: DmaBufExporter;
   readonly #resv = new Mutex('dma-buf:resv');
-  readonly #importers = new Set<DmaBufImporter>();
+  /** Importers, and whether the buffer was not taken from them since they attached. */
+  readonly #importers = new Map<DmaBufImporter, boolean>();
   #isRevoked: boolean;
   #isOpen = true;
 
@@ -46,14 +47,22 @@ export class DmaBufFile extends OpenFile {
   *attach(importer: DmaBufImporter): Task<number> {
     yield* this.#resv.lock();
     const address = this.#isRevoked ? -ENODEV : this.#exporter.phys();
-    if (address >= 0) this.#importers.add(importer);
+    if (address >= 0) this.#importers.set(importer, true);
     this.#resv.unlock();
     return address;
   }
 
-  detach(importer: DmaBufImporter): void {
-    invariant(this.#importers.delete(importer), 'dma-buf: detached by somebody who is not attached');
+  /** Waits for a revocation that is on its way to the importer. */
+  *detach(importer: DmaBufImporter): Task<void> {
+    yield* this.#resv.lock();
+    invariant(this.#importers.delete(importer), 'a dma-buf is detached by somebody who is not attached', 'objects');
+    this.#resv.unlock();
     this.#freeUnused();
+  }
+
+  /** Whether an importer may use the addresses it got: it has not been made to let go of them. */
+  serves(importer: DmaBufImporter): boolean {
+    return this.#importers.get(importer) === true;
   }
 
   /** Takes the buffer away from everybody, or gives it to those who attach from now on. */
@@ -61,7 +70,11 @@ export class DmaBufFile extends OpenFile {
     yield* this.#resv.lock();
     const isTaken = isRevoked && !this.#isRevoked;
     this.#isRevoked = isRevoked;
-    if (isTaken) for (const importer of [...this.#importers]) yield* importer.invalidate();
+    if (isTaken)
+      for (const importer of [...this.#importers.keys()]) {
+        yield* importer.invalidate();
+        this.#importers.set(importer, false);
+      }
     this.#resv.unlock();
   }
 

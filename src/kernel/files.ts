@@ -68,7 +68,7 @@ export abstract class OpenFile {
   }
 
   /** What a mapping of the file shows, or -errno. */
-  mmap(_offset: bigint, _length: bigint, _isShared: boolean): FileMapping | number {
+  *mmap(_offset: bigint, _length: bigint, _isShared: boolean): Task<FileMapping | number> {
     return -ENODEV;
   }
 

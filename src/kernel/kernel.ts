@@ -218,7 +218,7 @@ export class Kernel {
       case 'getdents':
         return this.#getdents(request.path);
       case 'mmap':
-        return { result: this.#mmap(ctx, request) };
+        return { result: yield* this.#mmap(ctx, request) };
       case 'munmap':
         return { result: mm.munmap(request.addr, request.length) };
       case 'memfd_create':
@@ -275,7 +275,13 @@ export class Kernel {
   #iommufd(): IommufdFile {
     const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
     return new IommufdFile(
-      new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime.faults),
+      new IommufdContext(
+        this.#board.arena,
+        allowUnsafeInterrupts,
+        allowMixedMsi,
+        this.#runtime.faults,
+        this.#runtime.invariants,
+      ),
     );
   }
 
@@ -297,14 +303,14 @@ export class Kernel {
     return { result: bytes.length, bytes };
   }
 
-  #mmap(ctx: SyscallContext, request: Extract<SyscallRequest, { call: 'mmap' }>): bigint | number {
+  *#mmap(ctx: SyscallContext, request: Extract<SyscallRequest, { call: 'mmap' }>): Task<bigint | number> {
     const { mm, files } = ctx.process;
     if (request.length <= 0n) return -EINVAL;
     if ((request.flags & MAP_ANONYMOUS) !== 0)
       return mm.mmapAnonymous(request.addr, request.length, request.prot, request.contiguity);
     const file = files.get(request.fd);
     if (file === undefined) return -EBADF;
-    const mapping = file.mmap(request.offset, request.length, true);
+    const mapping = yield* file.mmap(request.offset, request.length, true);
     return typeof mapping === 'number' ? mapping : mm.mmapFile(request.addr, request.length, request.prot, mapping);
   }
 }

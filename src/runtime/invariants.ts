@@ -31,7 +31,8 @@ export const INVARIANTS = {
   'INV-20': 'the same scenario, seed and schedule give the same history',
   'lock-order': 'locks are taken in one order',
   'no-deadlock': 'whatever waits is woken',
-  objects: 'objects that are gone leave nothing behind',
+  objects: 'objects are used while they live, and leave nothing behind',
+  ranges: 'an unmap takes the mappings of its range and no others',
 } as const;
 
 export type InvariantId = keyof typeof INVARIANTS;

@@ -57,7 +57,7 @@ export abstract class Hwpt extends IommufdObject {
 
   /** Ends the reference to the fault queue. */
   protected dropFault(): void {
-    if (this.fault !== undefined) this.fault.users--;
+    if (this.fault !== undefined) this.fault.refcountDec();
     this.fault = undefined;
   }
 }
@@ -83,7 +83,7 @@ export class HwptNested extends Hwpt {
   override *destroy(): Task<void> {
     this.dropFault();
     yield* this.domain.free();
-    (this.viommu ?? this.parent).users--;
+    (this.viommu ?? this.parent).refcountDec();
   }
 }
 
@@ -111,12 +111,11 @@ export class HwptPaging extends Hwpt {
     const { ioas } = this;
     this.dropFault();
     yield* ioas.mutex.lock();
-    const index = ioas.hwpts.indexOf(this);
-    if (index >= 0) ioas.hwpts.splice(index, 1);
+    ioas.removeHwpt(this);
     ioas.mutex.unlock();
-    if (index >= 0) yield* ioas.iopt.remove_domain(this.domain);
+    yield* ioas.iopt.remove_domain(this.domain);
     yield* this.domain.free();
-    ioas.users--;
+    ioas.refcountDec();
   }
 }
 
@@ -128,7 +127,7 @@ export function isHwptPaging(object: IommufdObject): object is HwptPaging {
 /** Gives a reference to a page table back (`iommufd_hw_pagetable_put`). */
 export function* hwptPut(ictx: IommufdContext, hwpt: Hwpt): Task<void> {
   if (hwpt.isAuto) yield* ictx.objects.putAndTryDestroy(hwpt);
-  else hwpt.users--;
+  else hwpt.refcountDec();
 }
 
 const PAGING_FLAGS =
@@ -171,7 +170,7 @@ export function* hwptPagingAlloc(
     yield* domain.free();
     return allocated;
   }
-  ioas.users++;
+  ioas.refcountInc();
 
   const attached = spec.attach === undefined ? 0 : yield* spec.attach(hwpt);
   let rc = attached;
@@ -180,10 +179,10 @@ export function* hwptPagingAlloc(
     if (attached === 0) yield* spec.detach?.(hwpt) ?? nothing();
     ictx.objects.abort(hwpt);
     yield* domain.free();
-    ioas.users--;
+    ioas.refcountDec();
     return rc;
   }
-  ioas.hwpts.push(hwpt);
+  ioas.addHwpt(hwpt);
   return hwpt;
 }
 
@@ -193,12 +192,11 @@ function* nothing(): Task<void> {
 
 /** Takes back a page table that {@link hwptPagingAlloc} made and nobody has seen. */
 export function* hwptAbort(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
-  const index = hwpt.ioas.hwpts.indexOf(hwpt);
-  if (index >= 0) hwpt.ioas.hwpts.splice(index, 1);
+  hwpt.ioas.removeHwpt(hwpt);
   ictx.objects.abort(hwpt);
   yield* hwpt.ioas.iopt.remove_domain(hwpt.domain);
   yield* hwpt.domain.free();
-  hwpt.ioas.users--;
+  hwpt.ioas.refcountDec();
 }
 
 /** Takes back any page table nobody has seen. */
@@ -249,7 +247,7 @@ function* answerAlloc(ucmd: AllocCommand, hwpt: HwptPaging | HwptNested): Task<n
     if (fault === undefined) rc = -ENOENT;
     else {
       hwpt.fault = fault;
-      fault.users++;
+      fault.refcountInc();
       ictx.objects.put(fault);
     }
   }
@@ -295,7 +293,7 @@ function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObje
     yield* domain.free();
     return allocated;
   }
-  (viommu ?? parent).users++;
+  (viommu ?? parent).refcountInc();
   return hwpt;
 }
 
@@ -399,6 +397,7 @@ class UserEntries implements UserArray {
 function* withHwpt(ictx: IommufdContext, id: number, body: (hwpt: HwptPaging) => Task<number>): Task<number> {
   const hwpt = ictx.objects.get(id, isHwptPaging);
   if (hwpt === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     return yield* body(hwpt);
   } finally {

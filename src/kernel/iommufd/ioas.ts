@@ -45,6 +45,7 @@ import { DmaBufFile } from '../dma-buf.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { UserCommand } from './command.js';
 import type { HwptPaging } from './hw-pagetable.js';
+import { dereference } from './instruments.js';
 import { IOVA_MAX, IoPageTable, type PagesSlice } from './io-pagetable.js';
 import { IntervalList, type Range } from './interval-list.js';
 import type { Process } from '../mm/process.js';
@@ -61,17 +62,34 @@ export type CommandOf<S> = UserCommand<Fields<S>>;
 /** `struct iommufd_ioas` */
 export class Ioas extends IommufdObject {
   override readonly type = 'ioas';
+  readonly ictx: IommufdContext;
   readonly iopt: IoPageTable;
   /** Covers {@link hwpts}; taken before the table's semaphores. */
   readonly mutex = new Mutex('iommufd:ioas_mutex');
   readonly hwpts: HwptPaging[] = [];
 
-  constructor(iopt: IoPageTable) {
+  constructor(ictx: IommufdContext, iopt: IoPageTable) {
     super();
+    this.ictx = ictx;
     this.iopt = iopt;
   }
 
+  /** A page table is filled. Hold {@link mutex}. */
+  addHwpt(hwpt: HwptPaging): void {
+    invariant(this.mutex.isHeld, 'ioas: a page table is added without the mutex');
+    invariant(!this.hwpts.includes(hwpt), `page table ${hwpt.id} is on the list of its address space twice`, 'objects');
+    this.hwpts.push(hwpt);
+  }
+
+  /** A page table goes. Hold {@link mutex}. */
+  removeHwpt(hwpt: HwptPaging): void {
+    const index = this.hwpts.indexOf(hwpt);
+    invariant(index >= 0, `page table ${hwpt.id} is not on the list of its address space`, 'objects');
+    this.hwpts.splice(index, 1);
+  }
+
   override *destroy(): Task<void> {
+    if (this.ictx.vfioIoas === this) this.ictx.vfioIoas = undefined;
     const { rc } = yield* this.iopt.unmap_iova_range(0n, IOVA_MAX);
     invariant(rc === 0, 'iommufd: a destroyed IOAS could not be unmapped');
     this.iopt.destroy();
@@ -84,9 +102,9 @@ function isIoas(object: IommufdObject): object is Ioas {
 
 /** `iommufd_ioas_alloc`: a new address space with its number, not to be found yet; -ENOMEM. */
 export function newIoas(ictx: IommufdContext): Ioas | number {
-  const iopt = IoPageTable.create(ictx.arena, () => ictx.allocFails());
+  const iopt = IoPageTable.create(ictx.arena, ictx.instruments);
   if (typeof iopt === 'number') return iopt;
-  const ioas = new Ioas(iopt);
+  const ioas = new Ioas(ictx, iopt);
   const allocated = ictx.objects.alloc(ioas);
   if (allocated === 0) return ioas;
   iopt.destroy();
@@ -102,6 +120,7 @@ export function getIoas(ictx: IommufdContext, id: number): Ioas | undefined {
 function* withIoas(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<number>): Task<number> {
   const ioas = getIoas(ictx, id);
   if (ioas === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     return yield* body(ioas);
   } finally {
@@ -122,7 +141,9 @@ export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<numbe
     yield* ioas.destroy();
     return rc;
   }
+  yield* ictx.ioasCreationLock.down_read();
   ictx.objects.finalize(ioas);
+  ictx.ioasCreationLock.up_read();
   return 0;
 }
 
@@ -212,7 +233,7 @@ type MapCommand = CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas
 function newPages({ cmd, ctx, ictx }: MapCommand, start: bigint, source: PageSource): IoptPages {
   const account = source.isDmaBuf ? NO_ACCOUNT : pinAccount(ctx.process, ictx.accountMode);
   const isWritable = (cmd.flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0;
-  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account, () => ictx.allocFails());
+  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account, ictx.instruments);
 }
 
 /** Maps what a MAP wants of pages that the caller holds, and puts them. */
@@ -222,7 +243,7 @@ function* mapPages(ucmd: MapCommand, ioas: Ioas, start: bigint, pages: IoptPages
   const startByte = start % PAGE_SIZE;
   const slice: PagesSlice = { pages, startByte, lengthBytes: cmd.length };
   const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
-  pages.put();
+  yield* pages.put();
   if (typeof iova === 'number') return iova;
   ctx.runtime.emit('iommufd.map', { ioas: cmd.ioas_id, iova, length: cmd.length });
   cmd.iova = iova;
@@ -274,18 +295,31 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
  */
 export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
-  const spaces = ictx.objects.objects().filter(isIoas);
-  for (const { iopt } of spaces) yield* iopt.iovaRwsem.down_write();
-  const rc = changeProcess(spaces, ctx.process);
-  for (const { iopt } of spaces) iopt.iovaRwsem.up_write();
+  const lock = ictx.ioasCreationLock;
+  yield* lock.down_write();
+  const spaces: Ioas[] = [];
+  for (const space of ictx.objects.objects().filter(isIoas)) {
+    // Another may be destroyed while the lock of the one before is waited for.
+    if (space.users === 0) continue;
+    space.refcountInc();
+    spaces.push(space);
+    yield* space.iopt.iovaRwsem.down_write(lock.lockClass);
+  }
+  const rc = changeProcess(ictx, spaces, ctx.process);
+  for (const space of spaces) {
+    space.iopt.iovaRwsem.up_write();
+    space.refcountDec();
+  }
+  lock.up_write();
   return rc;
 }
 
-function changeProcess(spaces: readonly Ioas[], process: Process): number {
+function changeProcess({ instruments }: IommufdContext, spaces: readonly Ioas[], process: Process): number {
   const all = new Set<IoptPages>();
   for (const { iopt } of spaces) {
-    for (const { pages } of iopt.areas.overlapping()) {
-      if (pages === undefined) return -EBUSY;
+    for (const area of iopt.areas.overlapping()) {
+      if (area.pages === undefined && !instruments.fires('iommufd.change-process-unchecked')) return -EBUSY;
+      const pages = dereference(area.pages, 'area->pages');
       if (pages.source.mm !== undefined || pages.source.isDmaBuf) return -EINVAL;
       all.add(pages);
     }
@@ -335,7 +369,7 @@ export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number>
     cmd.dst_iova = iova;
     return ucmd.respond();
   });
-  for (const { pages } of slices) pages.put();
+  for (const { pages } of slices) yield* pages.put();
   return copied;
 }
 

@@ -6,7 +6,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/pages.c (iopt_alloc_pages, do_update_pinned); domain.md A1.7, A1.9.
  */
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { EINVAL, ENOMEM } from '../../uapi/errno.js';
 import type { DmaBufFile } from '../dma-buf.js';
 import type { OpenFile } from '../files.js';
@@ -28,7 +28,8 @@ export function userPages(process: Process, address: bigint): PageSource {
       return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
     },
     unpin: (runs) => mm.unpin_user_pages(runs),
-    close: () => undefined,
+    isLive: () => true,
+    *close() {},
   };
 }
 
@@ -40,7 +41,7 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
   const startByte = offset - (offset % PAGE_SIZE);
   const first = Number(startByte / PAGE_SIZE);
   const memfd = file instanceof MemfdFile ? file : undefined;
-  const reference = memfd?.mmap(0n, memfd.sizeBytes);
+  const reference = memfd?.map(0n, memfd.sizeBytes);
   return {
     startByte,
     isDmaBuf: false,
@@ -49,7 +50,8 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
       return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
     },
     unpin: (runs) => memfd?.unpin_folios(runs),
-    close: () => {
+    isLive: () => true,
+    *close() {
       if (typeof reference === 'object') reference.unmapped?.();
     },
   };
@@ -79,6 +81,7 @@ export function* dmaBufPages(
       return [{ pfn: firstPfn + firstPage, pages }];
     },
     unpin: () => undefined,
+    isLive: () => file.serves(importer),
     close: () => file.detach(importer),
   };
 }
@@ -105,6 +108,8 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
       return 0;
     },
     uncharge(pages): void {
+      const least = counter === undefined ? mm.pinnedVm : Math.min(mm.pinnedVm, counter.lockedVm);
+      invariant(pages <= least, `${pages} pages are uncharged of ${least}`, 'INV-5');
       if (counter !== undefined) counter.lockedVm -= pages;
       mm.pinnedVm -= pages;
     },

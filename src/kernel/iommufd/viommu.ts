@@ -78,7 +78,7 @@ export class IommufdViommu extends IommufdObject {
   override *destroy(): Task<void> {
     for (const offset of this.#mmaps) this.ictx.mmaps.free(offset);
     yield* this.driver.destroy?.() ?? nothing();
-    this.hwpt.users--;
+    this.hwpt.refcountDec();
   }
 }
 
@@ -130,7 +130,7 @@ function* makeViommu(
   const viommu = new IommufdViommu(ictx, hwpt, driver);
   const allocated = ictx.objects.alloc(viommu);
   if (allocated < 0) return allocated;
-  hwpt.users++;
+  hwpt.refcountInc();
   const copyToUser = (bytes: Uint8Array): number =>
     ctx.copy_to_user(cmd.data_uptr, bytes.subarray(0, cmd.data_len)) ? 0 : -EFAULT;
   const made = yield* driver.viommu?.init(device, viommu.host(copyToUser), data) ?? noDriver();
@@ -174,7 +174,7 @@ export class IommufdVdevice extends IommufdObject {
       viommu.vdevs.delete(virtId);
       viommu.driver.vdevice_destroy?.(idev.device, virtId);
     }
-    viommu.users--;
+    viommu.refcountDec();
     idev.vdev = undefined;
     idev.ictx.objects.put(idev);
     idev.igroup.lock.unlock();
@@ -224,7 +224,7 @@ function* makeVdevice(
       ictx.objects.abort(vdev);
       return rc;
     }
-    viommu.users++;
+    viommu.refcountInc();
     idev.vdev = vdev;
     ictx.objects.finalize(vdev);
     return 0;
@@ -242,8 +242,15 @@ export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
   yield* idev.igroup.lock.lock();
   idev.isDestroying = true;
   const { vdev } = idev;
+  const { objects } = idev.ictx;
+  // One that IOMMU_DESTROY is destroying waits for this lock; the device waits for the reference that it gives back then.
+  const isAlive = vdev !== undefined && objects.tryHold(vdev);
+  if (isAlive) {
+    vdev.refcountInc();
+    objects.put(vdev);
+  }
   idev.igroup.lock.unlock();
-  if (vdev !== undefined) yield* idev.ictx.objects.tombstone(vdev);
+  if (isAlive) yield* objects.tombstone(vdev);
 }
 
 // --- queues in hardware ---
@@ -271,11 +278,11 @@ class IommufdHwQueue extends IommufdObject {
   override *destroy(): Task<void> {
     const { viommu, access, previous, pages } = this;
     if (this.isInHardware) viommu.driver.hw_queue?.destroy(this);
-    if (previous !== undefined) previous.users--;
+    if (previous !== undefined) previous.refcountDec();
     if (access === undefined) return;
     yield* iommufd_access_unpin_pages(access, pages.start, pages.length);
     yield* iommufd_access_destroy(access);
-    viommu.users--;
+    viommu.refcountDec();
   }
 }
 
@@ -341,13 +348,13 @@ function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: Iomm
     return basePa;
   }
   queue.access = access;
-  viommu.users++;
+  viommu.refcountInc();
   const set = viommu.driver.hw_queue?.init(queue, cmd.index, cmd.nesting_parent_iova, basePa) ?? -EOPNOTSUPP;
   let rc = typeof set === 'number' ? set : 0;
   if (typeof set !== 'number') {
     queue.isInHardware = true;
     queue.previous = set.previous as IommufdHwQueue | undefined;
-    if (queue.previous !== undefined) queue.previous.users++;
+    if (queue.previous !== undefined) queue.previous.refcountInc();
     cmd.out_hw_queue_id = queue.id;
     rc = ucmd.respond();
   }

@@ -30,6 +30,7 @@ import {
   iommufd_access_pin_pages,
   iommufd_access_replace,
   iommufd_access_rw,
+  iommufd_access_syz_iova,
   iommufd_access_unpin_pages,
   type AccessOps,
   type IommufdAccess,
@@ -127,6 +128,14 @@ function* accessReplaceIoas({ id, cmd, ctx }: TestCommandOf<Members['access_repl
   return found === undefined ? -EBADFD : yield* iommufd_access_replace(found.access, cmd.ioas_id, ctx);
 }
 
+/** The IOVA that a test means, itself or as a fuzzer says it. */
+function* iovaOf(
+  access: IommufdAccess,
+  { flags, iova }: { readonly flags: number; readonly iova: bigint },
+): Task<bigint> {
+  return (flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? iova : yield* iommufd_access_syz_iova(access, iova);
+}
+
 /** -EBADE unless the pages are those at `uptr`. */
 function checkPages(ctx: SyscallContext, uptr: bigint, runs: readonly PinnedRun[]): number {
   let address = uptr;
@@ -150,7 +159,7 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
   const { file, access } = found;
   if (!file.needsPinPages) return -EOPNOTSUPP;
   const { length, uptr } = cmd;
-  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
+  const iova = yield* iovaOf(access, cmd);
   if (command.ictx.allocFails()) return -ENOMEM;
   yield* file.lock.lock();
   try {
@@ -197,7 +206,7 @@ function* accessRw({ id, cmd, ctx }: TestCommandOf<Members['access_rw']>): Task<
   const data = write ? ctx.copy_from_user(cmd.uptr, length) : new Uint8Array(length);
   if (data === undefined) return -EFAULT;
   const { access } = found;
-  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
+  const iova = yield* iovaOf(access, cmd);
   const isSlow = (cmd.flags & MOCK_ACCESS_RW_SLOW_PATH) !== 0;
   const rc = yield* iommufd_access_rw(access, ctx.process, iova, data, { write, isSlow });
   if (rc < 0 || write) return rc;
