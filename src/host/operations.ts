@@ -21,6 +21,7 @@ import { EBADF, EINVAL, ENODEV } from '../uapi/errno.js';
 import type { Ioctl } from '../uapi/ioctl.js';
 import * as test from '../uapi/iommufd-test.js';
 import * as uapi from '../uapi/iommufd.js';
+import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import { ARGUMENT_BYTES, type KernelMachine } from './kernel-machine.js';
 import type { BufferRef, Call, OperationName, Operations } from './program.js';
 
@@ -174,6 +175,20 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     };
     return (yield* ioctl(caller, uapi.IOMMU_IOAS_ALLOW_IOVAS, fields, bytes)).rc;
   },
+  *reserve(caller, { ioas, start, last }) {
+    const fields = { start, length: last - start + 1n };
+    const op = test.IOMMU_TEST_OP_ADD_RESERVED;
+    return (yield* testCommand(caller, op, idOf(caller, ioas), 'add_reserved', fields)).rc;
+  },
+  *'vfio-ioas'(caller, { ioas }) {
+    const fields = { ioas_id: idOf(caller, ioas), op: uapi.IOMMU_VFIO_IOAS_SET };
+    return (yield* ioctl(caller, uapi.IOMMU_VFIO_IOAS, fields)).rc;
+  },
+  *'vfio-unmap'({ ctx, argument }, { iova, length }) {
+    const { number, struct } = VFIO_IOMMU_UNMAP_DMA;
+    ctx.copy_to_user(argument, struct.encode({ argsz: struct.sizeBytes, flags: 0, iova, size: length }));
+    return yield* ctx.process.files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+  },
   *'huge-pages'(caller, { ioas, on }) {
     const fields = {
       option_id: uapi.IOMMU_OPTION_HUGE_PAGES,
@@ -324,10 +339,10 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (rc === 0) caller.things.set(as, { fd: value.out_access_fd });
     return rc;
   },
-  *pin(caller, { access, iova, length, as }) {
+  *pin(caller, { access, iova, length, as, syz }) {
     const fd = caller.things.get(access)?.fd ?? 0;
     const { rc, value } = yield* testCommand(caller, test.IOMMU_TEST_OP_ACCESS_PAGES, fd, 'access_pages', {
-      flags: test.MOCK_FLAGS_ACCESS_WRITE,
+      flags: test.MOCK_FLAGS_ACCESS_WRITE | (syz ? test.MOCK_FLAGS_ACCESS_SYZ : 0),
       iova,
       length,
       uptr: 0n,
@@ -341,14 +356,17 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     const op = test.IOMMU_TEST_OP_DESTROY_ACCESS_PAGES;
     return (yield* testCommand(caller, op, fd, 'destroy_access_pages', { access_pages_id: access_pages_id >>> 0 })).rc;
   },
-  *'access-rw'(caller, { access, iova, length, write }) {
+  *'access-rw'(caller, { access, iova, length, write, syz }) {
     if (length > BigInt(ARGUMENT_BYTES) - DATA_OFFSET) return -EINVAL;
     const fd = caller.things.get(access)?.fd ?? 0;
     const fields = {
       iova,
       length,
       uptr: caller.argument + DATA_OFFSET,
-      flags: (write ? test.MOCK_ACCESS_RW_WRITE : 0) | test.MOCK_ACCESS_RW_SLOW_PATH,
+      flags:
+        (write ? test.MOCK_ACCESS_RW_WRITE : 0) |
+        test.MOCK_ACCESS_RW_SLOW_PATH |
+        (syz ? test.MOCK_FLAGS_ACCESS_SYZ : 0),
     };
     return (yield* testCommand(caller, test.IOMMU_TEST_OP_ACCESS_RW, fd, 'access_rw', fields)).rc;
   },
@@ -451,7 +469,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     const thing = caller.things.get(viommu);
     const { files, mm } = caller.ctx.process;
     const length = thing?.lengthBytes ?? PAGE;
-    const mapping = files.get(IOMMUFD)?.mmap(thing?.mmapOffset ?? 0n, length, true) ?? -EBADF;
+    const mapping = yield* files.get(IOMMUFD)?.mmap(thing?.mmapOffset ?? 0n, length, true) ?? badDescriptor();
     if (typeof mapping === 'number') return mapping;
     const address = mm.mmapFile(0n, length, 1, mapping);
     if (typeof address === 'number') return address;
