@@ -5,7 +5,7 @@
  * it returns; a later `revoke(false)` serves new attachments only. The buffer lives until its descriptor is closed and its
  * last importer has gone.
  *
- * Lock order: `resv` -> whatever an importer takes to let go. Source: Linux drivers/dma-buf/dma-buf.c.
+ * Lock order: `resv` -> whatever an importer takes to let go (iommufd: `pages.mutex`); detaching takes `resv`, under `domains_rwsem`. Source: Linux drivers/dma-buf/dma-buf.c.
  */
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';

@@ -484,6 +484,7 @@ function* changePt(
   const { ictx } = idev;
   const target = ictx.objects.get(ptId, (object): object is IommufdObject => object instanceof IommufdObject);
   if (target === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   let attachedId = ptId;
   let old: Hwpt | undefined | number;
   if (target instanceof Hwpt) {

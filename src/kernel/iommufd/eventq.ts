@@ -329,6 +329,7 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
   if (cmd.veventq_depth === 0 || cmd.veventq_depth > MAX_DEPTH) return -EINVAL;
   const viommu = getViommu(ictx, cmd.viommu_id);
   if (viommu === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
     if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;

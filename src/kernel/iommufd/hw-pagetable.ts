@@ -221,6 +221,7 @@ export function* hwptAlloc(ucmd: AllocCommand): Task<number> {
   try {
     const parent = ictx.objects.get(cmd.pt_id, (object): object is IommufdObject => object instanceof IommufdObject);
     if (parent === undefined) return -EINVAL;
+    yield 'iommufd:object-found';
     try {
       if (parent instanceof Ioas) return yield* hwptAllocOnIoas(ucmd, idev, parent);
       const hwpt = yield* nestedAlloc(ucmd, idev, parent);

@@ -290,7 +290,7 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
 }
 
 /**
- * IOMMU_IOAS_CHANGE_PROCESS: the caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything
+ * IOMMU_IOAS_CHANGE_PROCESS, the one place where several `iova_rwsem` are held: no address space appears meanwhile. The caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything
  * but a file's memory is mapped, -EBUSY while something is being mapped or unmapped, -ENOMEM beyond the caller's limit.
  */
 export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {

@@ -106,6 +106,7 @@ export function* viommuAlloc(ucmd: CommandOf<typeof iommu_viommu_alloc>): Task<n
     if (driver.viommu?.supports(idev.device, cmd.type) !== true) return -EOPNOTSUPP;
     const hwpt = ictx.objects.get(cmd.hwpt_id, isHwptPaging);
     if (hwpt === undefined) return -ENOENT;
+    yield 'iommufd:object-found';
     try {
       return hwpt.isNestParent ? yield* makeViommu(ucmd, idev, hwpt) : -EINVAL;
     } finally {
@@ -189,6 +190,7 @@ export function* vdeviceAlloc(ucmd: CommandOf<typeof iommu_vdevice_alloc>): Task
   try {
     const idev = getDevice(ictx, cmd.dev_id);
     if (idev === undefined) return -ENOENT;
+    yield 'iommufd:object-found';
     // The reference stays while the vDEVICE does.
     const rc = yield* makeVdevice(ucmd, viommu, idev);
     if (rc < 0) ictx.objects.put(idev);
