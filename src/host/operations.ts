@@ -7,7 +7,7 @@
  */
 import type { FieldSpecs, StructValue } from '../layout/struct.js';
 import type { Device } from '../kernel/device.js';
-import type { OpenFile, SyscallContext } from '../kernel/files.js';
+import { withFile, type OpenFile, type SyscallContext } from '../kernel/files.js';
 import { iommu_report_device_fault, PAGE_REQUEST_LAST_PAGE } from '../kernel/iommu/group.js';
 import {
   iommufd_device_attach,
@@ -17,7 +17,7 @@ import {
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
 import { invariant, type Task } from '../runtime/task.js';
-import { EBADF, EINVAL, ENODEV } from '../uapi/errno.js';
+import { EINVAL, ENODEV } from '../uapi/errno.js';
 import type { Ioctl } from '../uapi/ioctl.js';
 import * as test from '../uapi/iommufd-test.js';
 import * as uapi from '../uapi/iommufd.js';
@@ -83,12 +83,8 @@ function* ioctl<F extends FieldSpecs>(
   const isStaged =
     mm.copy_to_user(argument, bytes) && (data === undefined || mm.copy_to_user(argument + DATA_OFFSET, data));
   invariant(isStaged, 'program: no memory for arguments');
-  const rc = yield* files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+  const rc = yield* withFile(files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   return { rc, value: struct.decode(mm.copy_from_user(argument, bytes.length) ?? bytes) };
-}
-
-function* badDescriptor(): Task<number> {
-  return -EBADF;
 }
 
 type Member = keyof typeof test.iommu_test_member;
@@ -187,7 +183,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   *'vfio-unmap'({ ctx, argument }, { iova, length }) {
     const { number, struct } = VFIO_IOMMU_UNMAP_DMA;
     ctx.copy_to_user(argument, struct.encode({ argsz: struct.sizeBytes, flags: 0, iova, size: length }));
-    return yield* ctx.process.files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+    return yield* withFile(ctx.process.files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   },
   *'huge-pages'(caller, { ioas, on }) {
     const fields = {
@@ -398,7 +394,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *'read-faults'(caller, { queue, as }) {
     const { sizeBytes } = uapi.iommu_hwpt_pgfault;
-    const bytes = yield* fileOf(caller, queue)?.read(caller.ctx, 8 * sizeBytes) ?? badDescriptor();
+    const bytes = yield* withFile(fileOf(caller, queue), (file) => file.read(caller.ctx, 8 * sizeBytes));
     if (typeof bytes === 'number') return bytes;
     const cookies = Array.from(
       { length: bytes.length / sizeBytes },
@@ -413,7 +409,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     let rc = 0;
     for (const cookie of caller.things.get(to)?.cookies ?? []) {
       const bytes = uapi.iommu_hwpt_page_response.encode({ cookie, code });
-      const written = yield* file?.write(caller.ctx, bytes) ?? badDescriptor();
+      const written = yield* withFile(file, (opened) => opened.write(caller.ctx, bytes));
       if (written < 0) rc = written;
     }
     return rc;
@@ -462,14 +458,15 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     return (yield* testCommand(caller, test.IOMMU_TEST_OP_TRIGGER_VEVENT, 0, 'trigger_vevent', fields)).rc;
   },
   *'read-events'(caller, { queue, length }) {
-    const bytes = yield* fileOf(caller, queue)?.read(caller.ctx, length) ?? badDescriptor();
+    const bytes = yield* withFile(fileOf(caller, queue), (file) => file.read(caller.ctx, length));
     return typeof bytes === 'number' ? bytes : bytes.length;
   },
   *mmap(caller, { as, viommu }) {
     const thing = caller.things.get(viommu);
     const { files, mm } = caller.ctx.process;
     const length = thing?.lengthBytes ?? PAGE;
-    const mapping = yield* files.get(IOMMUFD)?.mmap(thing?.mmapOffset ?? 0n, length, true) ?? badDescriptor();
+    const offset = thing?.mmapOffset ?? 0n;
+    const mapping = yield* withFile(files.get(IOMMUFD), (file) => file.mmap(offset, length, true));
     if (typeof mapping === 'number') return mapping;
     const address = mm.mmapFile(0n, length, 1, mapping);
     if (typeof address === 'number') return address;

@@ -34,7 +34,6 @@ export class DmaBufFile extends OpenFile {
   /** Importers, and whether the buffer was not taken from them since they attached. */
   readonly #importers = new Map<DmaBufImporter, boolean>();
   #isRevoked: boolean;
-  #isOpen = true;
 
   constructor(sizeBytes: bigint, exporter: DmaBufExporter, isRevoked = false) {
     super();
@@ -47,7 +46,10 @@ export class DmaBufFile extends OpenFile {
   *attach(importer: DmaBufImporter): Task<number> {
     yield* this.#resv.lock();
     const address = this.#isRevoked ? -ENODEV : this.#exporter.phys();
-    if (address >= 0) this.#importers.set(importer, true);
+    if (address >= 0) {
+      this.#importers.set(importer, true);
+      this.hold();
+    }
     this.#resv.unlock();
     return address;
   }
@@ -57,7 +59,7 @@ export class DmaBufFile extends OpenFile {
     yield* this.#resv.lock();
     invariant(this.#importers.delete(importer), 'a dma-buf is detached by somebody who is not attached', 'objects');
     this.#resv.unlock();
-    this.#freeUnused();
+    yield* this.fput();
   }
 
   /** Whether an importer may use the addresses it got: it has not been made to let go of them. */
@@ -79,11 +81,6 @@ export class DmaBufFile extends OpenFile {
   }
 
   override *release(): Task<void> {
-    this.#isOpen = false;
-    this.#freeUnused();
-  }
-
-  #freeUnused(): void {
-    if (!this.#isOpen && this.#importers.size === 0) this.#exporter.release();
+    this.#exporter.release();
   }
 }

@@ -9,18 +9,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import {
-  EBADF,
-  EBUSY,
-  EFAULT,
-  EINVAL,
-  EMSGSIZE,
-  ENOENT,
-  ENOMEM,
-  EOPNOTSUPP,
-  EOVERFLOW,
-  EPERM,
-} from '../../uapi/errno.js';
+import { EBUSY, EFAULT, EINVAL, EMSGSIZE, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM } from '../../uapi/errno.js';
 import {
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
@@ -42,6 +31,7 @@ import {
 } from '../../uapi/iommufd.js';
 import type { Struct } from '../../layout/struct.js';
 import { DmaBufFile } from '../dma-buf.js';
+import { withFile, type OpenFile } from '../files.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { UserCommand } from './command.js';
 import type { HwptPaging } from './hw-pagetable.js';
@@ -272,21 +262,28 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.length === 0n) return -EINVAL;
     if (cmd.start + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
-    const file = ctx.process.files.get(cmd.fd);
-    if (file === undefined) return -EBADF;
-    if (!isPagesLength(cmd.length)) return -EINVAL;
-    if (ictx.allocFails()) return -ENOMEM;
-    const held: { pages?: IoptPages } = {};
-    const source =
-      file instanceof DmaBufFile
-        ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
-            if (held.pages !== undefined) yield* held.pages.revoke();
-          })
-        : filePages(file, cmd.start);
-    if (typeof source === 'number') return source;
-    held.pages = newPages(ucmd, cmd.start, source);
-    return yield* mapPages(ucmd, ioas, cmd.start, held.pages);
+    return yield* withFile(ctx.process.files.get(cmd.fd), function* (file) {
+      if (!isPagesLength(cmd.length)) return -EINVAL;
+      if (ictx.allocFails()) return -ENOMEM;
+      const pages = yield* pagesOfFile(ucmd, file);
+      return typeof pages === 'number' ? pages : yield* mapPages(ucmd, ioas, cmd.start, pages);
+    });
   });
+}
+
+/** The pages of a file that a MAP_FILE wants; -errno of a dma-buf that cannot be attached. */
+function* pagesOfFile(ucmd: CommandOf<typeof iommu_ioas_map_file>, file: OpenFile): Task<IoptPages | number> {
+  const { cmd } = ucmd;
+  const held: { pages?: IoptPages } = {};
+  const source =
+    file instanceof DmaBufFile
+      ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
+          if (held.pages !== undefined) yield* held.pages.revoke();
+        })
+      : filePages(file, cmd.start);
+  if (typeof source === 'number') return source;
+  held.pages = newPages(ucmd, cmd.start, source);
+  return held.pages;
 }
 
 /**
