@@ -233,7 +233,7 @@ export class RecordedMachine {
     map('io', 0, MIB, write, 'pages');
     mm.copy_to_user(bufferAddress('io') ?? 0n, new Uint8Array(MIB).fill(IO_FILL));
     const shared = memfd(2 * MIB, 'scattered');
-    const view = shared.mmap(0n, BigInt(2 * MIB));
+    const view = shared.map(0n, BigInt(2 * MIB));
     invariant(typeof view === 'object', 'recorded machine: file 0 cannot be mapped');
     const fileAddress = bufferAddress('file') ?? 0n;
     mm.mmapFile(fileAddress, BigInt(2 * MIB), write, view);
@@ -241,7 +241,7 @@ export class RecordedMachine {
     mm.mmapAnonymous(ARGUMENT_ADDRESS, BigInt(ARGUMENT_BYTES), write, 'pages');
     const { files } = this.process;
     const extentsOf = (file: MemfdFile): readonly PageExtent[] => {
-      const mapping = file.mmap(0n, file.sizeBytes);
+      const mapping = file.map(0n, file.sizeBytes);
       return typeof mapping === 'object' && 'extents' in mapping ? mapping.extents : [];
     };
     const huge = memfd(2 * MIB, 'huge-2m');
@@ -266,7 +266,7 @@ export class RecordedMachine {
 
   /** A fresh descriptor of /dev/iommu. */
   open(): void {
-    this.#ictx = new IommufdContext(this.#arena, false, false, this.#runtime);
+    this.#ictx = new IommufdContext(this.#arena, false, false, this.faults, this.#runtime.invariants);
     this.iommufd = this.process.files.install(new IommufdFile(this.#ictx, this.#testCommand));
   }
 

@@ -86,7 +86,7 @@ function mmapIommufd(machine: RecordedMachine, input: JsonFields): Answer {
   const { process } = machine;
   const file = process.files.get(machine.iommufd);
   const [offset, length] = [integer(input['offset']), integer(input['length'])];
-  const mapping = file?.mmap(offset, length, small(input['shared']) !== 0) ?? -9;
+  const mapping = file === undefined ? -9 : machine.run(file.mmap(offset, length, small(input['shared']) !== 0));
   if (typeof mapping === 'number') return { ret: returned(mapping) };
   const address = process.mm.mmapFile(0n, length, 3, mapping);
   if (typeof address === 'number') return { ret: returned(address) };

@@ -33,7 +33,7 @@ import { MockDomain } from '../kernel/iommufd/selftest/mock-domain.js';
 import { selftestCommand } from '../kernel/iommufd/selftest/selftest.js';
 import { MemfdFile } from '../kernel/mm/memfd.js';
 import { MmStruct } from '../kernel/mm/mm.js';
-import { PageAllocator } from '../kernel/mm/page-allocator.js';
+import { PageAllocator, type PageExtent } from '../kernel/mm/page-allocator.js';
 import { Process, UserStruct } from '../kernel/mm/process.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
@@ -198,7 +198,7 @@ export class KernelMachine {
     this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
     if (isMock) this.#testCommand = this.#selftest();
     else [this.smmu, this.#core] = this.#hardware();
-    this.ictx = new IommufdContext(this.arena, true, false, this.runtime);
+    this.ictx = new IommufdContext(this.arena, true, false, this.runtime.faults, this.runtime.invariants);
     this.#buffers = new Map(
       program.buffers.map(({ name }, i) => [name, BUFFER_BASE + BigInt(i) * BUFFER_STRIDE] as const),
     );
@@ -220,7 +220,10 @@ export class KernelMachine {
       this.processes.set(spec.name, process);
       process.files.install(new IommufdFile(this.ictx, this.#testCommand));
       if (index > 0) this.ictx.get();
-      for (const file of files) process.files.install(file);
+      for (const file of files) {
+        if (index > 0) file.hold();
+        process.files.install(file);
+      }
       for (const { name, lengthBytes, contiguity } of program.buffers) {
         const at = mm.mmapAnonymous(this.bufferAddress(name), lengthBytes, PROT_READ | PROT_WRITE, contiguity);
         invariant(at === this.bufferAddress(name), `kernel-only machine: no memory for ${name}`);
@@ -230,8 +233,8 @@ export class KernelMachine {
 
   #selftest(): CommandRow {
     return selftestCommand((pages, firstWord) => {
-      const [extent] = this.pages.alloc(pages, 'pages') ?? [];
-      if (extent?.pages !== pages) return undefined;
+      const extent = this.#allocRun(pages);
+      if (extent === undefined) return undefined;
       const pa = extent.pfn * PAGE_BYTES;
       this.memory.write(pa, new Uint8Array(Uint32Array.of(firstWord).buffer));
       const pfns = Array.from({ length: extent.pages }, (_, i) => extent.pfn + i);
@@ -244,6 +247,18 @@ export class KernelMachine {
       };
       return { pa, free };
     });
+  }
+
+  /** Physically contiguous pages. What is given out in pieces is held until there is a run, so that the next try finds others. */
+  #allocRun(pages: number): PageExtent | undefined {
+    const pieces: PageExtent[] = [];
+    let extents = this.pages.alloc(pages, 'pages');
+    while (extents !== undefined && extents.length > 1) {
+      pieces.push(...extents);
+      extents = this.pages.alloc(pages, 'pages');
+    }
+    this.pages.release(pieces);
+    return extents?.[0];
   }
 
   #hardware(): [Smmu, IommuCore] {

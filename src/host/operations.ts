@@ -7,7 +7,7 @@
  */
 import type { FieldSpecs, Struct, StructValue } from '../layout/struct.js';
 import type { Device } from '../kernel/device.js';
-import type { OpenFile, SyscallContext } from '../kernel/files.js';
+import { withFile, type OpenFile, type SyscallContext } from '../kernel/files.js';
 import { iommu_report_device_fault, PAGE_REQUEST_LAST_PAGE } from '../kernel/iommu/group.js';
 import {
   iommufd_device_attach,
@@ -17,10 +17,11 @@ import {
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
 import { invariant, type Task } from '../runtime/task.js';
-import { EBADF, EINVAL, ENODEV } from '../uapi/errno.js';
+import { EINVAL, ENODEV } from '../uapi/errno.js';
 import type { Ioctl } from '../uapi/ioctl.js';
 import * as test from '../uapi/iommufd-test.js';
 import * as uapi from '../uapi/iommufd.js';
+import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import { ARGUMENT_BYTES, type KernelMachine } from './kernel-machine.js';
 import type { BufferRef, Call, OperationName, Operations } from './program.js';
 
@@ -82,12 +83,8 @@ function* ioctl<F extends FieldSpecs>(
   const isStaged =
     mm.copy_to_user(argument, bytes) && (data === undefined || mm.copy_to_user(argument + DATA_OFFSET, data));
   invariant(isStaged, 'program: no memory for arguments');
-  const rc = yield* files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+  const rc = yield* withFile(files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   return { rc, value: struct.decode(mm.copy_from_user(argument, bytes.length) ?? bytes) };
-}
-
-function* badDescriptor(): Task<number> {
-  return -EBADF;
 }
 
 type Member = keyof typeof test.iommu_test_member;
@@ -112,7 +109,7 @@ function* testCommand<M extends Member>(
   const layout = test.iommu_test_member[member] as unknown as Struct<FieldSpecs>;
   layout.write(view, union, fields);
   invariant(ctx.process.mm.copy_to_user(argument, bytes), 'program: no memory for arguments');
-  const rc = yield* ctx.process.files.get(IOMMUFD)?.ioctl(ctx, number, argument) ?? badDescriptor();
+  const rc = yield* withFile(ctx.process.files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   const answer = ctx.process.mm.copy_from_user(argument, bytes.length) ?? bytes;
   return { rc, value: layout.read(new DataView(answer.buffer, answer.byteOffset), union) as MemberFields<M> };
 }
@@ -184,6 +181,20 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       allowed_iovas: caller.argument + DATA_OFFSET,
     };
     return (yield* ioctl(caller, uapi.IOMMU_IOAS_ALLOW_IOVAS, fields, bytes)).rc;
+  },
+  *reserve(caller, { ioas, start, last }) {
+    const fields = { start, length: last - start + 1n };
+    const op = test.IOMMU_TEST_OP_ADD_RESERVED;
+    return (yield* testCommand(caller, op, idOf(caller, ioas), 'add_reserved', fields)).rc;
+  },
+  *'vfio-ioas'(caller, { ioas }) {
+    const fields = { ioas_id: idOf(caller, ioas), op: uapi.IOMMU_VFIO_IOAS_SET };
+    return (yield* ioctl(caller, uapi.IOMMU_VFIO_IOAS, fields)).rc;
+  },
+  *'vfio-unmap'({ ctx, argument }, { iova, length }) {
+    const { number, struct } = VFIO_IOMMU_UNMAP_DMA;
+    ctx.copy_to_user(argument, struct.encode({ argsz: struct.sizeBytes, flags: 0, iova, size: length }));
+    return yield* withFile(ctx.process.files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   },
   *'huge-pages'(caller, { ioas, on }) {
     const fields = {
@@ -335,10 +346,10 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (rc === 0) caller.things.set(as, { fd: value.out_access_fd });
     return rc;
   },
-  *pin(caller, { access, iova, length, as }) {
+  *pin(caller, { access, iova, length, as, syz }) {
     const fd = caller.things.get(access)?.fd ?? 0;
     const { rc, value } = yield* testCommand(caller, test.IOMMU_TEST_OP_ACCESS_PAGES, fd, 'access_pages', {
-      flags: test.MOCK_FLAGS_ACCESS_WRITE,
+      flags: test.MOCK_FLAGS_ACCESS_WRITE | (syz ? test.MOCK_FLAGS_ACCESS_SYZ : 0),
       iova,
       length,
       uptr: 0n,
@@ -352,14 +363,17 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     const op = test.IOMMU_TEST_OP_DESTROY_ACCESS_PAGES;
     return (yield* testCommand(caller, op, fd, 'destroy_access_pages', { access_pages_id: access_pages_id >>> 0 })).rc;
   },
-  *'access-rw'(caller, { access, iova, length, write }) {
+  *'access-rw'(caller, { access, iova, length, write, syz }) {
     if (length > BigInt(ARGUMENT_BYTES) - DATA_OFFSET) return -EINVAL;
     const fd = caller.things.get(access)?.fd ?? 0;
     const fields = {
       iova,
       length,
       uptr: caller.argument + DATA_OFFSET,
-      flags: (write ? test.MOCK_ACCESS_RW_WRITE : 0) | test.MOCK_ACCESS_RW_SLOW_PATH,
+      flags:
+        (write ? test.MOCK_ACCESS_RW_WRITE : 0) |
+        test.MOCK_ACCESS_RW_SLOW_PATH |
+        (syz ? test.MOCK_FLAGS_ACCESS_SYZ : 0),
     };
     return (yield* testCommand(caller, test.IOMMU_TEST_OP_ACCESS_RW, fd, 'access_rw', fields)).rc;
   },
@@ -391,7 +405,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *'read-faults'(caller, { queue, as }) {
     const { sizeBytes } = uapi.iommu_hwpt_pgfault;
-    const bytes = yield* fileOf(caller, queue)?.read(caller.ctx, 8 * sizeBytes) ?? badDescriptor();
+    const bytes = yield* withFile(fileOf(caller, queue), (file) => file.read(caller.ctx, 8 * sizeBytes));
     if (typeof bytes === 'number') return bytes;
     const cookies = Array.from(
       { length: bytes.length / sizeBytes },
@@ -406,7 +420,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     let rc = 0;
     for (const cookie of caller.things.get(to)?.cookies ?? []) {
       const bytes = uapi.iommu_hwpt_page_response.encode({ cookie, code });
-      const written = yield* file?.write(caller.ctx, bytes) ?? badDescriptor();
+      const written = yield* withFile(file, (opened) => opened.write(caller.ctx, bytes));
       if (written < 0) rc = written;
     }
     return rc;
@@ -455,14 +469,15 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     return (yield* testCommand(caller, test.IOMMU_TEST_OP_TRIGGER_VEVENT, 0, 'trigger_vevent', fields)).rc;
   },
   *'read-events'(caller, { queue, length }) {
-    const bytes = yield* fileOf(caller, queue)?.read(caller.ctx, length) ?? badDescriptor();
+    const bytes = yield* withFile(fileOf(caller, queue), (file) => file.read(caller.ctx, length));
     return typeof bytes === 'number' ? bytes : bytes.length;
   },
   *mmap(caller, { as, viommu }) {
     const thing = caller.things.get(viommu);
     const { files, mm } = caller.ctx.process;
     const length = thing?.lengthBytes ?? PAGE;
-    const mapping = files.get(IOMMUFD)?.mmap(thing?.mmapOffset ?? 0n, length, true) ?? -EBADF;
+    const offset = thing?.mmapOffset ?? 0n;
+    const mapping = yield* withFile(files.get(IOMMUFD), (file) => file.mmap(offset, length, true));
     if (typeof mapping === 'number') return mapping;
     const address = mm.mmapFile(0n, length, 1, mapping);
     if (typeof address === 'number') return address;

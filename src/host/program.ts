@@ -49,6 +49,12 @@ export interface Operations {
     readonly ioas: string;
     readonly ranges: readonly { readonly start: bigint; readonly last: bigint }[];
   };
+  /** IOMMU_TEST_OP_ADD_RESERVED */
+  readonly reserve: { readonly ioas: string; readonly start: bigint; readonly last: bigint };
+  /** IOMMU_VFIO_IOAS_SET: what VFIO's ioctls work on. */
+  readonly 'vfio-ioas': { readonly ioas: string };
+  /** VFIO_IOMMU_UNMAP_DMA: without large pages it cuts mappings. */
+  readonly 'vfio-unmap': { readonly iova: bigint; readonly length: bigint };
   /** IOMMU_OPTION_HUGE_PAGES */
   readonly 'huge-pages': { readonly ioas: string; readonly on: boolean };
   /** IOMMU_IOAS_CHANGE_PROCESS */
@@ -85,13 +91,21 @@ export interface Operations {
   readonly dma: { readonly device: string; readonly iova: bigint; readonly length: bigint; readonly write: boolean };
   /** An access: a device that is emulated, with a descriptor. */
   readonly access: { readonly as: string; readonly ioas: string; readonly pins: boolean };
-  readonly pin: { readonly access: string; readonly iova: bigint; readonly length: bigint; readonly as: string };
+  /** `syz`: the low 32 bits of the IOVA count areas, the others are an offset into that one. */
+  readonly pin: {
+    readonly access: string;
+    readonly iova: bigint;
+    readonly length: bigint;
+    readonly as: string;
+    readonly syz: boolean;
+  };
   readonly unpin: { readonly access: string; readonly pin: string };
   readonly 'access-rw': {
     readonly access: string;
     readonly iova: bigint;
     readonly length: bigint;
     readonly write: boolean;
+    readonly syz: boolean;
   };
   readonly 'access-replace': { readonly access: string; readonly ioas: string };
   /** IOMMU_FAULT_QUEUE_ALLOC: an object and a descriptor. */

@@ -5,7 +5,7 @@
  * it returns; a later `revoke(false)` serves new attachments only. The buffer lives until its descriptor is closed and its
  * last importer has gone.
  *
- * Lock order: `resv` -> whatever an importer takes to let go. Source: Linux drivers/dma-buf/dma-buf.c.
+ * Lock order: `resv` -> whatever an importer takes to let go (iommufd: `pages.mutex`); detaching takes `resv`, under `domains_rwsem`. Source: Linux drivers/dma-buf/dma-buf.c.
  */
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
@@ -32,9 +32,9 @@ export class DmaBufFile extends OpenFile {
   readonly sizeBytes: bigint;
   readonly #exporter: DmaBufExporter;
   readonly #resv = new Mutex('dma-buf:resv');
-  readonly #importers = new Set<DmaBufImporter>();
+  /** Importers, and whether the buffer was not taken from them since they attached. */
+  readonly #importers = new Map<DmaBufImporter, boolean>();
   #isRevoked: boolean;
-  #isOpen = true;
 
   constructor(sizeBytes: bigint, exporter: DmaBufExporter, isRevoked = false) {
     super();
@@ -49,15 +49,27 @@ export class DmaBufFile extends OpenFile {
     sharedRead(this, 'revoked', this.#isRevoked);
     const address = this.#isRevoked ? -ENODEV : this.#exporter.phys();
     sharedWrite(this, 'importers');
-    if (address >= 0) this.#importers.add(importer);
+    if (address >= 0) {
+      this.#importers.set(importer, true);
+      this.hold();
+    }
     this.#resv.unlock();
     return address;
   }
 
-  detach(importer: DmaBufImporter): void {
+  /** Waits for a revocation that is on its way to the importer. */
+  *detach(importer: DmaBufImporter): Task<void> {
+    yield* this.#resv.lock();
     sharedWrite(this, 'importers');
-    invariant(this.#importers.delete(importer), 'dma-buf: detached by somebody who is not attached');
-    this.#freeUnused();
+    invariant(this.#importers.delete(importer), 'a dma-buf is detached by somebody who is not attached', 'objects');
+    this.#resv.unlock();
+    yield* this.fput();
+  }
+
+  /** Whether an importer may use the addresses it got: it has not been made to let go of them. */
+  serves(importer: DmaBufImporter): boolean {
+    sharedRead(this, 'importers');
+    return this.#importers.get(importer) === true;
   }
 
   /** Takes the buffer away from everybody, or gives it to those who attach from now on. */
@@ -67,19 +79,15 @@ export class DmaBufFile extends OpenFile {
     sharedWrite(this, 'revoked', this.#isRevoked, isRevoked);
     sharedRead(this, 'importers');
     this.#isRevoked = isRevoked;
-    if (isTaken) for (const importer of [...this.#importers]) yield* importer.invalidate();
+    if (isTaken)
+      for (const importer of [...this.#importers.keys()]) {
+        yield* importer.invalidate();
+        this.#importers.set(importer, false);
+      }
     this.#resv.unlock();
   }
 
   override *release(): Task<void> {
-    sharedWrite(this, 'open', this.#isOpen, false);
-    this.#isOpen = false;
-    this.#freeUnused();
-  }
-
-  #freeUnused(): void {
-    sharedRead(this, 'open', this.#isOpen);
-    sharedRead(this, 'importers');
-    if (!this.#isOpen && this.#importers.size === 0) this.#exporter.release();
+    this.#exporter.release();
   }
 }

@@ -1,13 +1,14 @@
 /**
  * Open files, descriptors and the context of a system call.
  *
- * A descriptor is the lowest free number of its process. An `OpenFile` is shared by the descriptors that refer to it (here:
- * one each, nothing is duplicated) and released when the last is closed. What a file cannot do answers as Linux does:
+ * A descriptor is the lowest free number of its process. An `OpenFile` is shared by the descriptor that refers to it (nothing is
+ * duplicated) and the system calls that work with it, and released when the last of them lets go: one that closes a descriptor which
+ * another is reading from leaves releasing the file to that. What a file cannot do answers as Linux does:
  * ENOTTY for ioctl, EINVAL for read and write.
  */
 import type { NodeRuntime } from '../runtime/node-runtime.js';
-import type { Task } from '../runtime/task.js';
-import { isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
+import { invariant, type Task } from '../runtime/task.js';
+import { isWatched, sharedCount, sharedRead, sharedWrite } from '../runtime/watch.js';
 import { EBADF, EINVAL, EMFILE, ENODEV, ENOTTY, type ErrorDetail } from '../uapi/errno.js';
 import type { Process } from './mm/process.js';
 import type { FileMapping } from './mm/mm.js';
@@ -47,6 +48,23 @@ export class SyscallContext {
 
 /** An open file (`struct file` with its operations). */
 export abstract class OpenFile {
+  /** Its descriptor, and calls that work with it. */
+  #references = 1;
+
+  /** `get_file`: keeps the file until {@link fput}. */
+  hold(): void {
+    invariant(this.#references > 0, 'use of a file that was released', 'objects');
+    sharedCount(this, 'references', this.#references, this.#references + 1);
+    this.#references++;
+  }
+
+  /** Lets go of the file; the last one releases it. */
+  *fput(): Task<void> {
+    invariant(this.#references > 0, 'a file was put once too often', 'objects');
+    sharedCount(this, 'references', this.#references, this.#references - 1);
+    if (--this.#references === 0) yield* this.release();
+  }
+
   *ioctl(_ctx: SyscallContext, _cmd: number, _arg: bigint): Task<number> {
     return -ENOTTY;
   }
@@ -69,7 +87,7 @@ export abstract class OpenFile {
   }
 
   /** What a mapping of the file shows, or -errno. */
-  mmap(_offset: bigint, _length: bigint, _isShared: boolean): FileMapping | number {
+  *mmap(_offset: bigint, _length: bigint, _isShared: boolean): Task<FileMapping | number> {
     return -ENODEV;
   }
 
@@ -82,7 +100,7 @@ export abstract class OpenFile {
     return -EINVAL;
   }
 
-  /** The last descriptor is gone. */
+  /** Nobody has the file any more. */
   *release(): Task<void> {
     // Most files hold nothing.
   }
@@ -136,7 +154,7 @@ export class FdTable {
     if (file === undefined) return -EBADF;
     sharedWrite(this, 'numbers');
     this.#set(fd, undefined);
-    yield* file.release();
+    yield* file.fput();
     return 0;
   }
 
@@ -149,4 +167,13 @@ export class FdTable {
   *closeAll(): Task<void> {
     for (let fd = 0; fd < this.#files.length; fd++) yield* this.close(fd);
   }
+}
+
+/** A system call's work with a file, which nobody releases meanwhile; -EBADF when there is none. */
+export function* withFile<T>(file: OpenFile | undefined, act: (file: OpenFile) => Task<T>): Task<T | number> {
+  if (file === undefined) return -EBADF;
+  file.hold();
+  const result = yield* act(file);
+  yield* file.fput();
+  return result;
 }

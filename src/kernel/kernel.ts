@@ -18,7 +18,7 @@ import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH, ENODEV } from '.
 import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRequest } from '../uapi/syscall.js';
 import { SYSCALL_NS } from './costs.js';
 import { EFD_FLAGS, EventFile } from './eventfd.js';
-import { SyscallContext, type OpenFile } from './files.js';
+import { SyscallContext, withFile } from './files.js';
 import { IommuCore } from './iommu/iommu.js';
 import { auditIommufd } from './iommufd/audit.js';
 import { IommufdContext, IommufdFile } from './iommufd/main.js';
@@ -216,23 +216,23 @@ export class Kernel {
       case 'close':
         return { result: yield* files.close(request.fd) };
       case 'ioctl':
-        return { result: yield* onFile(files.get(request.fd), (file) => file.ioctl(ctx, request.cmd, request.arg)) };
+        return { result: yield* withFile(files.get(request.fd), (file) => file.ioctl(ctx, request.cmd, request.arg)) };
       case 'read':
-        return bytesReply(yield* onFile(files.get(request.fd), (file) => file.read(ctx, request.lengthBytes)));
+        return bytesReply(yield* withFile(files.get(request.fd), (file) => file.read(ctx, request.lengthBytes)));
       case 'write':
-        return { result: yield* onFile(files.get(request.fd), (file) => file.write(ctx, request.bytes)) };
+        return { result: yield* withFile(files.get(request.fd), (file) => file.write(ctx, request.bytes)) };
       case 'pread':
         return bytesReply(
-          yield* onFile(files.get(request.fd), (file) => file.pread(ctx, request.lengthBytes, request.offset)),
+          yield* withFile(files.get(request.fd), (file) => file.pread(ctx, request.lengthBytes, request.offset)),
         );
       case 'pwrite':
         return {
-          result: yield* onFile(files.get(request.fd), (file) => file.pwrite(ctx, request.bytes, request.offset)),
+          result: yield* withFile(files.get(request.fd), (file) => file.pwrite(ctx, request.bytes, request.offset)),
         };
       case 'getdents':
         return this.#getdents(request.path);
       case 'mmap':
-        return { result: this.#mmap(ctx, request) };
+        return { result: yield* this.#mmap(ctx, request) };
       case 'munmap':
         return { result: mm.munmap(request.addr, request.length) };
       case 'memfd_create':
@@ -292,7 +292,15 @@ export class Kernel {
 
   #iommufd(): IommufdFile {
     const { allowUnsafeInterrupts, allowMixedMsi } = this.#description;
-    return new IommufdFile(new IommufdContext(this.#board.arena, allowUnsafeInterrupts, allowMixedMsi, this.#runtime));
+    return new IommufdFile(
+      new IommufdContext(
+        this.#board.arena,
+        allowUnsafeInterrupts,
+        allowMixedMsi,
+        this.#runtime.faults,
+        this.#runtime.invariants,
+      ),
+    );
   }
 
   #textFile(path: string): SysfsNode | undefined {
@@ -313,20 +321,15 @@ export class Kernel {
     return { result: bytes.length, bytes };
   }
 
-  #mmap(ctx: SyscallContext, request: Extract<SyscallRequest, { call: 'mmap' }>): bigint | number {
+  *#mmap(ctx: SyscallContext, request: Extract<SyscallRequest, { call: 'mmap' }>): Task<bigint | number> {
     const { mm, files } = ctx.process;
     if (request.length <= 0n) return -EINVAL;
     if ((request.flags & MAP_ANONYMOUS) !== 0)
       return mm.mmapAnonymous(request.addr, request.length, request.prot, request.contiguity);
     const file = files.get(request.fd);
-    if (file === undefined) return -EBADF;
-    const mapping = file.mmap(request.offset, request.length, true);
+    const mapping = yield* withFile(file, (opened) => opened.mmap(request.offset, request.length, true));
     return typeof mapping === 'number' ? mapping : mm.mmapFile(request.addr, request.length, request.prot, mapping);
   }
-}
-
-function* onFile<T>(file: OpenFile | undefined, act: (file: OpenFile) => Task<T>): Task<T | number> {
-  return file === undefined ? -EBADF : yield* act(file);
 }
 
 function bytesReply(outcome: Uint8Array | number): SyscallReply {

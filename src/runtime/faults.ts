@@ -11,6 +11,8 @@ import { sharedWrite } from './watch.js';
 export interface FaultDescription {
   readonly layer: 'core' | 'hardware' | 'kernel' | 'vmm' | 'link' | 'testbed';
   readonly effect: string;
+  /** The incident of the field that it puts back into the model, by its row of domain.md C1. */
+  readonly incident?: `IN-${number}`;
 }
 
 /** Every fault there is. */
@@ -34,6 +36,87 @@ export const FAULTS = {
   'iommu.resv-ignored': {
     layer: 'kernel',
     effect: 'reserved regions are left out of an address space: attaching succeeds',
+  },
+  'iommufd.fput-deferred': {
+    layer: 'kernel',
+    incident: 'IN-1',
+    effect: 'the file of a queue whose creation failed is released later, when the queue is freed already',
+  },
+  'iommufd.mmap-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-3',
+    effect: 'mmap takes its reference to the owner of the pages some time after it found them',
+  },
+  'iommufd.destroy-takes-reference': {
+    layer: 'kernel',
+    incident: 'IN-4',
+    effect: 'IOMMU_DESTROY holds a reference while it decides, in the way of the driver that destroys the object',
+  },
+  'iommufd.access-ioas-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-5',
+    effect: 'access->ioas is followed without ioas_lock, although a replace clears it meanwhile',
+  },
+  'iommufd.access-id-overwritten': {
+    layer: 'kernel',
+    incident: 'IN-6',
+    effect:
+      "a replace that fails leaves the access with the new list's number: it leaves the old list under a wrong one",
+  },
+  'iommufd.fault-put-twice': {
+    layer: 'kernel',
+    incident: 'IN-7',
+    effect: 'a fault queue without a descriptor gives back the references that releasing its file gave back',
+  },
+  'iommufd.dmabuf-freed-attached': {
+    layer: 'kernel',
+    incident: 'IN-9',
+    effect: 'the pages of a dma-buf are freed before they are detached from it',
+  },
+  'iommufd.dmabuf-revoke-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-9',
+    effect: 'whether a dma-buf was revoked is looked at before the lock is taken under which it is mapped',
+  },
+  'iommufd.vevent-header-size': {
+    layer: 'kernel',
+    incident: 'IN-10',
+    effect: 'a read of vIOMMU events reckons with a header of 4 bytes where it has 8: more is copied than asked for',
+  },
+  'iommufd.hwpt-listed-twice': {
+    layer: 'kernel',
+    incident: 'IN-11',
+    effect: 'a page table that a device is attached to is put on the list of its address space a second time',
+  },
+  'iommufd.unpin-in-use': {
+    layer: 'kernel',
+    incident: 'IN-12',
+    effect: 'a domain that goes unpins pages that an access still has pinned',
+  },
+  'iommufd.align-wraps': {
+    layer: 'kernel',
+    incident: 'IN-13',
+    effect: 'aligning a free IOVA near 2^64 wraps to 0, whatever is mapped or reserved there',
+  },
+  'iommufd.auto-response-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-14',
+    effect: 'a detach answers the page requests of its device without waiting for a read that has one in hand',
+  },
+  'iommufd.unmap-wraps': {
+    layer: 'kernel',
+    incident: 'IN-18',
+    effect: 'an unmap that took the last page of the address space goes on at 0',
+  },
+  'iommufd.change-process-unchecked': {
+    layer: 'kernel',
+    incident: 'IN-31',
+    effect: 'IOAS_CHANGE_PROCESS takes an area that is still being mapped for one that has pages',
+  },
+  'iommufd.split-stale-tree': {
+    layer: 'kernel',
+    incident: 'IN-33',
+    effect: 'an area that was cut stays in the tree of its pages, and its parts are not put there',
   },
   'vmm.dirty-log-lost': { layer: 'vmm', effect: 'a write of a vCPU is missing from the dirty log' },
   'vmm.dirty-bitmap-lost': { layer: 'vmm', effect: 'pages that devices wrote are asked for and forgotten' },

@@ -33,7 +33,8 @@ export const INVARIANTS = {
     'map, unmap and translate of a page have an order that explains their answers, and a range comes and goes as a whole',
   'lock-order': 'locks are taken in one order',
   'no-deadlock': 'whatever waits is woken',
-  objects: 'objects that are gone leave nothing behind',
+  objects: 'objects are used while they live, and leave nothing behind',
+  ranges: 'an unmap takes the mappings of its range and no others',
 } as const;
 
 export type InvariantId = keyof typeof INVARIANTS;

@@ -179,7 +179,7 @@ export class AddressSpace {
     if (object === undefined) return -ENOMEM;
     const slice = { pages: object, startByte: 0n, lengthBytes: BigInt(pages * PAGE_BYTES) };
     const mapped = this.thread.run(this.iopt.map_pages([slice], iova, protOf(write)));
-    object.put();
+    this.thread.run(object.put());
     return mapped;
   }
 
@@ -188,7 +188,7 @@ export class AddressSpace {
     const slices = this.thread.run(this.iopt.get_pages(from, BigInt(pages * PAGE_BYTES)));
     if (typeof slices === 'number') return slices;
     const mapped = this.thread.run(this.iopt.map_pages(slices, iova, protOf(write)));
-    for (const slice of slices) slice.pages.put();
+    for (const slice of slices) this.thread.run(slice.pages.put());
     return mapped;
   }
 

@@ -95,7 +95,8 @@ function memory(pins: Map<number, number>): PageSource {
         else pins.set(pfn, count);
       }
     },
-    close: () => undefined,
+    isLive: () => true,
+    *close() {},
   };
 }
 
@@ -181,7 +182,7 @@ describe('io_pagetable against a naive model', () => {
           const pages = new IoptPages(memory(pins), startByte + BigInt(count * SUB), true, account);
           const slice = { pages, startByte, lengthBytes: BigInt(count * SUB) };
           const iova = run(iopt.map_pages([slice], start === undefined ? undefined : BigInt(start * SUB), 7));
-          pages.put();
+          run(pages.put());
           return iova;
         };
         for (const o of operations) {

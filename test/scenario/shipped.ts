@@ -26,7 +26,8 @@ export function shippedScenarios(directory: string, isWanted: (file: string) => 
       expect(outcome.checks.filter(({ verdict }) => verdict !== 'pass')).toEqual([]);
       expect(outcome.checks).not.toEqual([]);
     });
-    const broken = sabotaged(scenario);
+    // What a kernel-only scenario is about shows in some schedules only: test/explore/incidents.test.ts looks for one.
+    const broken = scenario.kernelOnly === undefined ? sabotaged(scenario) : undefined;
     test.skipIf(broken === undefined)('fails with what it is about switched off', async () => {
       if (broken === undefined) return;
       const outcome = await outcomeOf(broken);

@@ -18,6 +18,7 @@ import type { PinnedRun } from '../mm/mm.js';
 import type { Process } from '../mm/process.js';
 import type { IoptArea } from './area.js';
 import { silentSink, type FailureSink } from './failure.js';
+import { dereference } from './instruments.js';
 import { IOVA_MAX, type IoptAccess } from './io-pagetable.js';
 import { getIoas, type Ioas } from './ioas.js';
 import type { IommufdContext, IommufdFile } from './main.js';
@@ -39,6 +40,7 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   readonly iova_alignment: bigint;
   readonly ops: AccessOps;
   readonly ioasLock = new Mutex('iommufd:access_ioas_lock');
+  iopt_access_list_id = 0;
   isInternal = false;
   #ioas: Ioas | undefined;
   #ioasUnpin: Ioas | undefined;
@@ -74,6 +76,7 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
 
   *notify_unmap(iova: bigint, lengthBytes: bigint): Task<void> {
     if (!this.ictx.objects.tryHold(this)) return;
+    yield 'iommufd:access-notified';
     yield* this.ops.unmap(iova, lengthBytes);
     this.ictx.objects.put(this);
   }
@@ -91,7 +94,7 @@ export function iommufd_access_create({ ictx }: Pick<IommufdFile, 'ictx'>, ops: 
   const access = new IommufdAccess(ictx, ops);
   const allocated = ictx.objects.alloc(access);
   if (allocated < 0) return allocated;
-  access.users++;
+  access.refcountInc();
   ictx.get();
   ictx.objects.finalize(access);
   return access;
@@ -103,7 +106,7 @@ export function iommufd_access_create_internal(ictx: IommufdContext): IommufdAcc
   access.isInternal = true;
   const allocated = ictx.objects.alloc(access);
   if (allocated < 0) return allocated;
-  access.users++;
+  access.refcountInc();
   ictx.objects.finalize(access);
   return access;
 }
@@ -125,6 +128,7 @@ export function* iommufd_access_destroy(access: IommufdAccess): Task<void> {
 function* changeIoas(access: IommufdAccess, next: Ioas | undefined, sink: FailureSink): Task<number> {
   const current = access.ioas;
   if (current === next) return 0;
+  const listId = access.iopt_access_list_id;
   access.ioas = undefined;
   if (next !== undefined) {
     const rc = yield* next.iopt.add_access(access, sink);
@@ -132,14 +136,14 @@ function* changeIoas(access: IommufdAccess, next: Ioas | undefined, sink: Failur
       access.ioas = current;
       return rc;
     }
-    next.users++;
+    next.refcountInc();
   }
   if (current !== undefined) {
     access.ioasLock.unlock();
     yield* access.ops.unmap(0n, IOVA_MAX);
     yield* access.ioasLock.lock();
-    yield* current.iopt.remove_access(access);
-    current.users--;
+    yield* current.iopt.remove_access(access, listId);
+    current.refcountDec();
   }
   access.ioas = next;
   access.ioasUnpin = next;
@@ -193,11 +197,12 @@ interface PinnedPart {
 function* unpinParts(parts: readonly PinnedPart[], isInternal: boolean): Task<void> {
   for (const { area, first, last } of parts) {
     const { pages } = area;
-    invariant(pages !== undefined, 'iommufd: access to an area without pages');
+    invariant(pages !== undefined, 'an access has pages pinned of an area that has none', 'INV-3');
     yield* pages.mutex.lock();
     area.numAccesses--;
     if (isInternal) area.numLocks--;
-    pages.release(first, last);
+    invariant(area.numAccesses >= 0 && area.numLocks >= 0, 'an area is unpinned more often than pinned', 'INV-3');
+    pages.release(first, last, 'access');
     pages.mutex.unlock();
   }
 }
@@ -213,7 +218,7 @@ function* pinPart(access: IommufdAccess, part: PinnedPart, write: boolean, runs:
   let rc = yield* pages.use(part.first, part.last);
   if (rc === 0) {
     rc = pages.charge();
-    if (rc < 0) pages.release(part.first, part.last);
+    if (rc < 0) pages.release(part.first, part.last, 'access');
   }
   if (rc === 0) {
     appendRuns(runs, pages.runs(part.first, part.last));
@@ -346,4 +351,14 @@ export function* iommufd_access_rw(
   if (rc === 0 && at <= last) rc = -ENOENT;
   unlockAreas(access, ioas);
   return rc;
+}
+
+/** The IOVA a fuzzer means in the address space of an access, 0 where it has none ({@link IoPageTable.syzIova}). */
+export function* iommufd_access_syz_iova(access: IommufdAccess, wanted: bigint): Task<bigint> {
+  if (access.ictx.instruments.fires('iommufd.access-ioas-unlocked'))
+    return dereference(access.ioas, 'access->ioas').iopt.syzIova(wanted);
+  yield* access.ioasLock.lock();
+  const iova = access.ioas?.iopt.syzIova(wanted) ?? 0n;
+  access.ioasLock.unlock();
+  return iova;
 }

@@ -37,8 +37,9 @@ import {
   type AttachHandle,
   type IommuGroup,
 } from '../iommu/group.js';
+import type { FaultSource } from './eventq.js';
 import { silentSink, type FailureSink } from './failure.js';
-import { Hwpt, hwptAbort, hwptPagingAlloc, hwptPut, type HwptPaging } from './hw-pagetable.js';
+import { Hwpt, hwptAbort, HwptPaging, hwptPagingAlloc, hwptPut } from './hw-pagetable.js';
 import { Ioas, type CommandOf } from './ioas.js';
 import type { IommufdContext, IommufdFile } from './main.js';
 import { IommufdObject } from './object.js';
@@ -47,10 +48,13 @@ import { iommufd_device_remove_vdev, type IommufdVdevice } from './viommu.js';
 /** PASID of what a device does without one. */
 export const IOMMU_NO_PASID = 0;
 
+/** `struct iommufd_attach_handle` */
+type IommufdAttachHandle = AttachHandle & FaultSource;
+
 /** A page table and the devices of a group that use it, by one PASID (`struct iommufd_attach`). */
 interface Attachment {
   hwpt: Hwpt;
-  handle: AttachHandle;
+  handle: IommufdAttachHandle;
   /** In order. */
   readonly devices: IommufdDevice[];
 }
@@ -79,18 +83,18 @@ class IommufdGroup {
   }
 
   /** How the group's devices reach their doorbells and their fault queue while they use a page table through a device. */
-  handle(idev: IommufdDevice, hwpt: Hwpt): AttachHandle {
+  handle(idev: IommufdDevice, hwpt: Hwpt): IommufdAttachHandle {
     const { ictx, requiredSwMsi } = this;
-    const handle: AttachHandle = {
+    const handle: IommufdAttachHandle = {
+      idev,
+      isOver: false,
       domain: hwpt.domain,
       prepare_msi: (_device, doorbellPa) => {
         const { paging } = hwpt;
         invariant(paging !== undefined, 'iommufd: every page table has a paging one under it');
         return ictx.swMsi.prepare(paging, this.swMsiStart, doorbellPa, requiredSwMsi);
       },
-      ...(hwpt.fault === undefined
-        ? {}
-        : { handle_fault: (_device, request) => hwpt.fault?.add(idev, request, handle) }),
+      ...(hwpt.fault === undefined ? {} : { handle_fault: (_device, request) => hwpt.fault?.add(request, handle) }),
     };
     return handle;
   }
@@ -124,6 +128,7 @@ export class IommufdGroups {
 
   put(igroup: IommufdGroup): void {
     sharedWrite(this, 'groups');
+    invariant(igroup.users > 0, 'an iommufd group was put once too often', 'objects');
     if (--igroup.users === 0) this.#groups.delete(igroup.group);
   }
 }
@@ -201,7 +206,7 @@ export function* iommufd_device_bind(
     return allocated;
   }
   if (keepsContext) ictx.get();
-  idev.users++;
+  idev.refcountInc();
   ictx.objects.finalize(idev);
   return { idev, id: idev.id };
 }
@@ -223,11 +228,9 @@ type AttachFunction = (
 ) => Task<Hwpt | undefined | number>;
 
 /** What must not be mapped while the device is attached. */
-function enforcedRegions({ faults }: IommufdContext, device: Device): readonly ResvRegion[] {
+function enforcedRegions({ instruments }: IommufdContext, device: Device): readonly ResvRegion[] {
   const regions = iommu_get_resv_regions(device);
-  return faults?.fires('iommu.resv-ignored') === true
-    ? regions.filter((region) => region.type === 'software-msi')
-    : regions;
+  return instruments.fires('iommu.resv-ignored') ? regions.filter((region) => region.type === 'software-msi') : regions;
 }
 
 /** Reserves a device's regions and, for the first device, maps its group's MSI pages. 0 or -errno. Hold `igroup.lock`. */
@@ -264,7 +267,7 @@ function checkPasidCompat({ attachments }: IommufdGroup, hwpt: Hwpt, pasid: numb
 }
 
 /** Brings the hardware to a page table: the new handle, or -errno. */
-function* attachHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<AttachHandle | number> {
+function* attachHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<IommufdAttachHandle | number> {
   const { igroup } = idev;
   let rc = checkPasidCompat(igroup, hwpt, pasid);
   if (rc < 0) return rc;
@@ -302,7 +305,7 @@ function* hwptAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt, sink: Failu
       sharedWrite(igroup, 'attachments', hwpt, hwpt);
       attachment.devices.push(idev);
     }
-    hwpt.users++;
+    hwpt.refcountInc();
     return 0;
   } finally {
     igroup.lock.unlock();
@@ -323,7 +326,7 @@ function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined>
     if (devices.length === 0) {
       if (pasid === IOMMU_NO_PASID) yield* iommu_detach_group_handle(igroup.group);
       else yield* iommu_detach_device_pasid(idev.device, pasid);
-      hwpt.fault?.respondAll(handle);
+      yield* endAttachment(hwpt, handle);
       igroup.attachments.delete(pasid);
     }
     if (pasid === IOMMU_NO_PASID) yield* hwpt.paging?.ioas.iopt.remove_reserved_iova(idev.device) ?? nothingReserved();
@@ -331,6 +334,12 @@ function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined>
   } finally {
     igroup.lock.unlock();
   }
+}
+
+/** The hardware does not use a page table through an attachment any more. */
+function* endAttachment(hwpt: Hwpt, handle: IommufdAttachHandle): Task<void> {
+  if (hwpt.fault !== undefined) yield* hwpt.fault.respondAll(handle);
+  handle.isOver = true;
 }
 
 function* nothingReserved(): Task<void> {
@@ -372,7 +381,7 @@ function* removeReservedIova(igroup: IommufdGroup, hwpt: HwptPaging): Task<void>
 }
 
 /** Moves the hardware from one page table to another: the new handle, or -errno with nothing changed. */
-function* replaceHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<AttachHandle | number> {
+function* replaceHardware(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<IommufdAttachHandle | number> {
   const { igroup } = idev;
   let rc = checkPasidCompat(igroup, hwpt, pasid);
   if (rc < 0) return rc;
@@ -409,13 +418,13 @@ function* doReplace(
       if (paging !== undefined && isMoving) yield* removeReservedIova(igroup, paging);
       return handle;
     }
-    old.fault?.respondAll(oldHandle);
+    yield* endAttachment(old, oldHandle);
     if (oldPaging !== undefined && isMoving) yield* removeReservedIova(igroup, oldPaging);
     sharedWrite(igroup, 'attachments', old, hwpt);
     attachment.hwpt = hwpt;
     attachment.handle = handle;
-    hwpt.users += attachment.devices.length;
-    old.users -= attachment.devices.length - 1;
+    hwpt.refcountInc(attachment.devices.length);
+    old.refcountDec(attachment.devices.length - 1);
     return old;
   } finally {
     igroup.lock.unlock();
@@ -472,7 +481,15 @@ function* autoGetDomain(
 
 function* undoAttach(idev: IommufdDevice, pasid: number, hwpt: Hwpt): Task<void> {
   yield* hwptDetach(idev, pasid);
-  hwpt.users--;
+  hwpt.refcountDec();
+}
+
+/** A page table is put on the list of its address space, where it has been since it was made. */
+function* listAgain(hwpt: Hwpt): Task<void> {
+  if (!(hwpt instanceof HwptPaging)) return;
+  yield* hwpt.ioas.mutex.lock();
+  hwpt.ioas.addHwpt(hwpt);
+  hwpt.ioas.mutex.unlock();
 }
 
 function* changePt(
@@ -485,10 +502,12 @@ function* changePt(
   const { ictx } = idev;
   const target = ictx.objects.get(ptId, (object): object is IommufdObject => object instanceof IommufdObject);
   if (target === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   let attachedId = ptId;
   let old: Hwpt | undefined | number;
   if (target instanceof Hwpt) {
     old = yield* attach(idev, pasid, target, sink);
+    if (typeof old !== 'number' && ictx.instruments.fires('iommufd.hwpt-listed-twice')) yield* listAgain(target);
   } else if (target instanceof Ioas) {
     const result = yield* autoGetDomain(idev, pasid, target, attach, sink);
     if (typeof result === 'number') old = result;
@@ -514,7 +533,7 @@ export function* iommufd_device_attach(
   pasid = IOMMU_NO_PASID,
 ): Task<number> {
   const result = yield* changePt(idev, pasid, ptId, doAttach, sink);
-  if (result >= 0) idev.users++;
+  if (result >= 0) idev.refcountInc();
   return result;
 }
 
@@ -533,7 +552,7 @@ export function* iommufd_device_detach(idev: IommufdDevice, pasid = IOMMU_NO_PAS
   const hwpt = yield* hwptDetach(idev, pasid);
   if (hwpt === undefined) return;
   yield* hwptPut(idev.ictx, hwpt);
-  idev.users--;
+  idev.refcountDec();
 }
 
 // --- IOMMU_GET_HW_INFO ---

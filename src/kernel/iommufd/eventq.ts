@@ -3,12 +3,14 @@
  *
  * A queue is an object and a file; the file holds a reference to the object, so a queue whose file is open cannot be destroyed.
  * A page request stays in `deliver` until it is read, then in `response` under its cookie until it is answered, by user space or, when
- * its device leaves the page table, by the kernel. Events beyond a vIOMMU queue's depth are not kept: a header with LOST_EVENTS takes
+ * its device leaves the page table, by the kernel: once, and while the attachment lives that it came through (INV-14). The queue's mutex
+ * keeps a detach from overlooking the request that a read has in hand. Events beyond a vIOMMU queue's depth are not kept: a header with LOST_EVENTS takes
  * their place, and sequence numbers show how many they were.
  *
  * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
  */
-import type { Task } from '../../runtime/task.js';
+import { Mutex } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
 import {
@@ -30,18 +32,26 @@ import type { IommufdContext } from './main.js';
 import { IommufdObject } from './object.js';
 import { getViommu, type IommufdViommu } from './viommu.js';
 
+/** The attachment that page requests come through (`struct iommufd_attach_handle`). */
+export interface FaultSource {
+  readonly idev: IommufdDevice;
+  /** It was freed. */
+  isOver: boolean;
+}
+
 /** A page request that waits for its answer. */
 interface WaitingFault {
-  readonly idev: IommufdDevice;
   readonly request: PageRequest;
   /** The attachment it came through: its end answers. */
-  readonly handle: object;
+  readonly handle: FaultSource;
+  isAnswered: boolean;
 }
 
 /** `struct iommufd_fault` */
 export class IommufdFault extends IommufdObject {
   override readonly type = 'fault';
   readonly ictx: IommufdContext;
+  readonly mutex = new Mutex('iommufd:fault_mutex');
   deliver: WaitingFault[] = [];
   readonly response = new Map<number, WaitingFault>();
 
@@ -51,13 +61,17 @@ export class IommufdFault extends IommufdObject {
   }
 
   /** A request of a device, through an attachment. */
-  add(idev: IommufdDevice, request: PageRequest, handle: object): void {
+  add(request: PageRequest, handle: FaultSource): void {
+    this.checkAlive();
     sharedWrite(this, 'queue', this.deliver.length, this.deliver.length + 1);
-    this.deliver.push({ idev, request, handle });
+    this.deliver.push({ request, handle, isAnswered: false });
   }
 
   /** The attachment ends: what came through it is answered as invalid (`iommufd_auto_response_faults`). */
-  respondAll(handle: object): void {
+  *respondAll(handle: FaultSource): Task<void> {
+    this.checkAlive();
+    const isLocked = !this.ictx.instruments.fires('iommufd.auto-response-unlocked');
+    if (isLocked) yield* this.mutex.lock();
     sharedTest(this, 'queue', this.deliver.length);
     sharedTest(this, 'unanswered', this.response.size);
     const isOf = (fault: WaitingFault): boolean => fault.handle === handle;
@@ -68,6 +82,7 @@ export class IommufdFault extends IommufdObject {
       respond(fault, IOMMUFD_PAGE_RESP_INVALID);
       this.response.delete(cookie);
     }
+    if (isLocked) this.mutex.unlock();
   }
 
   override *destroy(): Task<void> {
@@ -77,8 +92,18 @@ export class IommufdFault extends IommufdObject {
   }
 }
 
-function respond({ idev, request }: WaitingFault, code: number): void {
-  idev.igroup.group.driver.page_response?.(idev.device, request, code);
+/** The device that made a request. */
+function deviceOf({ handle }: WaitingFault): IommufdDevice {
+  invariant(!handle.isOver, 'use of a page request whose attachment was freed', 'objects');
+  return handle.idev;
+}
+
+function respond(fault: WaitingFault, code: number): void {
+  const { device, igroup, ictx } = deviceOf(fault);
+  invariant(!fault.isAnswered, 'a page request is answered twice', 'INV-14');
+  fault.isAnswered = true;
+  igroup.group.driver.page_response?.(device, fault.request, code);
+  ictx.instruments.held('INV-14');
 }
 
 /** Lowest number from 1 that is no key. */
@@ -95,12 +120,12 @@ abstract class EventFile<Q extends IommufdObject & { readonly ictx: IommufdConte
   constructor(queue: Q) {
     super();
     this.queue = queue;
-    queue.users++;
+    queue.refcountInc();
     queue.ictx.get();
   }
 
   override *release(): Task<void> {
-    this.queue.users--;
+    this.queue.refcountDec();
     yield* this.queue.ictx.put();
   }
 }
@@ -115,28 +140,37 @@ class FaultFile extends EventFile<IommufdFault> {
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
     const size = iommu_hwpt_pgfault.sizeBytes;
     if (lengthBytes % size !== 0) return -ESPIPE;
-    const { deliver, response } = this.queue;
-    sharedTest(this.queue, 'queue', deliver.length);
-    sharedTest(this.queue, 'unanswered', response.size);
-    const out = new Uint8Array(Math.min(deliver.length * size, lengthBytes));
-    for (let at = 0; at < out.length; at += size) {
-      const fault = deliver.shift();
+    const { queue } = this;
+    const records: Uint8Array[] = [];
+    yield* queue.mutex.lock();
+    while ((records.length + 1) * size <= lengthBytes) {
+      sharedTest(queue, 'queue', queue.deliver.length);
+      sharedTest(queue, 'unanswered', queue.response.size);
+      const fault = queue.deliver.shift();
       if (fault === undefined) break;
-      const cookie = freeCookie(response);
-      response.set(cookie, fault);
+      yield 'iommufd:fault-fetched';
+      const { id } = deviceOf(fault);
+      const cookie = freeCookie(queue.response);
+      queue.response.set(cookie, fault);
       const { flags, pasid, grpid, perm, addr } = fault.request;
-      out.set(
-        iommu_hwpt_pgfault.encode({ flags, dev_id: fault.idev.id, pasid, grpid, perm, addr, length: 0, cookie }),
-        at,
-      );
+      records.push(iommu_hwpt_pgfault.encode({ flags, dev_id: id, pasid, grpid, perm, addr, length: 0, cookie }));
     }
-    return out;
+    queue.mutex.unlock();
+    return Buffer.concat(records);
   }
 
   /** `struct iommu_hwpt_page_response`s: bytes taken; -ESPIPE, -EINVAL for a code or cookie there is not, when it is the first. */
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     const size = iommu_hwpt_page_response.sizeBytes;
     if (bytes.length % size !== 0) return -ESPIPE;
+    yield* this.queue.mutex.lock();
+    const rc = this.#respondTo(bytes);
+    this.queue.mutex.unlock();
+    return rc;
+  }
+
+  #respondTo(bytes: Uint8Array): number {
+    const size = iommu_hwpt_page_response.sizeBytes;
     const { response } = this.queue;
     sharedTest(this.queue, 'unanswered', response.size);
     let done = 0;
@@ -175,8 +209,15 @@ function* openQueue(
   answer: (fd: number) => number,
 ): Task<number> {
   const { files } = ctx.process;
+  yield 'iommufd:queue-allocated';
   const fd = ictx.allocFails() ? -ENOMEM : files.install(file);
-  if (fd < 0) yield* file.release();
+  if (fd < 0) {
+    yield* fput(ctx, file, ictx.instruments.fires('iommufd.fput-deferred'));
+    if (queue instanceof IommufdFault && ictx.instruments.fires('iommufd.fault-put-twice')) {
+      queue.refcountDec();
+      yield* ictx.put();
+    }
+  }
   const rc = fd < 0 ? fd : answer(fd);
   if (rc < 0) {
     if (fd >= 0) yield* files.close(fd);
@@ -188,12 +229,21 @@ function* openQueue(
   return 0;
 }
 
+/** A file that nobody has opened goes: at once, or (`fput`) as a task of the kernel's own when that gets to it. */
+function* fput(ctx: SyscallContext, file: OpenFile, isDeferred: boolean): Task<void> {
+  if (!isDeferred) return yield* file.release();
+  ctx.runtime.spawn('delayed_fput', file.release());
+  yield 'iommufd:fput-deferred';
+}
+
 export function isFault(object: IommufdObject): object is IommufdFault {
   return object instanceof IommufdFault;
 }
 
 // --- vIOMMU events ---
 
+/** A 32-bit pointer to a header. */
+const SHORT_HEADER_BYTES = 4;
 /** Highest number of a sequence: INT_MAX. */
 const SEQUENCE_MASK = 0x7fff_ffff;
 /** VEVENTQ_MAX_DEPTH */
@@ -239,7 +289,9 @@ export class IommufdVeventq extends IommufdObject {
     sharedTest(this, 'queue', this.#events);
     const [first] = this.deliver;
     const headBytes = iommufd_vevent_header.sizeBytes;
-    if (first === undefined || headBytes + (first.bytes?.length ?? 0) > roomBytes) return undefined;
+    if (first === undefined || headBytes > roomBytes) return undefined;
+    const isShort = this.ictx.instruments.fires('iommufd.vevent-header-size');
+    if ((isShort ? SHORT_HEADER_BYTES : headBytes) + (first.bytes?.length ?? 0) > roomBytes) return undefined;
     this.deliver.shift();
     if (first.bytes !== undefined) this.#events--;
     const flags = first.bytes === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0;
@@ -255,7 +307,7 @@ export class IommufdVeventq extends IommufdObject {
     if (index < 0) return;
     sharedWrite(this.viommu, 'event queues');
     veventqs.splice(index, 1);
-    this.viommu.users--;
+    this.viommu.refcountDec();
   }
 }
 
@@ -267,6 +319,7 @@ class VeventFile extends EventFile<IommufdVeventq> {
 
   /** As many whole events as fit. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
+    this.queue.checkAlive();
     if (lengthBytes < iommufd_vevent_header.sizeBytes) return -EINVAL;
     const parts: Uint8Array[] = [];
     let done = 0;
@@ -275,6 +328,9 @@ class VeventFile extends EventFile<IommufdVeventq> {
       if (event === undefined) break;
       parts.push(event);
       done += event.length;
+      invariant(done <= lengthBytes, `a read of ${lengthBytes} bytes copies ${done} bytes of events`, 'INV-14');
+      this.queue.ictx.instruments.held('INV-14');
+      yield 'iommufd:vevent-copied';
     }
     return Buffer.concat(parts);
   }
@@ -287,6 +343,7 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
   if (cmd.veventq_depth === 0 || cmd.veventq_depth > MAX_DEPTH) return -EINVAL;
   const viommu = getViommu(ictx, cmd.viommu_id);
   if (viommu === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
     sharedRead(viommu, 'event queues');
@@ -296,7 +353,7 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
     if (allocated < 0) return allocated;
     sharedWrite(viommu, 'event queues');
     viommu.veventqs.push(queue);
-    viommu.users++;
+    viommu.refcountInc();
     return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {
       cmd.out_veventq_id = queue.id;
       cmd.out_veventq_fd = fd;

@@ -78,7 +78,7 @@ export abstract class Hwpt extends IommufdObject {
 
   /** Ends the reference to the fault queue. */
   protected dropFault(): void {
-    if (this.fault !== undefined) this.fault.users--;
+    if (this.fault !== undefined) this.fault.refcountDec();
     this.fault = undefined;
   }
 }
@@ -104,7 +104,7 @@ export class HwptNested extends Hwpt {
   override *destroy(): Task<void> {
     this.dropFault();
     yield* this.domain.free();
-    (this.viommu ?? this.parent).users--;
+    (this.viommu ?? this.parent).refcountDec();
   }
 }
 
@@ -132,13 +132,11 @@ export class HwptPaging extends Hwpt {
     const { ioas } = this;
     this.dropFault();
     yield* ioas.mutex.lock();
-    const index = ioas.hwpts.indexOf(this);
-    sharedWrite(ioas, 'page tables', this, undefined);
-    if (index >= 0) ioas.hwpts.splice(index, 1);
+    ioas.removeHwpt(this);
     ioas.mutex.unlock();
-    if (index >= 0) yield* ioas.iopt.remove_domain(this.domain);
+    yield* ioas.iopt.remove_domain(this.domain);
     yield* this.domain.free();
-    ioas.users--;
+    ioas.refcountDec();
   }
 }
 
@@ -150,7 +148,7 @@ export function isHwptPaging(object: IommufdObject): object is HwptPaging {
 /** Gives a reference to a page table back (`iommufd_hw_pagetable_put`). */
 export function* hwptPut(ictx: IommufdContext, hwpt: Hwpt): Task<void> {
   if (hwpt.isAuto) yield* ictx.objects.putAndTryDestroy(hwpt);
-  else hwpt.users--;
+  else hwpt.refcountDec();
 }
 
 const PAGING_FLAGS =
@@ -193,7 +191,7 @@ export function* hwptPagingAlloc(
     yield* domain.free();
     return allocated;
   }
-  ioas.users++;
+  ioas.refcountInc();
 
   const attached = spec.attach === undefined ? 0 : yield* spec.attach(hwpt);
   let rc = attached;
@@ -202,11 +200,10 @@ export function* hwptPagingAlloc(
     if (attached === 0) yield* spec.detach?.(hwpt) ?? nothing();
     ictx.objects.abort(hwpt);
     yield* domain.free();
-    ioas.users--;
+    ioas.refcountDec();
     return rc;
   }
-  sharedWrite(ioas, 'page tables', undefined, hwpt);
-  ioas.hwpts.push(hwpt);
+  ioas.addHwpt(hwpt);
   return hwpt;
 }
 
@@ -216,13 +213,11 @@ function* nothing(): Task<void> {
 
 /** Takes back a page table that {@link hwptPagingAlloc} made and nobody has seen. */
 export function* hwptAbort(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
-  const index = hwpt.ioas.hwpts.indexOf(hwpt);
-  sharedWrite(hwpt.ioas, 'page tables', hwpt, undefined);
-  if (index >= 0) hwpt.ioas.hwpts.splice(index, 1);
+  hwpt.ioas.removeHwpt(hwpt);
   ictx.objects.abort(hwpt);
   yield* hwpt.ioas.iopt.remove_domain(hwpt.domain);
   yield* hwpt.domain.free();
-  hwpt.ioas.users--;
+  hwpt.ioas.refcountDec();
 }
 
 /** Takes back any page table nobody has seen. */
@@ -247,6 +242,7 @@ export function* hwptAlloc(ucmd: AllocCommand): Task<number> {
   try {
     const parent = ictx.objects.get(cmd.pt_id, (object): object is IommufdObject => object instanceof IommufdObject);
     if (parent === undefined) return -EINVAL;
+    yield 'iommufd:object-found';
     try {
       if (parent instanceof Ioas) return yield* hwptAllocOnIoas(ucmd, idev, parent);
       const hwpt = yield* nestedAlloc(ucmd, idev, parent);
@@ -273,7 +269,7 @@ function* answerAlloc(ucmd: AllocCommand, hwpt: HwptPaging | HwptNested): Task<n
     if (fault === undefined) rc = -ENOENT;
     else {
       hwpt.fault = fault;
-      fault.users++;
+      fault.refcountInc();
       ictx.objects.put(fault);
     }
   }
@@ -319,7 +315,7 @@ function* nestedAlloc(ucmd: AllocCommand, idev: IommufdDevice, over: IommufdObje
     yield* domain.free();
     return allocated;
   }
-  (viommu ?? parent).users++;
+  (viommu ?? parent).refcountInc();
   return hwpt;
 }
 
@@ -423,6 +419,7 @@ class UserEntries implements UserArray {
 function* withHwpt(ictx: IommufdContext, id: number, body: (hwpt: HwptPaging) => Task<number>): Task<number> {
   const hwpt = ictx.objects.get(id, isHwptPaging);
   if (hwpt === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     return yield* body(hwpt);
   } finally {

@@ -9,18 +9,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import {
-  EBADF,
-  EBUSY,
-  EFAULT,
-  EINVAL,
-  EMSGSIZE,
-  ENOENT,
-  ENOMEM,
-  EOPNOTSUPP,
-  EOVERFLOW,
-  EPERM,
-} from '../../uapi/errno.js';
+import { EBUSY, EFAULT, EINVAL, EMSGSIZE, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM } from '../../uapi/errno.js';
 import {
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
@@ -42,9 +31,11 @@ import {
 } from '../../uapi/iommufd.js';
 import type { Struct } from '../../layout/struct.js';
 import { DmaBufFile } from '../dma-buf.js';
+import { withFile, type OpenFile } from '../files.js';
 import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { UserCommand } from './command.js';
 import type { HwptPaging } from './hw-pagetable.js';
+import { dereference } from './instruments.js';
 import { IOVA_MAX, IoPageTable, type PagesSlice } from './io-pagetable.js';
 import { IntervalList, type Range } from './interval-list.js';
 import type { Process } from '../mm/process.js';
@@ -61,17 +52,34 @@ export type CommandOf<S> = UserCommand<Fields<S>>;
 /** `struct iommufd_ioas` */
 export class Ioas extends IommufdObject {
   override readonly type = 'ioas';
+  readonly ictx: IommufdContext;
   readonly iopt: IoPageTable;
   /** Covers {@link hwpts}; taken before the table's semaphores. */
   readonly mutex = new Mutex('iommufd:ioas_mutex');
   readonly hwpts: HwptPaging[] = [];
 
-  constructor(iopt: IoPageTable) {
+  constructor(ictx: IommufdContext, iopt: IoPageTable) {
     super();
+    this.ictx = ictx;
     this.iopt = iopt;
   }
 
+  /** A page table is filled. Hold {@link mutex}. */
+  addHwpt(hwpt: HwptPaging): void {
+    invariant(this.mutex.isHeld, 'ioas: a page table is added without the mutex');
+    invariant(!this.hwpts.includes(hwpt), `page table ${hwpt.id} is on the list of its address space twice`, 'objects');
+    this.hwpts.push(hwpt);
+  }
+
+  /** A page table goes. Hold {@link mutex}. */
+  removeHwpt(hwpt: HwptPaging): void {
+    const index = this.hwpts.indexOf(hwpt);
+    invariant(index >= 0, `page table ${hwpt.id} is not on the list of its address space`, 'objects');
+    this.hwpts.splice(index, 1);
+  }
+
   override *destroy(): Task<void> {
+    if (this.ictx.vfioIoas === this) this.ictx.vfioIoas = undefined;
     const { rc } = yield* this.iopt.unmap_iova_range(0n, IOVA_MAX);
     invariant(rc === 0, 'iommufd: a destroyed IOAS could not be unmapped');
     this.iopt.destroy();
@@ -84,9 +92,9 @@ function isIoas(object: IommufdObject): object is Ioas {
 
 /** `iommufd_ioas_alloc`: a new address space with its number, not to be found yet; -ENOMEM. */
 export function newIoas(ictx: IommufdContext): Ioas | number {
-  const iopt = IoPageTable.create(ictx.arena, () => ictx.allocFails(), ictx.ledger);
+  const iopt = IoPageTable.create(ictx.arena, ictx.instruments);
   if (typeof iopt === 'number') return iopt;
-  const ioas = new Ioas(iopt);
+  const ioas = new Ioas(ictx, iopt);
   const allocated = ictx.objects.alloc(ioas);
   if (allocated === 0) return ioas;
   iopt.destroy();
@@ -102,6 +110,7 @@ export function getIoas(ictx: IommufdContext, id: number): Ioas | undefined {
 function* withIoas(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<number>): Task<number> {
   const ioas = getIoas(ictx, id);
   if (ioas === undefined) return -ENOENT;
+  yield 'iommufd:object-found';
   try {
     return yield* body(ioas);
   } finally {
@@ -122,7 +131,9 @@ export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<numbe
     yield* ioas.destroy();
     return rc;
   }
+  yield* ictx.ioasCreationLock.down_read();
   ictx.objects.finalize(ioas);
+  ictx.ioasCreationLock.up_read();
   return 0;
 }
 
@@ -212,7 +223,7 @@ type MapCommand = CommandOf<typeof iommu_ioas_map> | CommandOf<typeof iommu_ioas
 function newPages({ cmd, ctx, ictx }: MapCommand, start: bigint, source: PageSource): IoptPages {
   const account = source.isDmaBuf ? NO_ACCOUNT : pinAccount(ctx.process, ictx.accountMode);
   const isWritable = (cmd.flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0;
-  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account, () => ictx.allocFails());
+  return new IoptPages(source, (start % PAGE_SIZE) + cmd.length, isWritable, account, ictx.instruments);
 }
 
 /** Maps what a MAP wants of pages that the caller holds, and puts them. */
@@ -222,7 +233,7 @@ function* mapPages(ucmd: MapCommand, ioas: Ioas, start: bigint, pages: IoptPages
   const startByte = start % PAGE_SIZE;
   const slice: PagesSlice = { pages, startByte, lengthBytes: cmd.length };
   const iova = yield* ioas.iopt.map_pages([slice], fixedIova(cmd.flags, cmd.iova), prot, ctx);
-  pages.put();
+  yield* pages.put();
   if (typeof iova === 'number') return iova;
   ctx.runtime.emit('iommufd.map', { ioas: cmd.ioas_id, iova, length: cmd.length });
   cmd.iova = iova;
@@ -251,43 +262,61 @@ export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<
   return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
     if (cmd.length === 0n) return -EINVAL;
     if (cmd.start + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
-    const file = ctx.process.files.get(cmd.fd);
-    if (file === undefined) return -EBADF;
-    if (!isPagesLength(cmd.length)) return -EINVAL;
-    if (ictx.allocFails()) return -ENOMEM;
-    const held: { pages?: IoptPages } = {};
-    const source =
-      file instanceof DmaBufFile
-        ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
-            if (held.pages !== undefined) yield* held.pages.revoke();
-          })
-        : filePages(file, cmd.start);
-    if (typeof source === 'number') return source;
-    held.pages = newPages(ucmd, cmd.start, source);
-    return yield* mapPages(ucmd, ioas, cmd.start, held.pages);
+    return yield* withFile(ctx.process.files.get(cmd.fd), function* (file) {
+      if (!isPagesLength(cmd.length)) return -EINVAL;
+      if (ictx.allocFails()) return -ENOMEM;
+      const pages = yield* pagesOfFile(ucmd, file);
+      return typeof pages === 'number' ? pages : yield* mapPages(ucmd, ioas, cmd.start, pages);
+    });
   });
 }
 
+/** The pages of a file that a MAP_FILE wants; -errno of a dma-buf that cannot be attached. */
+function* pagesOfFile(ucmd: CommandOf<typeof iommu_ioas_map_file>, file: OpenFile): Task<IoptPages | number> {
+  const { cmd } = ucmd;
+  const held: { pages?: IoptPages } = {};
+  const source =
+    file instanceof DmaBufFile
+      ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
+          if (held.pages !== undefined) yield* held.pages.revoke();
+        })
+      : filePages(file, cmd.start);
+  if (typeof source === 'number') return source;
+  held.pages = newPages(ucmd, cmd.start, source);
+  return held.pages;
+}
+
 /**
- * IOMMU_IOAS_CHANGE_PROCESS: the caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything
+ * IOMMU_IOAS_CHANGE_PROCESS, the one place where several `iova_rwsem` are held: no address space appears meanwhile. The caller pays for what is pinned from now on, in all address spaces or in none. -EINVAL when anything
  * but a file's memory is mapped, -EBUSY while something is being mapped or unmapped, -ENOMEM beyond the caller's limit.
  */
 export function* ioasChangeProcess({ cmd, ctx, ictx }: CommandOf<typeof iommu_ioas_change_process>): Task<number> {
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
-  yield* ictx.ioasCreationLock.lock();
-  const spaces = ictx.objects.objects().filter(isIoas);
-  for (const { iopt } of spaces) yield* iopt.iovaRwsem.down_write();
-  const rc = changeProcess(spaces, ctx.process);
-  for (const { iopt } of spaces) iopt.iovaRwsem.up_write();
-  ictx.ioasCreationLock.unlock();
+  const lock = ictx.ioasCreationLock;
+  yield* lock.down_write();
+  const spaces: Ioas[] = [];
+  for (const space of ictx.objects.objects().filter(isIoas)) {
+    // Another may be destroyed while the lock of the one before is waited for.
+    if (space.users === 0) continue;
+    space.refcountInc();
+    spaces.push(space);
+    yield* space.iopt.iovaRwsem.down_write();
+  }
+  const rc = changeProcess(ictx, spaces, ctx.process);
+  for (const space of spaces) {
+    space.iopt.iovaRwsem.up_write();
+    space.refcountDec();
+  }
+  lock.up_write();
   return rc;
 }
 
-function changeProcess(spaces: readonly Ioas[], process: Process): number {
+function changeProcess({ instruments }: IommufdContext, spaces: readonly Ioas[], process: Process): number {
   const all = new Set<IoptPages>();
   for (const { iopt } of spaces) {
-    for (const { pages } of iopt.areas.overlapping()) {
-      if (pages === undefined) return -EBUSY;
+    for (const area of iopt.areas.overlapping()) {
+      if (area.pages === undefined && !instruments.fires('iommufd.change-process-unchecked')) return -EBUSY;
+      const pages = dereference(area.pages, 'area->pages');
       if (pages.source.mm !== undefined || pages.source.isDmaBuf) return -EINVAL;
       all.add(pages);
     }
@@ -337,7 +366,7 @@ export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number>
     cmd.dst_iova = iova;
     return ucmd.respond();
   });
-  for (const { pages } of slices) pages.put();
+  for (const { pages } of slices) yield* pages.put();
   return copied;
 }
 

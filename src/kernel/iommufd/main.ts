@@ -9,12 +9,11 @@
  */
 import type { Arena } from '../../core/arena.js';
 import type { FaultSwitches } from '../../runtime/faults.js';
-import { InvariantLedger } from '../../runtime/invariants.js';
-import { Mutex } from '../../runtime/locks.js';
-import type { NodeRuntime } from '../../runtime/node-runtime.js';
-import type { Task } from '../../runtime/task.js';
+import type { InvariantLedger } from '../../runtime/invariants.js';
+import { RwSemaphore } from '../../runtime/locks.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { sharedCount, sharedRead, sharedWrite } from '../../runtime/watch.js';
-import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP } from '../../uapi/errno.js';
+import { E2BIG, EFAULT, EINVAL, ENOTTY, ENXIO, EOPNOTSUPP } from '../../uapi/errno.js';
 import {
   IOMMU_DESTROY,
   IOMMU_FAULT_QUEUE_ALLOC,
@@ -45,6 +44,7 @@ import type { FileMapping } from '../mm/mm.js';
 import { row, type CommandRow } from './command.js';
 import { getHwInfo, IommufdGroups } from './device.js';
 import { faultQueueAlloc, veventqAlloc } from './eventq.js';
+import type { Instruments } from './instruments.js';
 import { hwptAlloc, hwptGetDirtyBitmap, hwptInvalidate, hwptSetDirtyTracking } from './hw-pagetable.js';
 import {
   ioasAlloc,
@@ -77,35 +77,33 @@ export class IommufdContext {
   readonly allowUnsafeInterrupts: boolean;
   /** Attach devices that have a hardware and a software MSI region (HostDescription.allowMixedMsi). */
   readonly allowMixedMsi: boolean;
-  readonly objects = new ObjectTable(() => this.allocFails());
+  readonly objects: ObjectTable;
   readonly groups = new IommufdGroups();
   readonly swMsi = new SwMsiPages();
   readonly mmaps = new MmapOffsets();
-  /** Covers locking several address spaces at once (`ioas_creation_lock`). */
-  readonly ioasCreationLock = new Mutex(IOAS_CREATION_LOCK);
+  /** No address space appears while somebody holds the locks of all. */
+  readonly ioasCreationLock = new RwSemaphore(IOAS_CREATION_LOCK);
   #accountMode: AccountMode = 'user';
   /** The kernel was built with the selftest. */
   hasSelftest = false;
   #vfioIoas: Ioas | undefined;
   #users = 1;
 
-  /** Fault switches of the host. */
-  readonly faults: FaultSwitches | undefined;
-
-  /** Where looks at rules are counted. */
-  readonly ledger: InvariantLedger;
+  /** Fault switches and ledger of the host. */
+  readonly instruments: Instruments;
 
   constructor(
     arena: Arena,
     allowUnsafeInterrupts: boolean,
     allowMixedMsi = false,
-    { faults, invariants }: Partial<Pick<NodeRuntime, 'faults' | 'invariants'>> = {},
+    faults?: FaultSwitches,
+    ledger?: InvariantLedger,
   ) {
-    this.ledger = invariants ?? new InvariantLedger();
     this.arena = arena;
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
-    this.faults = faults;
+    this.instruments = { fires: (id) => faults?.fires(id) === true, held: (rule) => ledger?.held(rule) };
+    this.objects = new ObjectTable(this.instruments);
   }
 
   get accountMode(): AccountMode {
@@ -131,17 +129,19 @@ export class IommufdContext {
 
   /** Whether the next allocation of memory fails. */
   allocFails(): boolean {
-    return this.faults?.fires('kernel.kmalloc') === true;
+    return this.instruments.fires('kernel.kmalloc');
   }
 
   /** A bound device keeps the context. */
   get(): void {
+    invariant(this.#users > 0, 'a reference to an iommufd context that is gone', 'objects');
     sharedCount(this, 'users', this.#users, this.#users + 1);
     this.#users++;
   }
 
   /** The last user destroys every object. */
   *put(): Task<void> {
+    invariant(this.#users > 0, 'an iommufd context was put once too often', 'objects');
     sharedCount(this, 'users', this.#users, this.#users - 1);
     if (--this.#users === 0) yield* this.objects.destroyAll();
   }
@@ -231,16 +231,20 @@ export class IommufdFile extends OpenFile {
     return yield* command.run(this.ictx, ctx, bytes, arg);
   }
 
-  override mmap(offset: bigint, length: bigint, isShared: boolean): FileMapping | number {
-    const offer = this.ictx.mmaps.find(offset, length, isShared);
+  override *mmap(offset: bigint, length: bigint, isShared: boolean): Task<FileMapping | number> {
+    const { instruments, mmaps } = this.ictx;
+    const offer = mmaps.find(offset, length, isShared);
     if (typeof offer === 'number') return offer;
     const { owner, pa, lengthBytes } = offer;
-    owner.users++;
+    if (instruments.fires('iommufd.mmap-unlocked')) yield 'iommufd:mmap-found';
+    // An offer stays until its owner is destroyed, which begins with nobody having hold of it.
+    else if (owner.users === 0) return -ENXIO;
+    owner.refcountInc();
     const extents = [{ pfn: pa / PAGE_BYTES, pages: lengthBytes / PAGE_BYTES }];
     return {
       extents,
       unmapped: () => {
-        owner.users--;
+        owner.refcountDec();
       },
     };
   }

@@ -7,11 +7,15 @@
  * leaves 0, after which nobody can take hold of it.
  * A destroy on behalf of a driver waits for the calls (`shortTerm`) instead of failing.
  *
+ * Every change of a counter and every step of an object's life is checked, as `refcount_t`, KASAN and the kernel's own WARN_ONs do: nobody
+ * takes hold of an object that is gone, `users` never reaches 0 but by destroying, a number belongs to one object at a time.
+ *
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
  */
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
 import { isWatched, sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, ENOENT, ENOMEM } from '../../uapi/errno.js';
+import { NO_INSTRUMENTS, type Instruments } from './instruments.js';
 
 /** `enum iommufd_object_type`, as far as there are such objects. */
 export type ObjectType =
@@ -33,32 +37,81 @@ export abstract class IommufdObject {
   /** Set by {@link ObjectTable.alloc}. */
   id = 0;
   #users = 1;
-  /** Calls that are using the object now. */
-  shortTerm = 0;
+  #shortTerm = 0;
+  #isFreed = false;
   readonly idle = new WaitQueue('iommufd:object idle');
 
   get users(): number {
+    sharedRead(this, 'users', this.#users);
     return this.#users;
   }
 
-  set users(count: number) {
-    if (count === 0) sharedWrite(this, 'users', this.#users, count);
-    else sharedUpdate(this, 'users', this.#users, count);
-    this.#users = count;
+  /** Calls that are using the object now. */
+  get shortTerm(): number {
+    return this.#shortTerm;
   }
 
   /** Undoes what creating it did. Nobody can find it any more. */
   abstract destroy(): Task<void>;
+
+  /** @throws InvariantError when the object's memory was given back already */
+  checkAlive(): void {
+    invariant(!this.#isFreed, `use of ${this.#name}, which was freed`, 'objects');
+  }
+
+  /** One more user (`refcount_inc`): the caller has hold of the object already. */
+  refcountInc(times = 1): void {
+    this.checkAlive();
+    sharedUpdate(this, 'users', this.#users, this.#users + times);
+    invariant(this.#users > 0, `a reference to ${this.#name}, which is being destroyed`, 'objects');
+    this.#users += times;
+  }
+
+  /** Users fewer (`refcount_dec`): never the last. */
+  refcountDec(times = 1): void {
+    this.checkAlive();
+    sharedUpdate(this, 'users', this.#users, this.#users - times);
+    this.#users -= times;
+    invariant(this.#users > 0, `the last reference to ${this.#name} was put without destroying it`, 'objects');
+  }
+
+  /** For {@link ObjectTable}: a call begins (1) or ends (-1) to work with the object. */
+  countCall(change: 1 | -1): void {
+    this.checkAlive();
+    sharedUpdate(this, 'users', this.#users, this.#users + change);
+    this.#users += change;
+    this.#shortTerm += change;
+    invariant(this.#users > 0 && this.#shortTerm >= 0, `${this.#name} was put once too often`, 'objects');
+  }
+
+  /** For {@link ObjectTable}: nobody gets hold of the object from now on. */
+  dropLastUser(): void {
+    this.checkAlive();
+    sharedWrite(this, 'users', this.#users, 0);
+    invariant(this.#users === 1, `${this.#name} goes while it has ${this.#users} users`, 'objects');
+    this.#users = 0;
+  }
+
+  /** For {@link ObjectTable}: `kfree`. */
+  free(): void {
+    invariant(!this.#isFreed, `${this.#name} is freed twice`, 'objects');
+    this.#isFreed = true;
+  }
+
+  get #name(): string {
+    return `${this.type} ${this.id}`;
+  }
 }
 
 /** All objects of one iommufd. */
 export class ObjectTable {
   /** Undefined: the number is taken, the object cannot be found (yet). */
   readonly #slots: (IommufdObject | undefined)[] = [undefined];
-  readonly #isTaken: boolean[] = [true];
-  /** Numbers whose objects are gone and which stay taken until everything is (XA_ZERO_ENTRY). */
-  readonly #tombstones = new Set<number>();
-  readonly #allocFails: () => boolean;
+  /** Whose a number is, whether it can be found or not. */
+  readonly #owners: (IommufdObject | undefined | null)[] = [null];
+  /** Objects that are gone and whose numbers stay taken until everything is (XA_ZERO_ENTRY). */
+  readonly #tombstones = new Set<IommufdObject>();
+  readonly #instruments: Instruments;
   #taken = 0;
 
   get isEmpty(): boolean {
@@ -69,18 +122,17 @@ export class ObjectTable {
     return this.#taken;
   }
 
-  /** `allocFails`: whether the next allocation of memory fails (fault switch `kernel.kmalloc`). */
-  constructor(allocFails: () => boolean = () => false) {
-    this.#allocFails = allocFails;
+  constructor(instruments: Instruments = NO_INSTRUMENTS) {
+    this.#instruments = instruments;
   }
 
   /** Gives an object its number: 0 or -ENOMEM. */
   alloc(object: IommufdObject): number {
-    if (this.#allocFails()) return -ENOMEM;
+    if (this.#instruments.fires('kernel.kmalloc')) return -ENOMEM;
     sharedWrite(this, 'numbers');
-    const free = this.#isTaken.indexOf(false);
-    object.id = free < 0 ? this.#isTaken.length : free;
-    this.#isTaken[object.id] = true;
+    const free = this.#owners.indexOf(undefined);
+    object.id = free < 0 ? this.#owners.length : free;
+    this.#owners[object.id] = object;
     this.#slots[object.id] = undefined;
     this.#taken++;
     return 0;
@@ -88,14 +140,21 @@ export class ObjectTable {
 
   /** Lets an allocated object be found. */
   finalize(object: IommufdObject): void {
-    invariant(this.#isTaken[object.id] === true, 'iommufd: finalize of an object without a number');
+    object.checkAlive();
+    invariant(this.#owners[object.id] === object, `finalize of ${object.type} without a number`, 'INV-16');
     this.#setSlot(object.id, object);
   }
 
-  /** Gives back the number of an object that was never finalized. */
+  /** Undoes {@link alloc} of an object that was never finalized and to which nobody else refers. */
   abort(object: IommufdObject): void {
-    invariant(this.#slots[object.id] === undefined, 'iommufd: abort of a finalized object');
-    this.#free(object.id);
+    invariant(
+      this.#slots[object.id] === undefined,
+      `abort of ${object.type} ${object.id}, which was published`,
+      'objects',
+    );
+    this.#release(object);
+    object.dropLastUser();
+    object.free();
   }
 
   /** Finds an object and keeps it from going away until {@link put}; undefined when there is none of that type. */
@@ -106,18 +165,14 @@ export class ObjectTable {
 
   /** A short-term reference to an object somebody points to; false when it is being destroyed. */
   tryHold(object: IommufdObject): boolean {
-    if (object.users === 0) {
-      sharedRead(object, 'users', 0);
-      return false;
-    }
-    object.users++;
-    object.shortTerm++;
+    object.checkAlive();
+    if (object.users === 0) return false;
+    object.countCall(1);
     return true;
   }
 
   put(object: IommufdObject): void {
-    object.users--;
-    object.shortTerm--;
+    object.countCall(-1);
     if (object.shortTerm === 0) object.idle.wakeAll();
   }
 
@@ -126,6 +181,13 @@ export class ObjectTable {
     const object = this.#slot(id);
     if (object === undefined) return -ENOENT;
     sharedTest(object, 'users', object.users);
+    if (this.#instruments.fires('iommufd.destroy-takes-reference') && this.tryHold(object)) {
+      // As a user among others, whose driver may be about to destroy the object and count on being the last.
+      object.refcountInc();
+      this.put(object);
+      yield 'iommufd:destroy-referenced';
+      object.refcountDec();
+    }
     if (object.users !== 1) return -EBUSY;
     yield* this.#destroy(object);
     return 0;
@@ -133,25 +195,26 @@ export class ObjectTable {
 
   /** Destroys an object whose only long-term user is the caller; waits for calls that work with it. */
   *destroyUser(object: IommufdObject): Task<void> {
-    object.users--;
+    // The user's reference keeps IOMMU_DESTROY away until the calls are done.
     yield* this.#idle(object);
-    invariant(object.users === 1, `iommufd: object ${object.id} (${object.type}) destroyed by its driver while in use`);
+    object.refcountDec();
     yield* this.#destroy(object);
   }
 
-  /** As {@link destroyUser} for an object that nobody else keeps, but its number stays taken while the table does. */
+  /** As {@link destroyUser}, but the number stays taken while the table does. */
   *tombstone(object: IommufdObject): Task<void> {
     yield* this.#idle(object);
-    const { id } = object;
-    this.#setSlot(id, undefined);
-    this.#tombstones.add(id);
-    object.users = 0;
+    object.refcountDec();
+    this.#setSlot(object.id, undefined);
+    this.#tombstones.add(object);
+    object.dropLastUser();
     yield* object.destroy();
+    object.free();
   }
 
   /** Takes a reference away and destroys the object if that was the last. */
   *putAndTryDestroy(object: IommufdObject): Task<void> {
-    object.users--;
+    object.refcountDec();
     sharedTest(object, 'users', object.users);
     if (object.users === 1 && this.#slots[object.id] === object) yield* this.#destroy(object);
   }
@@ -160,15 +223,16 @@ export class ObjectTable {
   *destroyAll(): Task<void> {
     while (!this.isEmpty) {
       const before = this.#taken;
-      for (const id of this.#tombstones) this.#free(id);
+      for (const object of this.#tombstones) this.#release(object);
       this.#tombstones.clear();
       for (const object of this.objects()) if (object.users === 1) yield* this.#destroy(object);
-      invariant(this.#taken < before, 'iommufd: objects refer to each other in a circle');
+      invariant(this.#taken < before, `${this.#taken} objects are left that somebody refers to`, 'objects');
     }
   }
 
   /** Objects that can be found, with the number each is found by. */
   *entries(): Generator<[number, IommufdObject]> {
+    sharedRead(this, 'objects');
     for (const [id, object] of this.#slots.entries()) if (object !== undefined) yield [id, object];
   }
 
@@ -179,9 +243,11 @@ export class ObjectTable {
   }
 
   *#destroy(object: IommufdObject): Task<void> {
-    this.#free(object.id);
-    object.users = 0;
+    object.dropLastUser();
+    this.#release(object);
     yield* object.destroy();
+    object.free();
+    this.#instruments.held('objects');
   }
 
   /** Waits for the calls that work with an object. */
@@ -207,10 +273,13 @@ export class ObjectTable {
     this.#slots[id] = object;
   }
 
-  #free(id: number): void {
+  /** The number is free again. */
+  #release(object: IommufdObject): void {
+    const { id } = object;
+    invariant(this.#owners[id] === object, `number ${id} is given back by ${object.type}, whose it is not`, 'INV-16');
     sharedWrite(this, 'numbers');
     this.#setSlot(id, undefined);
-    this.#isTaken[id] = false;
+    this.#owners[id] = undefined;
     this.#taken--;
   }
 }

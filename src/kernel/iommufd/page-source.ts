@@ -6,7 +6,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/pages.c (iopt_alloc_pages, do_update_pinned); domain.md A1.7, A1.9.
  */
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { sharedTest, sharedUpdate } from '../../runtime/watch.js';
 import { EINVAL, ENOMEM } from '../../uapi/errno.js';
 import type { DmaBufFile } from '../dma-buf.js';
@@ -29,7 +29,8 @@ export function userPages(process: Process, address: bigint): PageSource {
       return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
     },
     unpin: (runs) => mm.unpin_user_pages(runs),
-    close: () => undefined,
+    isLive: () => true,
+    *close() {},
   };
 }
 
@@ -41,7 +42,7 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
   const startByte = offset - (offset % PAGE_SIZE);
   const first = Number(startByte / PAGE_SIZE);
   const memfd = file instanceof MemfdFile ? file : undefined;
-  const reference = memfd?.mmap(0n, memfd.sizeBytes);
+  const reference = memfd?.map(0n, memfd.sizeBytes);
   return {
     startByte,
     isDmaBuf: false,
@@ -50,7 +51,8 @@ export function filePages(file: OpenFile, offset: bigint): PageSource {
       return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
     },
     unpin: (runs) => memfd?.unpin_folios(runs),
-    close: () => {
+    isLive: () => true,
+    *close() {
       if (typeof reference === 'object') reference.unmapped?.();
     },
   };
@@ -80,6 +82,7 @@ export function* dmaBufPages(
       return [{ pfn: firstPfn + firstPage, pages }];
     },
     unpin: () => undefined,
+    isLive: () => file.serves(importer),
     close: () => file.detach(importer),
   };
 }
@@ -150,6 +153,7 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
         return payer.lockedVm;
       },
       (pages) => {
+        invariant(pages >= 0, `${payer.lockedVm - pages} pages are uncharged of ${payer.lockedVm}`, 'INV-5');
         sharedUpdate(payer, 'locked_vm', payer.lockedVm, pages);
         payer.lockedVm = pages;
       },
@@ -157,6 +161,7 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
   const pinned = ownCounter(
     () => mm.pinnedVm,
     (pages) => {
+      invariant(pages >= 0, `${mm.pinnedVm - pages} pages are uncharged of ${mm.pinnedVm}`, 'INV-5');
       sharedUpdate(mm, 'pinned_vm', mm.pinnedVm, pages);
       mm.pinnedVm = pages;
     },

@@ -10,8 +10,7 @@
  * or to nobody with CAP_IPC_LOCK; the process's `pinned_vm` counts in any case. Charged after pinning and mapping, whose
  * errors win over ENOMEM, as in Linux.
  *
- * A dma-buf is neither pinned nor charged. It can be revoked at any time, so its pages know each area and domain they are
- * mapped in.
+ * The pages know each area and domain they are mapped in: a dma-buf, which is neither pinned nor charged, can be revoked at any time.
  *
  * Lock order: `domains_rwsem` -> `iova_rwsem` -> `pages.mutex`. Whoever changes the extents holds the mutex.
  * Invariants: extents are disjoint, sorted, users >= 1; charged pages = pages in extents (domain.md INV-3, INV-5).
@@ -25,6 +24,7 @@ import { EFAULT, EINVAL, ENOMEM, EPERM } from '../../uapi/errno.js';
 import type { PagingDomain } from '../iommu/domain.js';
 import type { MmStruct, PinnedRun } from '../mm/mm.js';
 import type { Process } from '../mm/process.js';
+import { NO_INSTRUMENTS, type Instruments } from './instruments.js';
 
 /** The kernel's PAGE_SIZE for iommufd. */
 export const PAGE_BYTES = 4096;
@@ -42,8 +42,10 @@ export interface PageSource {
   /** Pins pages of the object; the runs in order, or -errno with nothing pinned. */
   pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number>;
   unpin(runs: readonly PinnedRun[]): void;
+  /** Whether the pages may be shown to devices: not those of a dma-buf that was revoked. */
+  isLive(): boolean;
   /** Nobody maps the pages any more: lets go of the file or address space. */
-  close(): void;
+  close(): Task<void>;
 }
 
 /** Who pays for pinned pages. */
@@ -64,12 +66,6 @@ export interface PagesUser {
   readonly lengthBytes: bigint;
 }
 
-/** An area of a dma-buf in a domain (`struct iopt_pages_dmabuf_track`). */
-interface Track {
-  readonly domain: PagingDomain;
-  readonly area: PagesUser;
-}
-
 /** Pages first..last, pinned, with as many users each. */
 export interface Extent {
   readonly first: number;
@@ -84,6 +80,8 @@ export interface Extent {
  */
 export interface PagesState {
   readonly mutex: MutexLock;
+  /** Seen by other threads through objects of their own. */
+  readonly isShared: boolean;
   /** Sorted, disjoint. Never changed in place. */
   extents: readonly Extent[];
   /** Whether there is memory to keep so many. Taking users away never needs more. */
@@ -100,6 +98,7 @@ export interface PagesState {
 /** The state of a pages object of one thread; the creator holds a reference. */
 class HeapPagesState implements PagesState {
   readonly mutex = new Mutex('iopt:pages_mutex');
+  readonly isShared = false;
   extents: readonly Extent[] = [];
   npinned = 0;
   charged = 0;
@@ -212,12 +211,13 @@ export class IoptPages {
   readonly npages: number;
   readonly writable: boolean;
   readonly state: PagesState;
-  readonly #allocFails: () => boolean;
+  readonly #instruments: Instruments;
   #account: PinAccount;
   /** Who pays from the end of an IOMMU_IOAS_CHANGE_PROCESS on. */
   #nextAccount: PinAccount | undefined;
-  /** Of a dma-buf: where it is mapped. */
-  #tracks: Track[] = [];
+  #isFreed = false;
+  /** In which domains an area shows the pages (`domains_itree`; of dma-bufs `struct iopt_pages_dmabuf_track`). */
+  readonly #domainsOf = new Map<PagesUser, PagingDomain[]>();
   #isRevoked = false;
 
   /** The first `lengthBytes` bytes of a source, rounded up to pages; the creator holds a reference. */
@@ -226,11 +226,11 @@ export class IoptPages {
     lengthBytes: bigint,
     writable: boolean,
     account: PinAccount,
-    allocFails: () => boolean = () => false,
+    instruments = NO_INSTRUMENTS,
     state: PagesState = new HeapPagesState(),
   ) {
     this.state = state;
-    this.#allocFails = allocFails;
+    this.#instruments = instruments;
     this.source = source;
     this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
     this.writable = writable;
@@ -270,18 +270,31 @@ export class IoptPages {
 
   /** One more area (or call that makes one) refers to the pages. */
   get(): void {
+    this.#checkAlive();
     const references = this.state.refer(1);
     sharedCount(this, 'references', references - 1, references);
   }
 
   /** One fewer; the last one lets go of the source. */
-  put(): void {
+  *put(): Task<void> {
+    this.#checkAlive();
     const references = this.state.refer(-1);
     sharedCount(this, 'references', references + 1, references);
     if (references > 0) return;
-    invariant(this.state.npinned === 0, 'iopt_pages: nobody maps pages that are still pinned');
-    this.source.close();
+    invariant(this.state.npinned === 0, 'nobody maps pages that are still pinned', 'INV-3');
+    invariant(this.#domainsOf.size === 0, 'pages are freed that an area shows in a domain', 'objects');
+    if (this.source.isDmaBuf && this.#instruments.fires('iommufd.dmabuf-freed-attached')) {
+      this.#isFreed = true;
+      yield 'iommufd:pages-freed';
+    }
+    yield* this.source.close();
+    this.#isFreed = true;
     this.state.free();
+    this.#instruments.held('INV-3');
+  }
+
+  #checkAlive(): void {
+    invariant(!this.#isFreed, 'use of an iopt_pages that was freed', 'objects');
   }
 
   /** Pages pinned now. */
@@ -295,24 +308,47 @@ export class IoptPages {
     return this.#isRevoked;
   }
 
-  /** An area is in a domain's tables now. Only dma-bufs need to know. */
+  /** An area is in a domain's tables now. */
   track(domain: PagingDomain, area: PagesUser): void {
     sharedWrite(this, 'tracks');
-    if (this.source.isDmaBuf) this.#tracks.push({ domain, area });
+    if (this.state.isShared) return;
+    this.#checkAlive();
+    invariant(this.source.isLive(), 'pages of a dma-buf that was revoked are in the tables of a domain', 'INV-4');
+    this.#instruments.held('INV-4');
+    const domains = this.#domainsOf.get(area);
+    if (domains === undefined) this.#domainsOf.set(area, [domain]);
+    else domains.push(domain);
   }
 
   untrack(domain: PagingDomain, area: PagesUser): void {
     sharedWrite(this, 'tracks');
-    this.#tracks = this.#tracks.filter((track) => track.domain !== domain || track.area !== area);
+    if (this.state.isShared) return;
+    this.#checkAlive();
+    const domains = this.#domainsOf.get(area) ?? [];
+    const index = domains.indexOf(domain);
+    invariant(index >= 0, 'an area leaves a domain in which its pages do not have it', 'objects');
+    domains.splice(index, 1);
+    if (domains.length === 0) this.#domainsOf.delete(area);
+  }
+
+  /** An area was cut. */
+  replaceArea(area: PagesUser, parts: readonly PagesUser[]): void {
+    const domains = this.#domainsOf.get(area);
+    if (domains === undefined || this.#instruments.fires('iommufd.split-stale-tree')) return;
+    this.#domainsOf.delete(area);
+    for (const part of parts) this.#domainsOf.set(part, [...domains]);
   }
 
   /** Takes the pages of a dma-buf out of every domain; the areas stay (`iopt_revoke_notify`). */
   *revoke(): Task<void> {
+    this.#checkAlive();
     yield* this.mutex.lock();
-    for (const { domain, area } of this.#tracks) yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
+    this.#checkAlive();
+    for (const [area, domains] of this.#domainsOf)
+      for (const domain of domains) yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
     sharedWrite(this, 'tracks');
     sharedWrite(this, 'revoked', this.#isRevoked, true);
-    this.#tracks = [];
+    this.#domainsOf.clear();
     this.#isRevoked = true;
     this.mutex.unlock();
   }
@@ -322,12 +358,13 @@ export class IoptPages {
    * is charged by {@link charge}, after it was mapped.
    */
   *use(first: number, last: number): Task<number> {
+    this.#checkAlive();
     invariant(this.mutex.isHeld, 'iopt_pages: use without the mutex');
     invariant(first <= last && last < this.npages, 'iopt_pages: use beyond the object');
     const added: Extent[] = [];
     let rc = 0;
     for (const [from, to] of this.#gaps(first, last)) {
-      if (this.#allocFails()) {
+      if (this.#instruments.fires('kernel.kmalloc')) {
         rc = -ENOMEM;
         break;
       }
@@ -352,6 +389,7 @@ export class IoptPages {
     this.state.npinned += added.reduce((sum, e) => sum + e.last - e.first + 1, 0);
     sharedWrite(this, 'pins', before, this.state.npinned);
     this.state.extents = used;
+    this.#checkPins();
     return 0;
   }
 
@@ -365,22 +403,32 @@ export class IoptPages {
     return rc;
   }
 
-  /** Takes a user from every page of first..last and unpins those that have none left. */
-  release(first: number, last: number): void {
+  /**
+   * Takes a user from every page of first..last and unpins those that have none left. `user`: whether domains showed the pages or an access
+   * had them.
+   */
+  release(first: number, last: number, user: 'domain' | 'access' = 'domain'): void {
+    this.#checkAlive();
     invariant(this.mutex.isHeld, 'iopt_pages: release without the mutex');
     const { state } = this;
     const kept: Extent[] = [];
     sharedRead(this, 'account');
     const before = state.npinned;
+    // The kernel unpins what a domain showed by what it reads from the domain, up to where an access has pages pinned.
+    const isBlind = user === 'domain' && this.#instruments.fires('iommufd.unpin-in-use');
     let freed = 0;
+    let released = 0;
     for (const extent of cutExtents(state.extents, first, last)) {
-      const users = isWithin(extent, first, last) ? extent.users - 1 : extent.users;
+      const isGone = isWithin(extent, first, last);
+      const pages = extent.last - extent.first + 1;
+      const users = isGone ? extent.users - 1 : extent.users;
+      if (isGone) released += pages;
       if (users > 0) kept.push({ ...extent, users });
-      else {
-        this.source.unpin(extent.runs);
-        freed += extent.last - extent.first + 1;
-      }
+      if (users > 0 && !(isGone && isBlind)) continue;
+      this.source.unpin(extent.runs);
+      freed += pages;
     }
+    invariant(released === last - first + 1, 'pages are unpinned that nobody has pinned', 'INV-3');
     state.npinned -= freed;
     sharedWrite(this, 'pins', before, state.npinned);
     const less = state.charged - state.npinned;
@@ -389,11 +437,20 @@ export class IoptPages {
       this.#setCharged(state.npinned);
     }
     state.extents = joinExtents(kept);
+    this.#checkPins();
   }
 
   #setCharged(pages: number): void {
     sharedWrite(this, 'charged', this.state.charged, pages);
     this.state.charged = pages;
+  }
+
+  /** Pinned is what somebody uses, no more and no less. */
+  #checkPins(): void {
+    const { extents, npinned } = this.state;
+    const used = extents.reduce((sum, { first, last }) => sum + last - first + 1, 0);
+    invariant(used === npinned, `${npinned} pages are pinned and ${used} are used`, 'INV-3');
+    this.#instruments.held('INV-3');
   }
 
   /** The physical runs behind pages first..last, all of which must be in use. */
@@ -406,7 +463,8 @@ export class IoptPages {
     }
     invariant(
       runs.reduce((sum, run) => sum + run.pages, 0) === last - first + 1,
-      'iopt_pages: runs of pages that are not pinned',
+      'use of pages that are not pinned',
+      'INV-3',
     );
     return runs;
   }
@@ -418,6 +476,7 @@ export class IoptPages {
    * mapping may be written: bytes before a fault are copied. Others (`isSlow`) pin everything first.
    */
   *rw(process: Process, startByte: bigint, data: Uint8Array, write: boolean, isSlow: boolean): Task<number> {
+    this.#checkAlive();
     if (write && !this.writable) return -EPERM;
     if (this.source.isDmaBuf) return -EINVAL;
     const { mm } = this.source;

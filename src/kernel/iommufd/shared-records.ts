@@ -85,6 +85,7 @@ export class SharedPageCounter implements PageCounter {
 /** The state of a pages object in its record. */
 class SharedPagesState implements PagesState {
   readonly number: number;
+  readonly isShared = true;
   readonly mutex: RobustMutex;
   readonly #pool: RecordPool;
   readonly #words: Int32Array<SharedArrayBuffer>;

@@ -143,10 +143,11 @@ function* mapDma(ictx: IommufdContext, ctx: SyscallContext, arg: bigint): Task<n
     const startByte = vaddr % PAGE_SIZE;
     const account = pinAccount(ctx.process, ictx.accountMode);
     const source = userPages(ctx.process, vaddr);
-    const pages = new IoptPages(source, startByte + size, (prot & IOMMU_WRITE) !== 0, account, () => ictx.allocFails());
+    const isWritable = (prot & IOMMU_WRITE) !== 0;
+    const pages = new IoptPages(source, startByte + size, isWritable, account, ictx.instruments);
     const slice: PagesSlice = { pages, startByte, lengthBytes: size };
     const mapped = yield* ioas.iopt.map_pages([slice], iova, prot, ctx);
-    pages.put();
+    yield* pages.put();
     return typeof mapped === 'number' ? mapped : 0;
   });
 }

@@ -86,7 +86,7 @@ export class IommufdViommu extends IommufdObject {
   override *destroy(): Task<void> {
     for (const offset of this.#mmaps) this.ictx.mmaps.free(offset);
     yield* this.driver.destroy?.() ?? nothing();
-    this.hwpt.users--;
+    this.hwpt.refcountDec();
   }
 }
 
@@ -114,6 +114,7 @@ export function* viommuAlloc(ucmd: CommandOf<typeof iommu_viommu_alloc>): Task<n
     if (driver.viommu?.supports(idev.device, cmd.type) !== true) return -EOPNOTSUPP;
     const hwpt = ictx.objects.get(cmd.hwpt_id, isHwptPaging);
     if (hwpt === undefined) return -ENOENT;
+    yield 'iommufd:object-found';
     try {
       return hwpt.isNestParent ? yield* makeViommu(ucmd, idev, hwpt) : -EINVAL;
     } finally {
@@ -138,7 +139,7 @@ function* makeViommu(
   const viommu = new IommufdViommu(ictx, hwpt, driver);
   const allocated = ictx.objects.alloc(viommu);
   if (allocated < 0) return allocated;
-  hwpt.users++;
+  hwpt.refcountInc();
   const copyToUser = (bytes: Uint8Array): number =>
     ctx.copy_to_user(cmd.data_uptr, bytes.subarray(0, cmd.data_len)) ? 0 : -EFAULT;
   const made = yield* driver.viommu?.init(device, viommu.host(copyToUser), data) ?? noDriver();
@@ -183,7 +184,7 @@ export class IommufdVdevice extends IommufdObject {
       viommu.vdevs.delete(virtId);
       viommu.driver.vdevice_destroy?.(idev.device, virtId);
     }
-    viommu.users--;
+    viommu.refcountDec();
     sharedWrite(idev, 'virtual self', this.id, undefined);
     idev.vdev = undefined;
     idev.ictx.objects.put(idev);
@@ -199,6 +200,7 @@ export function* vdeviceAlloc(ucmd: CommandOf<typeof iommu_vdevice_alloc>): Task
   try {
     const idev = getDevice(ictx, cmd.dev_id);
     if (idev === undefined) return -ENOENT;
+    yield 'iommufd:object-found';
     // The reference stays while the vDEVICE does.
     const rc = yield* makeVdevice(ucmd, viommu, idev);
     if (rc < 0) ictx.objects.put(idev);
@@ -237,7 +239,7 @@ function* makeVdevice(
       ictx.objects.abort(vdev);
       return rc;
     }
-    viommu.users++;
+    viommu.refcountInc();
     sharedWrite(idev, 'virtual self', undefined, vdev.id);
     idev.vdev = vdev;
     ictx.objects.finalize(vdev);
@@ -257,8 +259,15 @@ export function* iommufd_device_remove_vdev(idev: IommufdDevice): Task<void> {
   sharedWrite(idev, 'virtual self', idev.vdev?.id, idev.vdev?.id);
   idev.isDestroying = true;
   const { vdev } = idev;
+  const { objects } = idev.ictx;
+  // One that IOMMU_DESTROY is destroying waits for this lock; the device waits for the reference that it gives back then.
+  const isAlive = vdev !== undefined && objects.tryHold(vdev);
+  if (isAlive) {
+    vdev.refcountInc();
+    objects.put(vdev);
+  }
   idev.igroup.lock.unlock();
-  if (vdev !== undefined) yield* idev.ictx.objects.tombstone(vdev);
+  if (isAlive) yield* objects.tombstone(vdev);
 }
 
 // --- queues in hardware ---
@@ -286,11 +295,11 @@ class IommufdHwQueue extends IommufdObject {
   override *destroy(): Task<void> {
     const { viommu, access, previous, pages } = this;
     if (this.isInHardware) viommu.driver.hw_queue?.destroy(this);
-    if (previous !== undefined) previous.users--;
+    if (previous !== undefined) previous.refcountDec();
     if (access === undefined) return;
     yield* iommufd_access_unpin_pages(access, pages.start, pages.length);
     yield* iommufd_access_destroy(access);
-    viommu.users--;
+    viommu.refcountDec();
   }
 }
 
@@ -356,13 +365,13 @@ function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: Iomm
     return basePa;
   }
   queue.access = access;
-  viommu.users++;
+  viommu.refcountInc();
   const set = viommu.driver.hw_queue?.init(queue, cmd.index, cmd.nesting_parent_iova, basePa) ?? -EOPNOTSUPP;
   let rc = typeof set === 'number' ? set : 0;
   if (typeof set !== 'number') {
     queue.isInHardware = true;
     queue.previous = set.previous as IommufdHwQueue | undefined;
-    if (queue.previous !== undefined) queue.previous.users++;
+    if (queue.previous !== undefined) queue.previous.refcountInc();
     cmd.out_hw_queue_id = queue.id;
     rc = ucmd.respond();
   }

@@ -48,7 +48,12 @@ export class MemfdFile extends OpenFile {
     return 0;
   }
 
-  override mmap(offset: bigint, length: bigint): FileMapping | number {
+  override *mmap(offset: bigint, length: bigint): Task<FileMapping | number> {
+    return this.map(offset, length);
+  }
+
+  /** Pages of the file, which a mapping keeps: -ENXIO beyond its end. */
+  map(offset: bigint, length: bigint): FileMapping | number {
     const extents = this.#slice(Number(offset) / PAGE_BYTES, Math.ceil(Number(length) / PAGE_BYTES));
     if (extents === undefined) return -ENXIO;
     sharedCount(this, 'users', this.#users, this.#users + 1);

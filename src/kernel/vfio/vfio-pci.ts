@@ -182,7 +182,7 @@ export class VfioPciFile extends OpenFile {
   }
 
   /** A BAR, as PFNMAP memory; EINVAL for other regions and beyond its end. An access while it does not decode faults. */
-  override mmap(offset: bigint, length: bigint): FileMapping | number {
+  override *mmap(offset: bigint, length: bigint): Task<FileMapping | number> {
     const access = this.#region(offset, Number(length));
     if (typeof access === 'number') return access;
     const { bar, offset: first } = access;

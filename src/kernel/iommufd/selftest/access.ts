@@ -22,7 +22,7 @@ import {
   MOCK_FLAGS_ACCESS_SYZ,
   MOCK_FLAGS_ACCESS_WRITE,
 } from '../../../uapi/iommufd-test.js';
-import { OpenFile, type SyscallContext } from '../../files.js';
+import { OpenFile, withFile, type SyscallContext } from '../../files.js';
 import type { PinnedRun } from '../../mm/mm.js';
 import {
   iommufd_access_attach,
@@ -31,6 +31,7 @@ import {
   iommufd_access_pin_pages,
   iommufd_access_replace,
   iommufd_access_rw,
+  iommufd_access_syz_iova,
   iommufd_access_unpin_pages,
   type AccessOps,
   type IommufdAccess,
@@ -108,13 +109,16 @@ class SelftestAccessFile extends OpenFile {
   }
 }
 
-/** The access behind a descriptor; undefined = -EBADFD. */
-function getAccess(
+/** An operation on the access behind a descriptor, whose file stays open meanwhile; -EBADFD where there is none. */
+function* withAccess(
   ctx: SyscallContext,
   fd: number,
-): { readonly file: SelftestAccessFile; readonly access: IommufdAccess } | undefined {
+  body: (file: SelftestAccessFile, access: IommufdAccess) => Task<number>,
+): Task<number> {
   const file = ctx.process.files.get(fd);
-  return file instanceof SelftestAccessFile && file.access !== undefined ? { file, access: file.access } : undefined;
+  if (!(file instanceof SelftestAccessFile) || file.access === undefined) return -EBADFD;
+  const { access } = file;
+  return yield* withFile(file, () => body(file, access));
 }
 
 type Members = typeof iommu_test_member;
@@ -144,8 +148,15 @@ function* createAccess(command: TestCommandOf<Members['create_access']>): Task<n
 
 /** IOMMU_TEST_OP_ACCESS_REPLACE_IOAS */
 function* accessReplaceIoas({ id, cmd, ctx }: TestCommandOf<Members['access_replace_ioas']>): Task<number> {
-  const found = getAccess(ctx, id);
-  return found === undefined ? -EBADFD : yield* iommufd_access_replace(found.access, cmd.ioas_id, ctx);
+  return yield* withAccess(ctx, id, (_file, access) => iommufd_access_replace(access, cmd.ioas_id, ctx));
+}
+
+/** The IOVA that a test means, itself or as a fuzzer says it. */
+function* iovaOf(
+  access: IommufdAccess,
+  { flags, iova }: { readonly flags: number; readonly iova: bigint },
+): Task<bigint> {
+  return (flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? iova : yield* iommufd_access_syz_iova(access, iova);
 }
 
 /** -EBADE unless the pages are those at `uptr`. */
@@ -166,12 +177,18 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
   const { id, cmd, ctx } = command;
   if (cmd.length > MAX_LENGTH) return -ENOMEM;
   if ((cmd.flags & ~(MOCK_FLAGS_ACCESS_WRITE | MOCK_FLAGS_ACCESS_SYZ)) !== 0) return -EOPNOTSUPP;
-  const found = getAccess(ctx, id);
-  if (found === undefined) return -EBADFD;
-  const { file, access } = found;
+  return yield* withAccess(ctx, id, (file, access) => pinItem(command, file, access));
+}
+
+function* pinItem(
+  command: TestCommandOf<Members['access_pages']>,
+  file: SelftestAccessFile,
+  access: IommufdAccess,
+): Task<number> {
+  const { cmd, ctx } = command;
   if (!file.needsPinPages) return -EOPNOTSUPP;
   const { length, uptr } = cmd;
-  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
+  const iova = yield* iovaOf(access, cmd);
   if (command.ictx.allocFails()) return -ENOMEM;
   yield* file.lock.lock();
   try {
@@ -193,32 +210,33 @@ function* accessPages(command: TestCommandOf<Members['access_pages']>): Task<num
 
 /** IOMMU_TEST_OP_DESTROY_ACCESS_PAGES */
 function* destroyAccessPages({ id, cmd, ctx }: TestCommandOf<Members['destroy_access_pages']>): Task<number> {
-  const found = getAccess(ctx, id);
-  if (found === undefined) return -EBADFD;
-  const { file, access } = found;
-  yield* file.lock.lock();
-  const item = file.items.find((other) => other.id === cmd.access_pages_id);
-  if (item !== undefined) {
-    file.items = file.items.filter((other) => other !== item);
-    yield* iommufd_access_unpin_pages(access, item.iova, item.lengthBytes);
-  }
-  file.lock.unlock();
-  return item === undefined ? -ENOENT : 0;
+  return yield* withAccess(ctx, id, function* (file, access) {
+    yield* file.lock.lock();
+    const item = file.items.find((other) => other.id === cmd.access_pages_id);
+    if (item !== undefined) {
+      file.items = file.items.filter((other) => other !== item);
+      yield* iommufd_access_unpin_pages(access, item.iova, item.lengthBytes);
+    }
+    file.lock.unlock();
+    return item === undefined ? -ENOENT : 0;
+  });
 }
 
 /** IOMMU_TEST_OP_ACCESS_RW */
-function* accessRw({ id, cmd, ctx }: TestCommandOf<Members['access_rw']>): Task<number> {
+function* accessRw(command: TestCommandOf<Members['access_rw']>): Task<number> {
+  const { id, cmd, ctx } = command;
   if (cmd.length > MAX_LENGTH) return -ENOMEM;
   const flags = MOCK_ACCESS_RW_WRITE | MOCK_ACCESS_RW_SLOW_PATH | MOCK_FLAGS_ACCESS_SYZ;
   if ((cmd.flags & ~flags) !== 0) return -EOPNOTSUPP;
-  const found = getAccess(ctx, id);
-  if (found === undefined) return -EBADFD;
+  return yield* withAccess(ctx, id, (_file, access) => copyByAccess(command, access));
+}
+
+function* copyByAccess({ cmd, ctx }: TestCommandOf<Members['access_rw']>, access: IommufdAccess): Task<number> {
   const write = (cmd.flags & MOCK_ACCESS_RW_WRITE) !== 0;
   const length = Number(cmd.length);
   const data = write ? ctx.copy_from_user(cmd.uptr, length) : new Uint8Array(length);
   if (data === undefined) return -EFAULT;
-  const { access } = found;
-  const iova = (cmd.flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.iova : (access.ioas?.iopt.syzIova(cmd.iova) ?? 0n);
+  const iova = yield* iovaOf(access, cmd);
   const isSlow = (cmd.flags & MOCK_ACCESS_RW_SLOW_PATH) !== 0;
   const rc = yield* iommufd_access_rw(access, ctx.process, iova, data, { write, isSlow });
   if (rc < 0 || write) return rc;

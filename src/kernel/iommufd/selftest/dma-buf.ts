@@ -4,13 +4,14 @@
  * Source: Linux drivers/iommu/iommufd/selftest.c.
  */
 import type { Task } from '../../../runtime/task.js';
-import { EBADF, EINVAL, ENOMEM } from '../../../uapi/errno.js';
+import { EINVAL, ENOMEM } from '../../../uapi/errno.js';
 import {
   iommu_test_member,
   IOMMU_TEST_OP_DMABUF_GET,
   IOMMU_TEST_OP_DMABUF_REVOKE,
 } from '../../../uapi/iommufd-test.js';
 import { DmaBufFile } from '../../dma-buf.js';
+import { withFile } from '../../files.js';
 import { PAGE_BYTES } from '../pages.js';
 import { testRow, type TestCommandOf, type TestRow } from './command.js';
 
@@ -36,12 +37,13 @@ function* dmabufGet({ cmd, ctx, mock }: TestCommandOf<Members['dmabuf_get']>): T
 
 /** IOMMU_TEST_OP_DMABUF_REVOKE: 0, -EBADF, -EINVAL for what is none of these. */
 function* dmabufRevoke({ cmd, ctx }: TestCommandOf<Members['dmabuf_revoke']>): Task<number> {
-  const file = ctx.process.files.get(cmd.dmabuf_fd);
-  if (!(file instanceof SelftestDmaBuf)) return file === undefined ? -EBADF : -EINVAL;
-  // Importers are told in any case; what they had mapped is gone.
-  yield* file.revoke(true);
-  if (cmd.revoked === 0) yield* file.revoke(false);
-  return 0;
+  return yield* withFile(ctx.process.files.get(cmd.dmabuf_fd), function* (file) {
+    if (!(file instanceof SelftestDmaBuf)) return -EINVAL;
+    // Importers are told in any case; what they had mapped is gone.
+    yield* file.revoke(true);
+    if (cmd.revoked === 0) yield* file.revoke(false);
+    return 0;
+  });
 }
 
 const m = iommu_test_member;
