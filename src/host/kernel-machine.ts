@@ -155,6 +155,7 @@ function smmuMemory(arena: Arena, pages: PageStore): SmmuMemory {
       if (!this.loadWords(pa, found) || found[0] !== oldLo >>> 0 || found[1] !== oldHi >>> 0) return false;
       return this.store64(pa, newLo, newHi);
     },
+    isGivenBack: (pa) => arena.isFreeKernelPage(Math.floor(pa / PAGE_BYTES)),
   };
 }
 
@@ -231,7 +232,7 @@ export class KernelMachine {
         this.pages.release([extent]);
       };
       return { pa, free };
-    });
+    }, this.runtime.faults);
   }
 
   #hardware(): [Smmu, IommuCore] {

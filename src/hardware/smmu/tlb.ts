@@ -148,17 +148,28 @@ export class Tlb {
   invalidate(selection: TlbSelection): number {
     this.#invalidations++;
     let removed = 0;
-    let left = this.size;
-    const words = this.#words;
-    for (let entry = 0; entry < TLB_ENTRIES && left > 0; entry++) {
-      const at = this.#base + entry * TLB_ENTRY_WORDS;
-      if (words[at] === 0) continue;
-      left--;
-      if (!matches(selection, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)) continue;
+    for (const at of this.#selected(selection)) {
       this.#remove(at);
       removed++;
     }
     return removed;
+  }
+
+  /** Whether anything of what is selected is there. */
+  holds(selection: TlbSelection): boolean {
+    return this.#selected(selection).next().done !== true;
+  }
+
+  /** Where the entries are that match. */
+  *#selected(selection: TlbSelection): Generator<number, void> {
+    const words = this.#words;
+    let left = this.size;
+    for (let entry = 0; entry < TLB_ENTRIES && left > 0; entry++) {
+      const at = this.#base + entry * TLB_ENTRY_WORDS;
+      if (words[at] === 0) continue;
+      left--;
+      if (matches(selection, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)) yield at;
+    }
   }
 
   #setOf(ids: number, low: number, high: number): number {

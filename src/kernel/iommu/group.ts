@@ -124,6 +124,7 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
     return rc;
   }
   group.domain = domain;
+  for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
   return 0;
 }
 

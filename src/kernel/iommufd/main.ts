@@ -74,7 +74,7 @@ export class IommufdContext {
   readonly allowMixedMsi: boolean;
   readonly objects = new ObjectTable(() => this.allocFails());
   readonly groups = new IommufdGroups();
-  readonly swMsi = new SwMsiPages();
+  readonly swMsi: SwMsiPages;
   readonly mmaps = new MmapOffsets();
   accountMode: AccountMode = 'user';
   /** The kernel was built with the selftest. */
@@ -91,6 +91,7 @@ export class IommufdContext {
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
     this.faults = faults;
+    this.swMsi = new SwMsiPages(faults);
   }
 
   /** Whether the next allocation of memory fails. */

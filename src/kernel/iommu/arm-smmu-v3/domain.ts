@@ -27,6 +27,7 @@ import {
   type PagingDomain,
 } from '../domain.js';
 import type { ArmSmmuV3 } from './driver.js';
+import { LateZeroing } from './late-zeroing.js';
 
 /** MAIR indices of stage 1 (see MAIR0 in entries.ts) and MemAttr values of stage 2. */
 const ATTRIBUTES = {
@@ -118,7 +119,11 @@ export class ArmSmmuDomain implements PagingDomain {
     while (done < pages) {
       const iovaPage = iova / this.#pageBytes + done;
       const count = Math.min(perStep, pages - done);
+      const late = this.driver.faults.fires('smmu.table-before-zero')
+        ? new LateZeroing(this.table, iovaPage)
+        : undefined;
       const mapped = this.table.mapStep(iovaPage, pa / this.#pageBytes + done, count, attrLo, attrHi, gather);
+      if (late !== undefined) yield* late.happen(mapped);
       if (mapped < 0) {
         if (done > 0) yield* this.unmap(iova, done * this.#pageBytes);
         return mapped;
@@ -164,6 +169,7 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {
+    if (this.driver.faults.fires('smmu.dirty-unsynced')) return;
     yield* this.#invalidate(iova, lengthBytes, true, { head: 0 });
   }
 
@@ -173,7 +179,8 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *free(): Task<void> {
-    yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
+    if (!this.driver.faults.fires('smmu.asid-not-invalidated'))
+      yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
     this.table.destroy();
     this.#watch?.unwatch();
     this.driver.releaseTag(this.stage, this.tag);
@@ -211,7 +218,8 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   /** Invalidates a range, waits, then frees the gathered tables. */
-  *#invalidate(iova: number, lengthBytes: number, leafOnly: boolean, gather: Gather): Task<void> {
+  *#invalidate(iova: number, lengthBytes: number, leavesOnly: boolean, gather: Gather): Task<void> {
+    const leafOnly = leavesOnly || (gather.head !== 0 && this.driver.faults.fires('smmu.tables-not-invalidated'));
     const pages = lengthBytes / this.#pageBytes;
     const ranges = this.driver.features.hasRangeInvalidation;
     let commands: Uint32Array[];
