@@ -34,7 +34,8 @@ export const FAULTS = {
   'smmu.ats-tags-first': {
     layer: 'kernel',
     incident: 'IN-16',
-    effect: "a device that moves is struck off its old domain's list while it still has that domain's translations (ATS)",
+    effect:
+      "a device that moves is struck off its old domain's list while it still has that domain's translations (ATS)",
   },
   'smmu.asid-not-invalidated': {
     layer: 'kernel',
@@ -50,6 +51,10 @@ export const FAULTS = {
     layer: 'kernel',
     incident: 'IN-22',
     effect: 'the device of an event is looked up first and told later, without a lock that keeps it there',
+  },
+  'smmu.evtq-wakeup-lost': {
+    layer: 'kernel',
+    effect: "the event queue's thread forgets an interrupt that came after its last look at the queue",
   },
   'smmu.table-before-zero': {
     layer: 'kernel',

@@ -29,6 +29,8 @@ export const INVARIANTS = {
   'INV-18': 'an ASID or VMID is used again only after the old one was invalidated',
   'INV-19': 'what a guest was told at its start stays true on every host',
   'INV-20': 'the same scenario, seed and schedule give the same history',
+  mapped: 'what was mapped stays mapped until it is unmapped',
+  'device-state': 'the state of a device is loaded while it resumes, and at no other time',
   'lock-order': 'locks are taken in one order',
   'no-deadlock': 'whatever waits is woken',
   objects: 'objects that are gone leave nothing behind',

@@ -127,9 +127,14 @@ export class EventQueue {
   *thread(): Task<void> {
     for (;;) {
       while (!this.#pending) yield this.#wake;
-      this.#pending = false;
+      // Cleared after the queue was read, an interrupt that comes in between would be forgotten.
+      const isLate = this.#runtime.faults.fires('smmu.evtq-wakeup-lost');
+      this.#pending = isLate;
       yield 'smmu:evtq-thread';
       yield* this.#drain();
+      if (!isLate) continue;
+      yield 'smmu:evtq-drained';
+      this.#pending = false;
     }
   }
 
