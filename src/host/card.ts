@@ -7,7 +7,7 @@ import { VfioMigration } from '../kernel/vfio/migration.js';
 import { Mutex } from '../runtime/locks.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
-import { EBADF } from '../uapi/errno.js';
+import { EBADF, EIO } from '../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_RESUMING,
   VFIO_DEVICE_STATE_RUNNING,
@@ -25,6 +25,8 @@ const STATES: Readonly<Record<CardState, number>> = {
 const CARD = { model: 'dma-engine', vendor: 0x1d0f, device: 0xda02, classCode: 0x080100 } as const;
 const MIGRATION = { p2p: true, preCopy: true, contextBytes: 4096, dmaLogging: false } as const;
 const READ_BYTES = 4096;
+const DMA_BYTES = 4096;
+const TO_MEMORY_NS = 300;
 
 /** One card. */
 export class Card {
@@ -40,6 +42,16 @@ export class Card {
     fn.model = model;
     fn.migration = unit;
     this.#migration = new VfioMigration(runtime, bdf, unit, () => true);
+  }
+
+  /** The card writes to memory, once it may. */
+  *dma(): Task<number> {
+    const { ok } = yield* this.#migration.unit.transact('write', 0n, DMA_BYTES, function* () {
+      yield TO_MEMORY_NS;
+      yield 'dma:translated';
+      return { ok: true };
+    });
+    return ok ? 0 : -EIO;
   }
 
   /** Walks to a state: 0 or -errno. A data descriptor that comes with it replaces the one before. */

@@ -362,6 +362,9 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   *'set-state'({ things }, { card, state }) {
     return yield* things.get(card)?.card?.setState(state) ?? noDevice();
   },
+  *'card-dma'({ things }, { card }) {
+    return yield* things.get(card)?.card?.dma() ?? noDevice();
+  },
   *save({ ctx, things }, { card, as }) {
     const bytes = yield* things.get(card)?.card?.save(ctx) ?? noDevice();
     if (typeof bytes === 'number') return bytes;

@@ -95,6 +95,8 @@ export interface Operations {
   readonly card: { readonly as: string };
   /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE of a card */
   readonly 'set-state': { readonly card: string; readonly state: CardState };
+  /** A card writes to memory. */
+  readonly 'card-dma': { readonly card: string };
   /** Reads all that the data descriptor of a card gives. */
   readonly save: { readonly card: string; readonly as: string };
   /** Writes what was read from another to the data descriptor of a card. */

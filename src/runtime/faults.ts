@@ -90,6 +90,11 @@ export const FAULTS = {
     incident: 'IN-23',
     effect: 'a write of migration data looks at the state of the device before it waits, not after',
   },
+  'vfio.memory-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-20',
+    effect: 'memory decode of a device may be switched off between the look at it and an access to a BAR',
+  },
   'device.stop-undrained': {
     layer: 'hardware',
     effect: 'a device says that it has stopped while DMA of it is under way',
@@ -169,6 +174,11 @@ export class FaultSwitches {
 
   disarm(id: FaultId): void {
     this.#armed.delete(id);
+  }
+
+  /** Whether hardware has been broken on purpose: what it does then is what the run is about. */
+  get isHardwareBroken(): boolean {
+    return [...this.#armed.keys()].some((id) => FAULTS[id].layer === 'hardware');
   }
 
   /** Counts a call and says whether the fault strikes it. */

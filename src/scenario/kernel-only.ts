@@ -55,6 +55,7 @@ const operations = {
   msi: z.strictObject({ device: name, doorbell: count(0, 1).default(0) }),
   card: z.strictObject({ as: name }),
   'set-state': z.strictObject({ card: name, state: z.enum(CARD_STATES) }),
+  'card-dma': z.strictObject({ card: name }),
   save: z.strictObject({ card: name, as: name }),
   load: z.strictObject({ card: name, from: name }),
   access: z.strictObject({ as: name, ...space, pins: z.boolean().default(true) }),

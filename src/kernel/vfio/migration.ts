@@ -137,7 +137,9 @@ export class VfioMigration {
       if (rc < 0) return rc;
     }
     const activity = ACTIVITY.get(to) ?? 'stopped';
+    yield 'vfio:mig-arc';
     if (activity !== this.unit.activity) yield* this.unit.setActivity(activity);
+    yield 'vfio:mig-arc-done';
     const wasSaving = this.#saving !== undefined;
     const isSaving = PRE_COPY_STATES.includes(to) || to === VFIO_DEVICE_STATE_STOP_COPY;
     if (isSaving && !wasSaving) {
