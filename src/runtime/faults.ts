@@ -68,7 +68,6 @@ export const FAULTS = {
   },
   'smmu.dirty-unsynced': {
     layer: 'kernel',
-    incident: 'IN-26',
     effect: 'dirty bits are cleared without an invalidation: TLBs go on writing as if they were set',
   },
   'smmu.cmdq-prod-early': {
@@ -84,6 +83,11 @@ export const FAULTS = {
     layer: 'kernel',
     incident: 'IN-32',
     effect: 'the list of MSI doorbell pages is changed without a lock of its own',
+  },
+  'vfio.log-range-short': {
+    layer: 'kernel',
+    incident: 'IN-27',
+    effect: 'a DMA log covers the largest power of two below the length of a range: of a length that is one, half',
   },
   'vfio.resume-unlocked': {
     layer: 'kernel',

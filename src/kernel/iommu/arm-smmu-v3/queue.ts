@@ -110,10 +110,10 @@ export class CommandQueue {
     const isOwner = !this.#hasOwner;
     this.#hasOwner = true;
     yield 'smmu:cmdq-claimed';
-    commands.forEach((command, i) => {
+    for (const [i, command] of commands.entries()) {
       this.#memory.write(this.#index.slot(first + i) * COMMAND_BYTES, command);
-    });
-    yield 'smmu:cmdq-written';
+      yield 'smmu:cmdq-written';
+    }
     for (let position = first; position < end; position++) this.#valid.add(position);
     this.#progress.wakeAll();
     if (isOwner) yield* this.#publish(first);
