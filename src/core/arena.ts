@@ -60,6 +60,10 @@ const DEFAULT_STORAGE_FRAMES = 49152;
 const WASM_PAGE_FRAMES = 16;
 const MAX_FRAMES = 2 ** 20;
 const OWNED = 1;
+/** A frame's info: its third word is 0 inside a block, else whether the block it heads is free, and its order. */
+const FRAME_STATE = 8;
+const FRAME_FREE = 0x80;
+const FRAME_ORDER_MASK = 0x3f;
 const FREE = 0;
 
 function checkOptions(kernelFrames: number, storageFrames: number, kernelBasePfn: number): void {
@@ -207,6 +211,19 @@ export class Arena {
   frameToPfn(frame: number): number {
     const index = frame - this.kernelFirst;
     return index >= 0 && index < this.kernelFrames ? this.kernelBasePfn + index : -1;
+  }
+
+  /** Whether a physical page is a kernel frame that nobody has. Another thread may change that at any time. */
+  isFreeKernelPage(pfn: number): boolean {
+    const index = pfn - this.kernelBasePfn;
+    if (index < 0 || index >= this.kernelFrames) return false;
+    for (let order = 0; order <= MAX_ORDER; order++) {
+      const head = this.kernelFirst + index - (index % 2 ** order);
+      const state = this.word(FRAME_INFO + (head << FRAME_INFO_SHIFT) + FRAME_STATE);
+      // The first head at or below the page that stands for a block large enough is the block it lies in.
+      if (state !== 0 && (state & FRAME_ORDER_MASK) >= order) return (state & FRAME_FREE) !== 0;
+    }
+    return false;
   }
 
   /** Kernel frames allocated now. */

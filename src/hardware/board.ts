@@ -24,7 +24,7 @@ import { Its } from './msi/its.js';
 import { Gicv2m, InRcMsi, spisOf, X86Msi } from './msi/simple.js';
 import { functionType } from './pcie/config-builder.js';
 import type { Capture } from './pcie/fabric.js';
-import { HostBridge } from './pcie/host-bridge.js';
+import { HostBridge, type TranslatedAccess } from './pcie/host-bridge.js';
 import { PciFunction, type Bar } from './pcie/function.js';
 import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
@@ -85,6 +85,7 @@ export class Board {
   readonly #runtime: NodeRuntime;
   #interruptHandler: (interrupt: Interrupt) => void = () => undefined;
   #smmuIrqHandler: (smmu: string, line: string) => void = () => undefined;
+  #translatedHandler: (access: TranslatedAccess) => void = () => undefined;
   #hotplugHandler: (bdf: string, what: HotplugChange) => void = () => undefined;
   readonly #slots = new Map<PciFunction, Slot>();
 
@@ -121,6 +122,11 @@ export class Board {
   /** The kernel's handler for the wired interrupts of SMMUs. */
   onSmmuIrq(handler: (smmu: string, line: string) => void): void {
     this.#smmuIrqHandler = handler;
+  }
+
+  /** Who looks at every access that an IOMMU has let through, before it is done. The kernel knows whose memory that is. */
+  onTranslated(handler: (access: TranslatedAccess) => void): void {
+    this.#translatedHandler = handler;
   }
 
   /** The kernel's handler for slots that change. */
@@ -313,6 +319,7 @@ export class Board {
       analyser: this.analyser,
       smmus: this.smmus,
       captures: this.#captures(description),
+      onTranslated: (access) => this.#translatedHandler(access),
       msiControllers: this.msiControllers,
     });
     this.hostBridges.push(bridge);

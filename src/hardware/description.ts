@@ -61,6 +61,8 @@ export interface SmmuDescription {
   readonly breakBeforeMakeLevel?: number;
   /** Stage 2 forces write-back (IDR3.FWB): a guest's stage 1 may lie under it. */
   readonly forcedWriteBack?: boolean;
+  /** 16 where nothing is said. */
+  readonly asidBits?: 8 | 16;
   /** All masters are coherent whatever the memory type (IORT's CANWBS): the same without IDR3.FWB. */
   readonly fullyCoherentMasters?: boolean;
   /** VT-d caching mode, AMD-Vi NpCache: a virtual IOMMU that must be told of every mapping; its kernel does not defer flushes. */

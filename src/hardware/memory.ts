@@ -112,6 +112,11 @@ export class PhysicalMemory {
     return Atomics.compareExchange(this.arena.longs, index, expected, toLong(newLo, newHi)) === expected;
   }
 
+  /** Whether an address lies in the kernel window, in a frame that nobody has. */
+  isGivenBack(pa: number): boolean {
+    return this.arena.isFreeKernelPage(Math.floor(pa / FRAME_BYTES));
+  }
+
   /** Gives pages pfn..pfn+pages-1 the contents stamp, stamp+step, ...; frames they had are freed. */
   setPageStamps(pfn: number, pages: number, stamp: number, step: 0 | 1): void {
     for (let at = this.directory.nextEntry(pfn); at >= 0 && at < pfn + pages; at = this.directory.nextEntry(at + 1)) {

@@ -18,6 +18,7 @@ import type { Device } from '../kernel/device.js';
 import { SyscallContext } from '../kernel/files.js';
 import { beginAccess, endAccess } from '../kernel/iommu/mapping-check.js';
 import { memoryWord } from '../kernel/iommu/dma-memory.js';
+import { ArmSmmuV3 } from '../kernel/iommu/arm-smmu-v3/driver.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
 import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
@@ -27,6 +28,8 @@ import {
   iommufd_device_unbind,
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
+import type { PagingDomain } from '../kernel/iommu/domain.js';
+import { HwptPaging } from '../kernel/iommufd/hw-pagetable.js';
 import { Ioas } from '../kernel/iommufd/ioas.js';
 import { IommufdContext, IommufdFile } from '../kernel/iommufd/main.js';
 import { MockDomain } from '../kernel/iommufd/selftest/mock-domain.js';
@@ -38,9 +41,11 @@ import { Process, UserStruct } from '../kernel/mm/process.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import { isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
-import { EFAULT } from '../uapi/errno.js';
+import { EFAULT, ENODEV } from '../uapi/errno.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../uapi/pci-regs.js';
 import { PROT_READ, PROT_WRITE } from '../uapi/syscall.js';
+import { Card } from './card.js';
+import { DirtyWrites } from './dirty-writes.js';
 import { MachineViewer } from './machine-view.js';
 import { PageStore } from './page-store.js';
 import type { Program } from './program.js';
@@ -77,11 +82,17 @@ const SMMU_DESCRIPTION: HostDescription['iommus'][number] = {
   httu: 'dirty',
   granules: ['4k', '64k'],
   streamIdBits: 8,
+  // So few that a program can use them up.
+  asidBits: 8,
   rangeInvalidation: true,
   ats: true,
   pri: true,
   forcedWriteBack: true,
+  softwareMsi: { start: 0x8000000n, last: 0x80fffffn },
 };
+
+/** Frames of interrupt controllers; nothing happens there but that messages arrive. */
+const DOORBELLS = [0x8080040, 0x8090040] as const;
 
 /** A device's function: it has ATS, which stays off until the driver switches it on. */
 const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100 } as const;
@@ -128,7 +139,7 @@ function freshArena(kind: Program['iommu']): Arena {
     known.arena.restore(known.initial);
     return known.arena;
   }
-  const frames = kind === 'mock' ? { kernelFrames: 16, storageFrames: 64 } : { kernelFrames: 2048, storageFrames: 256 };
+  const frames = kind === 'mock' ? { kernelFrames: 16, storageFrames: 64 } : { kernelFrames: 2048, storageFrames: 512 };
   const arena = Arena.create({ ...frames, kernelBasePfn: KERNEL_BASE_PFN });
   pool.set(kind, { arena, initial: arena.save() });
   return arena;
@@ -163,6 +174,7 @@ function smmuMemory(arena: Arena, pages: PageStore): SmmuMemory {
       if (!this.loadWords(pa, found) || found[0] !== oldLo >>> 0 || found[1] !== oldHi >>> 0) return false;
       return this.store64(pa, newLo, newHi);
     },
+    isGivenBack: (pa) => arena.isFreeKernelPage(Math.floor(pa / PAGE_BYTES)),
   };
 }
 
@@ -175,6 +187,7 @@ export class KernelMachine {
   /** There with hardware only. */
   readonly smmu: Smmu | undefined;
   readonly #core: IommuCore | undefined;
+  readonly dirtyWrites: DirtyWrites;
   readonly #testCommand: CommandRow | undefined;
   readonly ictx: IommufdContext;
   readonly processes = new Map<string, Process>();
@@ -195,6 +208,7 @@ export class KernelMachine {
     this.arena = freshArena(program.iommu);
     this.arena.setKernelAllocFault(() => this.runtime.faults.fires('core.kernel-alloc'));
     this.#hasAts = program.ats;
+    this.dirtyWrites = new DirtyWrites(this.runtime.invariants);
     this.pages = new PageAllocator(this.memory, [{ pfn: RAM_PFN, pages: RAM_PAGES }]);
     if (isMock) this.#testCommand = this.#selftest();
     else [this.smmu, this.#core] = this.#hardware();
@@ -246,7 +260,7 @@ export class KernelMachine {
         this.pages.release([extent]);
       };
       return { pa, free };
-    });
+    }, this.runtime.faults);
   }
 
   /** Physically contiguous pages. What is given out in pieces is held until there is a run, so that the next try finds others. */
@@ -359,6 +373,25 @@ export class KernelMachine {
     this.#functions.delete(device.streamIds[0] ?? -1);
   }
 
+  /** A card with a migration unit, in no slot. */
+  addCard(): Card {
+    return new Card(this.runtime, `0000:01:${(this.#devices++).toString(16).padStart(2, '0')}.0`, NO_FABRIC);
+  }
+
+  /** The domain of a page table; undefined for numbers that are none. */
+  domainOf(hwptId: number): PagingDomain | undefined {
+    for (const object of this.ictx.objects.objects())
+      if (object instanceof HwptPaging && object.id === hwptId) return object.domain;
+    return undefined;
+  }
+
+  /** The domains of an address space. */
+  domainsOf(ioasId: number): PagingDomain[] {
+    return [...this.ictx.objects.objects()].flatMap((object) =>
+      object instanceof HwptPaging && object.ioas.id === ioasId ? [object.domain] : [],
+    );
+  }
+
   /** The iommufd device of a number. */
   boundDevice(id: number): IommufdDevice {
     const idev = getDevice(this.ictx, id);
@@ -384,6 +417,16 @@ export class KernelMachine {
   /** Everything was given back. @throws InvariantError when something was not */
   checkNothingIsLeft(): void {
     const { invariants } = this.runtime;
+    for (const driver of this.#core?.drivers ?? []) {
+      if (!(driver instanceof ArmSmmuV3) || this.smmu === undefined) continue;
+      const { eventsRecorded } = this.smmu;
+      invariant(
+        eventsRecorded === driver.eventsDelivered,
+        `${driver.eventsDelivered} of ${eventsRecorded} events in the queue of ${driver.name} were delivered`,
+        'INV-14',
+      );
+      invariants.held('INV-14');
+    }
     invariant(this.pages.pinnedPages === 0, `${this.pages.pinnedPages} pages are still pinned`, 'INV-3');
     for (const { name, mm, user } of this.processes.values()) {
       const charged = [mm.pinnedVm, mm.lockedVm, user.lockedVm];
@@ -476,6 +519,20 @@ export class KernelMachine {
     return pa === undefined ? -EFAULT : 0;
   }
 
+  /** A device sends an interrupt message: 0, what the kernel says of the doorbell, or -EFAULT. @throws InvariantError INV-15 when it ends elsewhere */
+  *message(device: Device, doorbell: number): Task<number> {
+    const wanted = DOORBELLS[doorbell];
+    if (this.#core === undefined || wanted === undefined) return -ENODEV;
+    const address = yield* this.#core.iommu_dma_prepare_msi(device, wanted);
+    if (typeof address === 'number') return address;
+    yield 'program:msi-address';
+    const pa = yield* this.#access(device, address, true);
+    if (pa === undefined) return -EFAULT;
+    invariant(pa === wanted, `an interrupt message ended at 0x${pa.toString(16)}`, 'INV-15');
+    this.runtime.invariants.held('INV-15');
+    return 0;
+  }
+
   /** The mock's devices reach memory in the step in which they look it up: there is no way to wait for those that do not. */
   #mockAccess(device: Device, iova: bigint, write: boolean): number | undefined {
     const domain = device.group?.domain;
@@ -484,6 +541,7 @@ export class KernelMachine {
     if (pa === undefined) return undefined;
     if (write && domain.tracksDirty) domain.set_dirty(Number(iova));
     this.#touch(pa, write);
+    if (write) this.dirtyWrites.wrote(domain, iova, pa);
     return pa;
   }
 
@@ -503,7 +561,11 @@ export class KernelMachine {
         if (typeof entry === 'string') return undefined;
         address = BigInt(entry.pa) + iova - entry.first;
       }
-      return yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
+      const pa = yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
+      // A group that is being moved is in two domains: which of them has the write nobody can tell.
+      const group = device.group?.mutex.isHeld === true ? undefined : device.group;
+      if (pa !== undefined && write && group?.domain !== undefined) this.dirtyWrites.wrote(group.domain, iova, pa);
+      return pa;
     } finally {
       if (atcTicket !== undefined) fn.atc.end(atcTicket);
     }
@@ -525,6 +587,7 @@ export class KernelMachine {
 
   #touch(pa: number, write: boolean): void {
     const pfn = Math.floor(pa / PAGE_BYTES);
+    if (DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn)) return;
     sharedRead(this, 'pages without pins');
     const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
     const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';

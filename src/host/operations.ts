@@ -22,6 +22,7 @@ import type { Ioctl } from '../uapi/ioctl.js';
 import * as test from '../uapi/iommufd-test.js';
 import * as uapi from '../uapi/iommufd.js';
 import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
+import type { Card } from './card.js';
 import { ARGUMENT_BYTES, type KernelMachine } from './kernel-machine.js';
 import type { BufferRef, Call, OperationName, Operations } from './program.js';
 
@@ -43,6 +44,9 @@ export interface Thing {
   /** Number of a pin. */
   readonly pin?: number;
   readonly mmapOffset?: bigint;
+  readonly card?: Card;
+  /** What was read from a card. */
+  readonly bytes?: Uint8Array;
 }
 
 /** A task of a program in the kernel. */
@@ -87,6 +91,10 @@ function* ioctl<F extends FieldSpecs>(
   return { rc, value: struct.decode(mm.copy_from_user(argument, bytes.length) ?? bytes) };
 }
 
+function* noDevice(): Task<number> {
+  return -ENODEV;
+}
+
 type Member = keyof typeof test.iommu_test_member;
 type MemberFields<M extends Member> = ReturnType<(typeof test.iommu_test_member)[M]['decode']>;
 
@@ -126,6 +134,37 @@ function mapFlags(prot: 'r' | 'w' | 'rw', isFixed: boolean): number {
   );
 }
 
+/** IOMMU_HWPT_ALLOC */
+function* allocHwpt(
+  caller: Caller,
+  { as, device, on, dirty, nesting, 'fault-queue': faultQueue, iotlb }: Operations['hwpt'],
+): Task<number> {
+  const data = iotlb === undefined ? undefined : test.iommu_hwpt_selftest.encode({ iotlb });
+  const { rc, value } = yield* ioctl(
+    caller,
+    uapi.IOMMU_HWPT_ALLOC,
+    {
+      flags:
+        (dirty ? uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING : 0) |
+        (nesting ? uapi.IOMMU_HWPT_ALLOC_NEST_PARENT : 0) |
+        (faultQueue === undefined ? 0 : uapi.IOMMU_HWPT_FAULT_ID_VALID),
+      dev_id: idOf(caller, device),
+      pt_id: idOf(caller, on),
+      fault_id: faultQueue === undefined ? 0 : idOf(caller, faultQueue),
+      ...(data === undefined
+        ? {}
+        : {
+            data_type: test.IOMMU_HWPT_DATA_SELFTEST,
+            data_len: data.length,
+            data_uptr: caller.argument + DATA_OFFSET,
+          }),
+    },
+    data,
+  );
+  if (rc === 0) caller.things.set(as, { id: value.out_hwpt_id });
+  return rc;
+}
+
 const EVERYTHING = 2n ** 64n - 1n;
 
 const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
@@ -158,7 +197,12 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *unmap(caller, { ioas, iova, length }) {
     const range = iova === undefined ? { iova: 0n, length: EVERYTHING } : { iova, length: length ?? 0n };
-    return (yield* ioctl(caller, uapi.IOMMU_IOAS_UNMAP, { ioas_id: idOf(caller, ioas), ...range })).rc;
+    const { dirtyWrites } = caller.machine;
+    const domains = caller.machine.domainsOf(idOf(caller, ioas));
+    dirtyWrites.forget(domains, range.iova, range.length);
+    const { rc } = yield* ioctl(caller, uapi.IOMMU_IOAS_UNMAP, { ioas_id: idOf(caller, ioas), ...range });
+    dirtyWrites.forget(domains, range.iova, range.length);
+    return rc;
   },
   *copy(caller, { from, to, length }) {
     const { rc } = yield* ioctl(caller, uapi.IOMMU_IOAS_COPY, {
@@ -276,37 +320,24 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     yield* machine.giveBack(thing);
     return 0;
   },
-  *hwpt(caller, { as, device, on, dirty, nesting, 'fault-queue': faultQueue, iotlb }) {
-    const data = iotlb === undefined ? undefined : test.iommu_hwpt_selftest.encode({ iotlb });
-    const { rc, value } = yield* ioctl(
-      caller,
-      uapi.IOMMU_HWPT_ALLOC,
-      {
-        flags:
-          (dirty ? uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING : 0) |
-          (nesting ? uapi.IOMMU_HWPT_ALLOC_NEST_PARENT : 0) |
-          (faultQueue === undefined ? 0 : uapi.IOMMU_HWPT_FAULT_ID_VALID),
-        dev_id: idOf(caller, device),
-        pt_id: idOf(caller, on),
-        fault_id: faultQueue === undefined ? 0 : idOf(caller, faultQueue),
-        ...(data === undefined
-          ? {}
-          : {
-              data_type: test.IOMMU_HWPT_DATA_SELFTEST,
-              data_len: data.length,
-              data_uptr: caller.argument + DATA_OFFSET,
-            }),
-      },
-      data,
-    );
-    if (rc === 0) caller.things.set(as, { id: value.out_hwpt_id });
+  *hwpt(caller, args) {
+    let rc = 0;
+    for (let made = 0; made < args.times && rc === 0; made++) rc = yield* allocHwpt(caller, args);
     return rc;
   },
   *'track-dirty'(caller, { hwpt, on }) {
+    const { machine } = caller;
+    const domain = machine.domainOf(idOf(caller, hwpt));
+    if (domain !== undefined && !on) machine.dirtyWrites.stop(domain);
     const fields = { hwpt_id: idOf(caller, hwpt), flags: on ? uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE : 0 };
-    return (yield* ioctl(caller, uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, fields)).rc;
+    const { rc } = yield* ioctl(caller, uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, fields);
+    if (rc === 0 && domain !== undefined && on) machine.dirtyWrites.start(domain);
+    return rc;
   },
   *'read-dirty'(caller, { hwpt, iova, length, clear }) {
+    const { machine, ctx } = caller;
+    const domain = machine.domainOf(idOf(caller, hwpt));
+    const report = domain && machine.dirtyWrites.begin(domain, iova, length);
     const { rc } = yield* ioctl(
       caller,
       uapi.IOMMU_HWPT_GET_DIRTY_BITMAP,
@@ -320,7 +351,18 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       },
       new Uint8Array(Math.ceil(Number(length / PAGE) / 64) * 8),
     );
+    if (report !== undefined) {
+      const bytes = ctx.copy_from_user(caller.argument + DATA_OFFSET, Math.ceil(Number(length / PAGE) / 8));
+      machine.dirtyWrites.end(report, clear, (page) => {
+        const bit = page - report.first;
+        return rc === 0 && (((bytes?.[bit >> 3] ?? 0) >> (bit % 8)) & 1) === 1;
+      });
+    }
     return rc;
+  },
+  *msi({ machine, things }, { device, doorbell }) {
+    const thing = things.get(device);
+    return thing?.device === undefined ? -ENODEV : yield* machine.message(thing.device, doorbell);
   },
   *dma({ machine, things }, { device, iova, length, write }) {
     const thing = things.get(device);
@@ -331,6 +373,28 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       if (done < 0) rc = done;
     }
     return rc;
+  },
+
+  // --- migration ---
+
+  *card({ machine, things }, { as }) {
+    things.set(as, { card: machine.addCard() });
+    return 0;
+  },
+  *'set-state'({ things }, { card, state }) {
+    return yield* things.get(card)?.card?.setState(state) ?? noDevice();
+  },
+  *'card-dma'({ things }, { card }) {
+    return yield* things.get(card)?.card?.dma() ?? noDevice();
+  },
+  *save({ ctx, things }, { card, as }) {
+    const bytes = yield* things.get(card)?.card?.save(ctx) ?? noDevice();
+    if (typeof bytes === 'number') return bytes;
+    things.set(as, { bytes });
+    return bytes.length;
+  },
+  *load({ ctx, things }, { card, from }) {
+    return yield* things.get(card)?.card?.load(ctx, things.get(from)?.bytes ?? new Uint8Array()) ?? noDevice();
   },
 
   // --- accesses ---

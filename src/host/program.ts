@@ -14,6 +14,10 @@ export interface BufferRef {
   readonly offset: bigint;
 }
 
+/** States of VFIO's migration state machine. */
+export const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const;
+export type CardState = (typeof CARD_STATES)[number];
+
 /** Operations and what they are given. Names of things are strings, addresses and lengths bigints. */
 export interface Operations {
   /** IOMMU_IOAS_ALLOC */
@@ -77,6 +81,8 @@ export interface Operations {
     readonly 'fault-queue'?: string;
     /** A nested page table's data: what its IOTLB holds first. */
     readonly iotlb?: number;
+    /** So many of them, one after the other, up to the first error; the name is the last one's. */
+    readonly times: number;
   };
   /** IOMMU_HWPT_SET_DIRTY_TRACKING */
   readonly 'track-dirty': { readonly hwpt: string; readonly on: boolean };
@@ -89,6 +95,18 @@ export interface Operations {
   };
   /** A device reads or writes a byte of each page of a range. */
   readonly dma: { readonly device: string; readonly iova: bigint; readonly length: bigint; readonly write: boolean };
+  /** A device sends an interrupt message to one of the machine's two doorbells, which the kernel makes reachable first. */
+  readonly msi: { readonly device: string; readonly doorbell: number };
+  /** A card that can be migrated, open by its driver. */
+  readonly card: { readonly as: string };
+  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE of a card */
+  readonly 'set-state': { readonly card: string; readonly state: CardState };
+  /** A card writes to memory. */
+  readonly 'card-dma': { readonly card: string };
+  /** Reads all that the data descriptor of a card gives. */
+  readonly save: { readonly card: string; readonly as: string };
+  /** Writes what was read from another to the data descriptor of a card. */
+  readonly load: { readonly card: string; readonly from: string };
   /** An access: a device that is emulated, with a descriptor. */
   readonly access: { readonly as: string; readonly ioas: string; readonly pins: boolean };
   /** `syz`: the low 32 bits of the IOVA count areas, the others are an offset into that one. */

@@ -444,6 +444,15 @@ export class IrqCore {
     return new DirectDomain(X86_FIRST_VECTOR, X86_VECTORS, false);
   }
 
+  /** Whether a controller says of itself that one group's devices raise no interrupts of another's. */
+  #claimsIsolation(controller: string, from: string, owner: Device): boolean {
+    const { faults } = this.#runtime;
+    const isIsolated = this.#board.description.msiControllers.some(
+      ({ name, isolated }) => name === controller && isolated,
+    );
+    return isIsolated && owner.group?.devices.some(({ name }) => name === from) !== true && !faults.isHardwareBroken;
+  }
+
   /** Runs the handler; tells of interrupts that nobody asked for, and of those that another function raised. */
   #arrived({ controller, intid, from }: Interrupt): void {
     const handler = this.#handlers.get(`${controller}/${intid}`);
@@ -452,8 +461,15 @@ export class IrqCore {
       this.#runtime.emit('irq.spurious', named);
       return;
     }
-    if (from !== undefined && from !== handler.device.name)
+    if (from !== undefined && from !== handler.device.name) {
       this.#runtime.emit('irq.foreign', { ...named, owner: handler.device.name });
+      invariant(
+        !this.#claimsIsolation(controller, from, handler.device),
+        `${from} raised an interrupt of ${handler.device.name} at ${controller}, which claims to keep them apart`,
+        'INV-15',
+      );
+    }
+    this.#runtime.invariants.held('INV-15');
     this.#runtime.scheduler.callAt(this.#runtime.now + IRQ_ENTRY_NS, handler.run);
   }
 }

@@ -11,9 +11,10 @@
 import type { Board } from '../hardware/board.js';
 import { readFrame } from '../hardware/bus.js';
 import type { HostDescription } from '../hardware/description.js';
+import type { TranslatedAccess } from '../hardware/pcie/host-bridge.js';
 import type { LabCommand, LabReply, ProcessSpec } from './lab.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
-import type { Task } from '../runtime/task.js';
+import { invariant, type Task } from '../runtime/task.js';
 import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH, ENODEV } from '../uapi/errno.js';
 import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRequest } from '../uapi/syscall.js';
 import { SYSCALL_NS } from './costs.js';
@@ -83,6 +84,24 @@ export class Kernel {
     this.#irq = new IrqCore(runtime, board, this.#iommu);
     this.#pci = new PciCore(runtime, board, this.#iommu, this.#irq, this.#vfio);
     this.#sysfs = new Sysfs(this.#iommu, this.#pci, this.#vfio);
+    board.onTranslated((access) => this.#checkReached(access));
+  }
+
+  /**
+   * A device that user space owns reaches memory that is pinned for it, and no other (INV-3). What is no memory, a doorbell or a BAR,
+   * needs no pin. While the group is moved, whose domain it was cannot be told.
+   */
+  #checkReached({ bdf, pa, lengthBytes }: TranslatedAccess): void {
+    const group = this.#pci.device(bdf)?.group;
+    if (group?.attachHandle === undefined || group.mutex.isHeld) return;
+    if (!this.#board.memory.contains(pa, lengthBytes) || this.#runtime.faults.isHardwareBroken) return;
+    const pfn = Math.floor(pa / PAGE_BYTES);
+    invariant(
+      this.#pages.pinCount(pfn) > 0,
+      `${bdf} reached page 0x${pfn.toString(16)}, which nobody has pinned`,
+      'INV-3',
+    );
+    this.#runtime.invariants.held('INV-3');
   }
 
   /** From power-on to user space. */

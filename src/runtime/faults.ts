@@ -26,6 +26,88 @@ export const FAULTS = {
     layer: 'hardware',
     effect: 'a device does not answer an invalidation of its ATC in time, and forgets nothing',
   },
+  'smmu.entry-not-hitless': {
+    layer: 'kernel',
+    incident: 'IN-15',
+    effect: 'a live stream table entry or context descriptor is overwritten doubleword by doubleword',
+  },
+  'smmu.tables-not-invalidated': {
+    layer: 'kernel',
+    incident: 'IN-16',
+    effect: 'tables that an unmap takes out are given back after an invalidation of leaves alone',
+  },
+  'smmu.ats-tags-first': {
+    layer: 'kernel',
+    incident: 'IN-16',
+    effect:
+      "a device that moves is struck off its old domain's list while it still has that domain's translations (ATS)",
+  },
+  'smmu.asid-not-invalidated': {
+    layer: 'kernel',
+    incident: 'IN-21',
+    effect: 'an ASID or VMID is given back without an invalidation of what TLBs have of it',
+  },
+  'smmu.tables-freed-early': {
+    layer: 'kernel',
+    incident: 'IN-21',
+    effect: "the tables of a device's default domain are freed before its stream table entry is taken away",
+  },
+  'smmu.event-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-22',
+    effect: 'the device of an event is looked up first and told later, without a lock that keeps it there',
+  },
+  'smmu.evtq-wakeup-lost': {
+    layer: 'kernel',
+    effect: "the event queue's thread forgets an interrupt that came after its last look at the queue",
+  },
+  'smmu.table-before-zero': {
+    layer: 'kernel',
+    incident: 'IN-24',
+    effect: 'a new translation table is published (relaxed cmpxchg) before its zeroing is visible to other CPUs',
+  },
+  'smmu.tag-error-unchecked': {
+    layer: 'kernel',
+    incident: 'IN-34',
+    effect: 'no ASID or VMID is left: the error is stored in an unsigned variable and taken for one',
+  },
+  'smmu.dirty-unsynced': {
+    layer: 'kernel',
+    effect: 'dirty bits are cleared without an invalidation: TLBs go on writing as if they were set',
+  },
+  'smmu.cmdq-prod-early': {
+    layer: 'kernel',
+    effect: "CMDQ_PROD is written before other CPUs' commands in front of it are in their slots",
+  },
+  'mock.top-in-two-steps': {
+    layer: 'kernel',
+    incident: 'IN-8',
+    effect: 'a page table that grows publishes its new root and its new level one after the other',
+  },
+  'iommufd.sw-msi-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-32',
+    effect: 'the list of MSI doorbell pages is changed without a lock of its own',
+  },
+  'vfio.log-range-short': {
+    layer: 'kernel',
+    incident: 'IN-27',
+    effect: 'a DMA log covers the largest power of two below the length of a range: of a length that is one, half',
+  },
+  'vfio.resume-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-23',
+    effect: 'a write of migration data looks at the state of the device before it waits, not after',
+  },
+  'vfio.memory-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-20',
+    effect: 'memory decode of a device may be switched off between the look at it and an access to a BAR',
+  },
+  'device.stop-undrained': {
+    layer: 'hardware',
+    effect: 'a device says that it has stopped while DMA of it is under way',
+  },
   'its.drop': { layer: 'hardware', effect: 'a write to GITS_TRANSLATER raises no interrupt' },
   'device.log-lost': { layer: 'hardware', effect: 'a write of a device is missing from its DMA log' },
   'vfio.mig-arc': {
@@ -188,6 +270,11 @@ export class FaultSwitches {
 
   disarm(id: FaultId): void {
     this.#armed.delete(id);
+  }
+
+  /** Whether hardware has been broken on purpose: what it does then is what the run is about. */
+  get isHardwareBroken(): boolean {
+    return [...this.#armed.keys()].some((id) => FAULTS[id].layer === 'hardware');
   }
 
   /** Counts a call and says whether the fault strikes it. */

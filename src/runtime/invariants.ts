@@ -31,6 +31,9 @@ export const INVARIANTS = {
   'INV-20': 'the same scenario, seed and schedule give the same history',
   linearizability:
     'map, unmap and translate of a page have an order that explains their answers, and a range comes and goes as a whole',
+  mapped: 'what was mapped stays mapped until it is unmapped',
+  'device-state': 'the state of a device is loaded while it resumes, and at no other time',
+  mmio: 'the CPU accesses no BAR of a device that does not decode memory',
   'lock-order': 'locks are taken in one order',
   'no-deadlock': 'whatever waits is woken',
   objects: 'objects are used while they live, and leave nothing behind',

@@ -8,7 +8,7 @@
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO } from '../uapi/errno.js';
-import type { Call, OperationName, Operations, Program } from '../host/program.js';
+import { CARD_STATES, type Call, type OperationName, type Operations, type Program } from '../host/program.js';
 import { address, count, deviation, name, range, size } from './fields.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
@@ -50,10 +50,17 @@ const operations = {
     nesting: z.boolean().default(false),
     'fault-queue': name.optional(),
     iotlb: count(0, 0xffff_ffff).optional(),
+    times: count(1, 1024).default(1),
   }),
   'track-dirty': z.strictObject({ hwpt: name, on: z.boolean() }),
   'read-dirty': z.strictObject({ hwpt: name, iova: address, length: size, clear: z.boolean().default(true) }),
   dma: z.strictObject({ device: name, iova: address, length: size, write: z.boolean().default(true) }),
+  msi: z.strictObject({ device: name, doorbell: count(0, 1).default(0) }),
+  card: z.strictObject({ as: name }),
+  'set-state': z.strictObject({ card: name, state: z.enum(CARD_STATES) }),
+  'card-dma': z.strictObject({ card: name }),
+  save: z.strictObject({ card: name, as: name }),
+  load: z.strictObject({ card: name, from: name }),
   access: z.strictObject({ as: name, ...space, pins: z.boolean().default(true) }),
   pin: z.strictObject({ access: name, iova: address, length: size, as: name, syz: z.boolean().default(false) }),
   unpin: z.strictObject({ access: name, pin: name }),
@@ -87,6 +94,7 @@ const USES = [
   'to',
   'on',
   'device',
+  'card',
   'object',
   'hwpt',
   'access',

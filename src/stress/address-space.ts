@@ -82,6 +82,7 @@ function openDriver(thread: StressThread): SmmuInvalidation {
     name: 'smmu0',
     features: { hasRangeInvalidation: true, hasForcedWriteBack: false },
     legality: undefined,
+    faults: { fires: () => false },
     commandQueue: new CommandProducer(arena, layout.queue, thread.locks, consumers, publishing, waits),
     *invalidateAtcs(): Task<void> {
       // Devices here keep translations in TLBs alone.

@@ -18,7 +18,7 @@
  */
 import { defineStruct, u32, u64 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
-import { WaitQueue, type Task } from '../../runtime/task.js';
+import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
 import type { MigrationDescription } from '../description.js';
 import type { DeviceModel, DmaResult, PciFunction } from '../pcie/function.js';
 import {
@@ -77,6 +77,8 @@ export class MigrationUnit {
   #activity: Activity = 'running';
   #dmaInFlight = 0;
   #messagesInFlight = 0;
+  /** It has said that it does no DMA any more. */
+  #isAtRest = false;
   #serial = 0;
   /** Grows with every reset: what waited from before gives up. */
   #life = 0;
@@ -102,6 +104,7 @@ export class MigrationUnit {
   reset(): void {
     this.#life++;
     this.#activity = 'running';
+    this.#isAtRest = false;
     this.#context.fill(0);
     this.#dirtyContext.clear();
     this.#serial = 0;
@@ -122,6 +125,8 @@ export class MigrationUnit {
     }
     this.#dmaInFlight++;
     const result = yield* dma();
+    invariant(!this.#isAtRest, `${this.#fn.bdf}: DMA ended after the device had stopped`, 'INV-13');
+    this.#runtime.invariants.held('INV-13');
     this.#dmaInFlight--;
     this.#changed.wakeAll();
     if (life !== this.#life) return { ok: false };
@@ -143,6 +148,7 @@ export class MigrationUnit {
     const before = LEVELS.indexOf(this.#activity);
     const life = this.#life;
     this.#activity = activity;
+    this.#isAtRest &&= activity !== 'running';
     if (LEVELS.indexOf(activity) < before) {
       if (activity === 'running' && this.#isLoaded) {
         this.#isLoaded = false;
@@ -153,7 +159,9 @@ export class MigrationUnit {
       return;
     }
     const isBusy = (): boolean => this.#dmaInFlight > 0 || (activity === 'stopped' && this.#messagesInFlight > 0);
-    while (life === this.#life && isBusy()) yield this.#changed;
+    const waits = !this.#runtime.faults.fires('device.stop-undrained');
+    while (waits && life === this.#life && isBusy()) yield this.#changed;
+    if (life === this.#life) this.#isAtRest = this.#activity !== 'running';
   }
 
   // --- saving ---

@@ -27,6 +27,13 @@ const TO_MEMORY_NS = 200;
 /** The finest translation granule: no piece crosses it. */
 const PIECE_BYTES = 4096;
 
+/** A piece of DMA behind an IOMMU. */
+export interface TranslatedAccess {
+  readonly bdf: string;
+  readonly pa: number;
+  readonly lengthBytes: number;
+}
+
 /** What a host bridge is connected to. */
 export interface HostBridgePorts {
   readonly runtime: NodeRuntime;
@@ -36,6 +43,8 @@ export interface HostBridgePorts {
   readonly smmus: ReadonlyMap<string, Smmu>;
   /** Doorbells inside this root complex. */
   readonly captures: readonly Capture[];
+  /** Looks on where an IOMMU has sent an access, just before it is done. */
+  readonly onTranslated: (access: TranslatedAccess) => void;
   /** The interrupt controllers of the board. */
   readonly msiControllers: ReadonlyMap<string, MsiController>;
 }
@@ -274,6 +283,7 @@ export class HostBridge implements UpstreamPort {
       }
       yield TO_MEMORY_NS;
       yield 'dma:translated';
+      if (smmu !== undefined) this.#ports.onTranslated({ bdf: fn.bdf, pa, lengthBytes });
       if (data !== undefined) {
         const end = bus.writeFor(origin, pa, data);
         return ended(end.kind, end.where, SYSTEM_BUS, pa);

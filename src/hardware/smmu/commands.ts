@@ -146,7 +146,9 @@ export class CommandQueue {
       while (!this.#hasWork()) yield this.#work;
       yield COMMAND_LATENCY_NS;
       if (!this.#hasWork()) continue;
-      const error = this.#fetch(command) ? yield* this.#execute(command) : CERROR.ABT;
+      const isFetched = this.#fetch(command);
+      yield 'smmu:command-fetched';
+      const error = isFetched ? yield* this.#execute(command) : CERROR.ABT;
       if (error === CERROR.NONE) this.#advance();
       else this.#stop(command, error);
     }

@@ -81,6 +81,8 @@ export class EventQueue {
   readonly #maxLog2: number;
   /** Records of stalled transactions that found no room. */
   readonly #waiting: Uint32Array[] = [];
+  /** Records that got into the queue. */
+  recorded = 0;
 
   constructor(runtime: NodeRuntime, memory: SmmuMemory, registers: RegisterFile, name: string, maxLog2: number) {
     this.#runtime = runtime;
@@ -164,6 +166,7 @@ export class EventQueue {
         return false;
       }
     }
+    this.recorded++;
     registers.setField(EVENTQ_PROD, 'WR', (write + 1) & mask);
     if (write === read) registers.interrupt('eventq');
     return true;

@@ -35,7 +35,7 @@ export function identificationOf(description: SmmuDescription): Identification {
         TTF: 2,
         COHACC: 1,
         HTTU: { none: 0, access: 1, dirty: 2 }[description.httu],
-        ASID16: 1,
+        ASID16: Number(description.asidBits !== 8),
         VMID16: 1,
         TTENDIAN: 2,
         ATS: Number(description.ats ?? false),

@@ -12,12 +12,15 @@
  *
  * It also is where the tables' owner and the walker meet: who owns the table whose root is where, for those who watch shared words.
  *
- * Source: Arm IHI 0070 3.21; domain.md INV-17, A6.11.
+ * *Tags* (ASIDs, VMIDs) are handed out while no TLB has a translation of them.
+ *
+ * Source: Arm IHI 0070 3.21; domain.md INV-4, INV-17, INV-18, A6.11.
  */
+import type { InvariantLedger } from '../../runtime/invariants.js';
 import { invariant } from '../../runtime/task.js';
 import { isWatched, sharedRange, sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { CD, STE } from './records.js';
-import { TLB_KIND, type TlbSelection } from './tlb.js';
+import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from './used-bits.js';
 
 const USED_BITS = { STE: steUsedBits, CD: cdUsedBits } as const;
@@ -86,15 +89,19 @@ function cut(range: StaleRange, first: number, last: number): StaleRange[] {
 export class LegalityChecker {
   readonly #name: string;
   readonly #isEnabled: () => boolean;
+  readonly #tlb: Pick<Tlb, 'holds'> | undefined;
+  readonly #looks: InvariantLedger | undefined;
   readonly #entries = new Map<string, Entry>();
   readonly #tables = new Set<Table>();
   /** Whose table it is, by the address of its root. */
   readonly #owners = new Map<number, object>();
 
-  /** `isEnabled`: whether the SMMU reads structures now. */
-  constructor(name: string, isEnabled: () => boolean) {
+  /** `isEnabled`: whether the SMMU reads structures now. `looks` counts how often something was looked at. */
+  constructor(name: string, isEnabled: () => boolean, tlb?: Pick<Tlb, 'holds'>, looks?: InvariantLedger) {
     this.#name = name;
     this.#isEnabled = isEnabled;
+    this.#tlb = tlb;
+    this.#looks = looks;
   }
 
   /**
@@ -129,7 +136,23 @@ export class LegalityChecker {
     invariant(
       changed.length <= 1,
       `${this.#name}: torn ${kind} of ${entry.name}: doublewords ${changed.join(', ')} changed since the last CMD_CFGI and CMD_SYNC while the entry was ${record.get(entry.stable, 'V') === 0 ? 'invalid and is made valid' : 'valid'}`,
+      'INV-17',
     );
+    this.#looks?.held('INV-17');
+  }
+
+  /** Software gives an ASID (`stage` 1) or VMID to a new address space. @throws InvariantError when the TLB has entries of an old one */
+  tagTaken(stage: 1 | 2, tag: number): void {
+    const selection =
+      stage === 1
+        ? { kinds: 1 << TLB_KIND.STAGE1, asid: tag, vmid: 0 }
+        : { kinds: (1 << TLB_KIND.STAGE2) | (1 << TLB_KIND.NESTED), vmid: tag };
+    invariant(
+      this.#tlb?.holds(selection) !== true,
+      `${this.#name}: ${stage === 1 ? 'ASID' : 'VMID'} ${tag} is used again while the TLB has translations of it`,
+      'INV-18',
+    );
+    this.#looks?.held('INV-18');
   }
 
   #newEntry(kind: EntryKind, key: string, streamIds: readonly number[], before: Uint32Array): Entry {
@@ -175,7 +198,9 @@ export class LegalityChecker {
         invariant(
           !isStale(input, lengthBytes, false),
           `${this.#name}: stage ${stage} maps ${at(input)} before what was there is invalidated (break-before-make)`,
+          'INV-17',
         );
+        this.#looks?.held('INV-17');
       },
       unmapped: (input, lengthBytes, isTable) => {
         touch();
@@ -188,7 +213,9 @@ export class LegalityChecker {
         invariant(
           !isStale(input, lengthBytes, true),
           `${this.#name}: stage ${stage} gives back a table of ${at(input)} that the SMMU may still walk`,
+          'INV-4',
         );
+        this.#looks?.held('INV-4');
       },
       unwatch: () => {
         this.#tables.delete(table);

@@ -13,6 +13,8 @@ export interface SmmuMemory {
   store64(pa: number, lo: number, hi: number): boolean;
   /** Replaces an aligned doubleword if it still holds the expected value; false: it does not, or nothing answers. */
   compareAndSwap64(pa: number, oldLo: number, oldHi: number, newLo: number, newHi: number): boolean;
+  /** Whether an address lies in memory that belongs to the kernel's tables and that nobody has allocated. Not hardware's to ask: a check's. */
+  isGivenBack?(pa: number): boolean;
 }
 
 /** Wired interrupts of an SMMU without MSIs of its own. */

@@ -16,7 +16,7 @@
  * Arm IHI 0070, chapters 3 to 7.
  */
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import type { SmmuDescription } from '../description.js';
 import {
   NO_ACCESS,
@@ -131,7 +131,8 @@ export class Smmu {
 
   /** Resets the SMMU and starts the task that consumes its command queue. */
   constructor(placement: SmmuPlacement) {
-    const { runtime, memory, description } = placement;
+    const { runtime, description } = placement;
+    const memory = watchedMemory(placement);
     this.name = description.name;
     this.identification = placement.identification ?? identificationOf(description);
     const features = featuresOf(this.identification);
@@ -144,13 +145,14 @@ export class Smmu {
     const registers = new RegisterFile(this.identification, queueLog2, placement.irq);
     this.#registers = registers;
     this.#outputEnd = 1n << BigInt(features.outputBits);
-    this.legality = new LegalityChecker(this.name, () => registers.field(CR0, 'SMMUEN') !== 0);
+    this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
+    const isEnabled = (): boolean => registers.field(CR0, 'SMMUEN') !== 0;
+    this.legality = new LegalityChecker(this.name, isEnabled, this.#tlb, runtime.invariants);
     const losesDirtyState = (): boolean => runtime.faults.fires('smmu.dirty-lost');
     this.#walker = new TableWalker(memory, features, losesDirtyState, (root, input, isWrite) =>
       this.legality.walked(root, input, isWrite),
     );
     this.#configurations = new StreamConfigurations(memory, features, this.#walker);
-    this.#tlb = new Tlb(placement.tlbStorage ?? { words: new Int32Array(TLB_WORDS), base: 0 });
     this.#events = new EventQueue(runtime, memory, registers, this.name, features.eventQueueLog2);
     this.#inFlight = new InFlight(this.name);
     this.#pageRequests = new PageRequestQueue({
@@ -177,6 +179,11 @@ export class Smmu {
       name: this.name,
     });
     runtime.spawn(`${this.name}/commands`, this.#commands.run(), { daemon: true });
+  }
+
+  /** Event records in the queue so far, for whoever compares what became of them. */
+  get eventsRecorded(): number {
+    return this.#events.recorded;
   }
 
   /** Number of cached translations, for reports. */
@@ -456,6 +463,24 @@ export class Smmu {
         break;
     }
   }
+}
+
+/** Memory as an SMMU reads it: never a page that the kernel had for it and has given back (INV-4). */
+function watchedMemory({ runtime, memory, description }: SmmuPlacement): SmmuMemory {
+  if (memory.isGivenBack === undefined) return memory;
+  return {
+    loadWords(pa, out) {
+      invariant(
+        memory.isGivenBack?.(pa) !== true,
+        `${description.name} reads a table or descriptor at 0x${pa.toString(16)}, where the kernel has given the page back`,
+        'INV-4',
+      );
+      runtime.invariants.held('INV-4');
+      return memory.loadWords(pa, out);
+    },
+    store64: (pa, lo, hi) => memory.store64(pa, lo, hi),
+    compareAndSwap64: (...swap) => memory.compareAndSwap64(...swap),
+  };
 }
 
 /** Where no device has an ATC. */

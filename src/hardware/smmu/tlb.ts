@@ -172,28 +172,22 @@ export class Tlb {
     sharedWrite(this, 'invalidations', this.#invalidations, this.#invalidations + 1);
     this.#invalidations++;
     let removed = 0;
-    let left = this.size;
-    const words = this.#words;
-    for (let entry = 0; entry < this.#entries && left > 0; entry++) {
-      const at = this.#base + entry * TLB_ENTRY_WORDS;
-      if (words[at] === 0) continue;
-      left--;
-      if (!matches(selection, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)) continue;
+    for (const at of this.#selected(selection)) {
       this.#remove(at);
       removed++;
     }
     return removed;
   }
 
+  /** Whether anything of what is selected is there. */
+  holds(selection: TlbSelection): boolean {
+    return this.#selected(selection).next().done !== true;
+  }
+
   /** Every valid entry, in the order of the words. */
   *entries(): Generator<TlbEntry> {
-    const words = this.#words;
-    let left = this.size;
-    for (let entry = 0; entry < TLB_ENTRIES && left > 0; entry++) {
-      const at = this.#base + entry * TLB_ENTRY_WORDS;
-      if (words[at] === 0) continue;
-      left--;
-      const word = (i: number): number => (words[at + i] ?? 0) >>> 0;
+    for (const at of this.#selected({ kinds: -1 })) {
+      const word = (i: number): number => (this.#words[at + i] ?? 0) >>> 0;
       const kind = (word(3) >>> 23) & 3;
       const sizeBytes = 2 ** shiftOf(word(3));
       yield {
@@ -205,6 +199,18 @@ export class Tlb {
         sizeBytes,
         clean: (word(6) & 0x1000) !== 0,
       };
+    }
+  }
+
+  /** Where the entries are that match. */
+  *#selected(selection: TlbSelection): Generator<number, void> {
+    const words = this.#words;
+    let left = this.size;
+    for (let entry = 0; entry < this.#entries && left > 0; entry++) {
+      const at = this.#base + entry * TLB_ENTRY_WORDS;
+      if (words[at] === 0) continue;
+      left--;
+      if (matches(selection, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)) yield at;
     }
   }
 

@@ -233,6 +233,8 @@ export interface IommuDriver extends IommuInstance {
   page_response?(device: Device, request: PageRequest, code: number): void;
   /** Makes the device use the domain from now on; 0 or -errno, -EINVAL for a domain of another instance. */
   attach_dev(domain: IommuDomain, device: Device): Task<number>;
+  /** Looks whether a device really uses a domain, as what the hardware reads says. @throws InvariantError INV-8 */
+  checkAttached?(domain: IommuDomain, device: Device): void;
   /** Prepares for a device that appears; 0 or -errno. It is left blocked or bypassed until attached. */
   probe_device(device: Device): Task<number>;
   /** Forgets a device that leaves. */

@@ -164,7 +164,10 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
   group.moves++;
   group.isMoving = true;
   const rc = yield* moveMembers(group, domain);
-  if (rc === 0) group.domain = domain;
+  if (rc === 0) {
+    group.domain = domain;
+    for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
+  }
   group.isMoving = false;
   return rc;
 }

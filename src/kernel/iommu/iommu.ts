@@ -120,8 +120,11 @@ export class IommuCore {
     device.group = undefined;
     sharedWrite(this, 'devices');
     this.#devices.splice(this.#devices.indexOf(device), 1);
+    const isLast = group.members.length === 0;
+    const isEarly = isLast && this.#runtime.faults.fires('smmu.tables-freed-early');
+    if (isEarly) yield* this.#freeGroup(group);
     yield* driver.release_device(device);
-    if (group.members.length === 0) yield* this.#freeGroup(group);
+    if (isLast && !isEarly) yield* this.#freeGroup(group);
     group.mutex.unlock();
     this.#runtime.emit('iommu.remove-device', { device: device.name, group: group.id });
   }

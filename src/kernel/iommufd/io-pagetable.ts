@@ -673,7 +673,7 @@ export class IoPageTable {
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
     const unmapped = yield* via.unmap(Number(area.iova), length);
-    invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`);
+    invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`, 'mapped');
   }
 
   /** Maps every area in a new domain; on failure the domain is left empty. Hold both semaphores for writing. */

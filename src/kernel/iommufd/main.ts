@@ -79,7 +79,7 @@ export class IommufdContext {
   readonly allowMixedMsi: boolean;
   readonly objects: ObjectTable;
   readonly groups = new IommufdGroups();
-  readonly swMsi = new SwMsiPages();
+  readonly swMsi: SwMsiPages;
   readonly mmaps = new MmapOffsets();
   /** No address space appears while somebody holds the locks of all. */
   readonly ioasCreationLock = new RwSemaphore(IOAS_CREATION_LOCK);
@@ -102,6 +102,7 @@ export class IommufdContext {
     this.arena = arena;
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
+    this.swMsi = new SwMsiPages(faults);
     this.instruments = { fires: (id) => faults?.fires(id) === true, held: (rule) => ledger?.held(rule) };
     this.objects = new ObjectTable(this.instruments);
   }

@@ -5,10 +5,11 @@
  * every device of that descriptor, so an address programmed into a device stays right when it moves to another page table.
  * A page is mapped in a page table when the first device there needs it, and again wherever its group goes.
  *
- * Lock: `mutex`, innermost. Source: Linux drivers/iommu/iommufd/driver.c, device.c; domain.md A1.37.
+ * Lock: `mutex`, innermost: devices of different groups come here under different locks of their own (IN-32). Source: Linux drivers/iommu/iommufd/driver.c, device.c; domain.md A1.37.
  */
+import type { FaultSwitches } from '../../runtime/faults.js';
 import { Mutex } from '../../runtime/locks.js';
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { EOVERFLOW } from '../../uapi/errno.js';
 import { IOMMU_MMIO, IOMMU_READ, IOMMU_WRITE } from '../iommu/domain.js';
 import type { HwptPaging } from './hw-pagetable.js';
@@ -28,6 +29,11 @@ interface SwMsiPage {
 export class SwMsiPages {
   readonly #mutex = new Mutex('iommufd:sw_msi_lock');
   readonly #pages: SwMsiPage[] = [];
+  readonly #faults: FaultSwitches | undefined;
+
+  constructor(faults?: FaultSwitches) {
+    this.#faults = faults;
+  }
 
   /**
    * Maps a doorbell for a group's page table; its IOVA, or -errno. Notes the page in `required`. Without a window the
@@ -40,17 +46,20 @@ export class SwMsiPages {
     required: Set<number>,
   ): Task<bigint | number> {
     if (windowStart === undefined) return BigInt(doorbellPa);
-    yield* this.#mutex.lock();
+    const isLocked = this.#faults?.fires('iommufd.sw-msi-unlocked') !== true;
+    if (isLocked) yield* this.#mutex.lock();
     try {
       const offset = doorbellPa % PAGE_BYTES;
-      const page = this.#find(Number(windowStart), doorbellPa - offset);
+      const page = yield* this.#find(Number(windowStart), doorbellPa - offset);
       if (page === undefined) return -EOVERFLOW;
       const rc = yield* this.#install(hwpt, page);
       if (rc < 0) return rc;
       required.add(page.id);
-      return BigInt(page.windowStart + page.pageOffset * PAGE_BYTES + offset);
+      const iova = page.windowStart + page.pageOffset * PAGE_BYTES + offset;
+      this.#check(hwpt, iova, doorbellPa);
+      return BigInt(iova);
     } finally {
-      this.#mutex.unlock();
+      if (isLocked) this.#mutex.unlock();
     }
   }
 
@@ -69,13 +78,26 @@ export class SwMsiPages {
     }
   }
 
-  #find(windowStart: number, doorbellPage: number): SwMsiPage | undefined {
+  *#find(windowStart: number, doorbellPage: number): Task<SwMsiPage | undefined> {
     const ofWindow = this.#pages.filter((page) => page.windowStart === windowStart);
     const known = ofWindow.find((page) => page.doorbellPage === doorbellPage);
     if (known !== undefined || this.#pages.length >= MAX_PAGES) return known;
     const page = { id: this.#pages.length, windowStart, doorbellPage, pageOffset: ofWindow.length };
+    yield 'iommufd:sw-msi-page';
     this.#pages.push(page);
     return page;
+  }
+
+  /** What a device is told to write to must be its doorbell, and a doorbell have one page of a window. */
+  #check(hwpt: HwptPaging, iova: number, doorbellPa: number): void {
+    const pa = hwpt.domain.iova_to_phys(iova);
+    invariant(
+      pa === doorbellPa,
+      `an interrupt message for 0x${doorbellPa.toString(16)} goes to ${pa === undefined ? 'nowhere' : `0x${pa.toString(16)}`}`,
+      'INV-15',
+    );
+    const keys = this.#pages.map((page) => `${page.windowStart}/${page.doorbellPage}`);
+    invariant(new Set(keys).size === keys.length, 'an MSI doorbell has two pages of one window', 'INV-15');
   }
 
   *#install(hwpt: HwptPaging, page: SwMsiPage): Task<number> {

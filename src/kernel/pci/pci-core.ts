@@ -271,6 +271,7 @@ export class PciCore {
 
   /** A card is in a slot: power it, wait for the link, and scan (pciehp_enable_slot). */
   *#cardPresent(fn: PciFunction): Task<void> {
+    yield 'pciehp:present';
     yield* this.#controlSlot(fn, POWER_ON);
     for (const mate of this.#board.slotMates(fn))
       if (mate.isPresent && !this.#devices.has(mate.bdf)) yield* this.#add(mate);
@@ -281,6 +282,7 @@ export class PciCore {
    * the card in hand.
    */
   *#cardLeaves(fn: PciFunction, key: string): Task<void> {
+    yield 'pciehp:absent';
     for (const mate of this.#board.slotMates(fn).reverse()) {
       for (const vf of mate.virtualFunctions) yield* this.#leave(vf.bdf);
       yield* this.#leave(mate.bdf);

@@ -17,7 +17,7 @@ import type { Activity, MigrationUnit } from '../../hardware/devices/migration-u
 import { DeviceStateError } from '../../hardware/devices/migration-state.js';
 import { u32 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { EFAULT, EINVAL, EIO, ENODEV, ENOMSG, ENOTTY } from '../../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_ERROR,
@@ -137,7 +137,9 @@ export class VfioMigration {
       if (rc < 0) return rc;
     }
     const activity = ACTIVITY.get(to) ?? 'stopped';
+    yield 'vfio:mig-arc';
     if (activity !== this.unit.activity) yield* this.unit.setActivity(activity);
+    yield 'vfio:mig-arc-done';
     const wasSaving = this.#saving !== undefined;
     const isSaving = PRE_COPY_STATES.includes(to) || to === VFIO_DEVICE_STATE_STOP_COPY;
     if (isSaving && !wasSaving) {
@@ -149,7 +151,7 @@ export class VfioMigration {
     if (wasSaving && !isSaving) this.#disable();
     if (to === VFIO_DEVICE_STATE_RESUMING) {
       this.unit.beginLoad();
-      this.#resuming = new ResumingFile(this.unit);
+      this.#resuming = new ResumingFile(this.unit, this.#runtime);
       return this.#resuming;
     }
     return 0;
@@ -259,13 +261,15 @@ class SavingFile extends OpenFile {
 /** A data_fd that is written. What is wrong with the bytes is said when RESUMING is left, as the card looks at them then. */
 class ResumingFile extends OpenFile {
   readonly #unit: MigrationUnit;
+  readonly #runtime: NodeRuntime;
   #isDisabled = false;
   isEmpty = true;
   error: DeviceStateError | undefined;
 
-  constructor(unit: MigrationUnit) {
+  constructor(unit: MigrationUnit, runtime: NodeRuntime) {
     super();
     this.#unit = unit;
+    this.#runtime = runtime;
   }
 
   disable(): void {
@@ -273,10 +277,15 @@ class ResumingFile extends OpenFile {
   }
 
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
+    // What is looked at before the wait says nothing about what is there after it.
+    const isUnlocked = !this.#isDisabled && this.#runtime.faults.fires('vfio.resume-unlocked');
     yield MIG_READ_NS;
-    if (this.#isDisabled) return -ENODEV;
+    yield 'vfio:resume-write';
+    if (this.#isDisabled && !isUnlocked) return -ENODEV;
     if (bytes.length > 0) this.isEmpty = false;
     try {
+      invariant(!this.#isDisabled, 'migration data is loaded into a device that is not resuming', 'device-state');
+      this.#runtime.invariants.held('device-state');
       if (this.error === undefined) this.#unit.load(bytes);
     } catch (error) {
       if (!(error instanceof DeviceStateError)) throw error;

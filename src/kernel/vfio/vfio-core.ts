@@ -6,6 +6,7 @@
  *
  * Source: Linux drivers/vfio/vfio_main.c, device_cdev.c.
  */
+import { RwSemaphore } from '../../runtime/locks.js';
 import { WaitQueue, type Task } from '../../runtime/task.js';
 import type { Device } from '../device.js';
 import type { VfioMigration } from './migration.js';
@@ -22,6 +23,8 @@ export class VfioDevice {
   isBound = false;
   /** The device is leaving: a descriptor that is not bound yet cannot be bound any more. */
   isGoing = false;
+  /** Whether memory is decoded changes only under this, held for writing; who touches a BAR holds it for reading. */
+  readonly memoryLock = new RwSemaphore('vfio:memory_lock');
   readonly #requests = new Map<object, () => void>();
 
   constructor(index: number, device: Device, migration: VfioMigration | undefined) {

@@ -13,7 +13,7 @@ import { s32, u32, type FieldSpecs, type Struct, type StructValue } from '../../
 import { type PciFunction } from '../../hardware/pcie/function.js';
 import { PCI_MSIX_ENTRY_SIZE, PCI_COMMAND, PCI_COMMAND_MEMORY, PCI_CAP_ID_MSIX } from '../../uapi/pci-regs.js';
 import { Mutex } from '../../runtime/locks.js';
-import type { Task } from '../../runtime/task.js';
+import { invariant, type Task } from '../../runtime/task.js';
 import { EAGAIN, EBADF, EBADFD, EFAULT, EINVAL, EIO, ENOTTY, ERANGE } from '../../uapi/errno.js';
 import type { Ioctl } from '../../uapi/ioctl.js';
 import {
@@ -139,18 +139,44 @@ export class VfioPciFile extends OpenFile {
     }
   }
 
-  override *pread(_ctx: SyscallContext, lengthBytes: number, offset: bigint): Task<Uint8Array | number> {
+  override *pread(ctx: SyscallContext, lengthBytes: number, offset: bigint): Task<Uint8Array | number> {
     const access = this.#region(offset, lengthBytes);
     if (typeof access === 'number') return access;
-    yield 'vfio:region-read';
-    if (access.bar === undefined) return this.#config.read(access.offset, lengthBytes);
+    const { bar } = access;
+    if (bar === undefined) {
+      yield 'vfio:region-read';
+      return this.#config.read(access.offset, lengthBytes);
+    }
+    return yield* this.#withMemory(ctx, () => this.#readBar(bar, access.offset, access.lengthBytes));
+  }
+
+  /**
+   * An access of the CPU to a BAR: -EIO while the function does not decode memory. Nobody switches decoding off between the look and
+   * the access (`memory_lock`); the CPU would get a machine check. What is gone reads as ones.
+   */
+  *#withMemory<T>({ runtime }: SyscallContext, access: () => T): Task<T | number> {
     const { function: fn } = this.#vfio.device;
-    if (fn.isPresent && !fn.decodesMemory) return -EIO;
-    const out = new Uint8Array(access.lengthBytes).fill(0xff);
+    const isUndecoded = (): boolean => fn.isPresent && !fn.decodesMemory;
+    const isLocked = !runtime.faults.fires('vfio.memory-unlocked');
+    if (isLocked) yield* this.#vfio.memoryLock.down_read();
+    try {
+      if (isUndecoded()) return -EIO;
+      yield 'vfio:bar-access';
+      invariant(!isUndecoded(), `the CPU accesses a BAR of ${fn.bdf}, which does not decode memory`, 'mmio');
+      runtime.invariants.held('mmio');
+      return access();
+    } finally {
+      if (isLocked) this.#vfio.memoryLock.up_read();
+    }
+  }
+
+  #readBar(bar: number, offset: number, lengthBytes: number): Uint8Array {
+    const { function: fn } = this.#vfio.device;
+    const out = new Uint8Array(lengthBytes).fill(0xff);
     for (let at = 0; at < out.length;) {
-      const width = accessWidth(access.offset + at, out.length - at);
-      if (!this.#isMsixTable(access.bar, access.offset + at)) {
-        const value = fn.barRead(access.bar, access.offset + at, width);
+      const width = accessWidth(offset + at, out.length - at);
+      if (!this.#isMsixTable(bar, offset + at)) {
+        const value = fn.barRead(bar, offset + at, width);
         for (let i = 0; i < width; i++) out[at + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
       }
       at += width;
@@ -158,27 +184,45 @@ export class VfioPciFile extends OpenFile {
     return out;
   }
 
-  override *pwrite(_ctx: SyscallContext, bytes: Uint8Array, offset: bigint): Task<number> {
+  override *pwrite(ctx: SyscallContext, bytes: Uint8Array, offset: bigint): Task<number> {
     const access = this.#region(offset, bytes.length);
     if (typeof access === 'number') return access;
-    yield 'vfio:region-write';
-    if (access.bar === undefined) {
-      const stops = this.#config.stopsDecoding(access.offset, bytes);
-      if (stops) yield* this.#dmaBufs.revoke();
-      if (this.#config.write(access.offset, bytes)) yield* this.#locked(() => this.#reset());
-      if (!stops) yield* this.#dmaBufs.restore();
+    const { bar } = access;
+    if (bar === undefined) {
+      yield 'vfio:region-write';
+      if (yield* this.#writeConfig(access.offset, bytes)) yield* this.#locked(() => this.#reset());
       return bytes.length;
     }
+    return yield* this.#withMemory(ctx, () =>
+      this.#writeBar(bar, access.offset, bytes.subarray(0, access.lengthBytes)),
+    );
+  }
+
+  /** Configuration space, with the BARs out of everybody's hands before decoding stops; whether a reset was asked for. */
+  *#writeConfig(offset: number, bytes: Uint8Array): Task<boolean> {
+    yield* this.#vfio.memoryLock.down_write();
+    try {
+      const stops = this.#config.stopsDecoding(offset, bytes);
+      if (stops) yield* this.#dmaBufs.revoke();
+      yield 'vfio:bars-zapped';
+      const isReset = this.#config.write(offset, bytes);
+      if (!stops) yield* this.#dmaBufs.restore();
+      return isReset;
+    } finally {
+      this.#vfio.memoryLock.up_write();
+    }
+  }
+
+  #writeBar(bar: number, offset: number, bytes: Uint8Array): number {
     const { function: fn } = this.#vfio.device;
-    if (fn.isPresent && !fn.decodesMemory) return -EIO;
-    for (let at = 0; at < access.lengthBytes;) {
-      const width = accessWidth(access.offset + at, access.lengthBytes - at);
+    for (let at = 0; at < bytes.length;) {
+      const width = accessWidth(offset + at, bytes.length - at);
       let value = 0;
       for (let i = width - 1; i >= 0; i--) value = value * 256 + (bytes[at + i] ?? 0);
-      if (!this.#isMsixTable(access.bar, access.offset + at)) fn.barWrite(access.bar, access.offset + at, width, value);
+      if (!this.#isMsixTable(bar, offset + at)) fn.barWrite(bar, offset + at, width, value);
       at += width;
     }
-    return access.lengthBytes;
+    return bytes.length;
   }
 
   /** A BAR, as PFNMAP memory; EINVAL for other regions and beyond its end. An access while it does not decode faults. */
@@ -207,8 +251,10 @@ export class VfioPciFile extends OpenFile {
     yield* this.#lock.lock();
     if (this.#idev !== undefined) {
       yield* this.#disableMsix();
+      yield* this.#vfio.memoryLock.down_write();
       yield* this.#dmaBufs.cleanup();
       this.#vfio.device.function.configWrite(PCI_COMMAND, 2, 0);
+      this.#vfio.memoryLock.up_write();
       if (this.#isAttached) yield* iommufd_device_detach(this.#idev);
       yield* iommufd_device_unbind(this.#idev);
       pci_reset_function(this.#vfio.device);
@@ -524,11 +570,13 @@ export class VfioPciFile extends OpenFile {
     if (!pci_can_reset(this.#vfio.device)) return -EINVAL;
     // The device's lock is with the remover, who waits for this descriptor.
     if (this.#vfio.isGoing) return -EAGAIN;
+    yield* this.#vfio.memoryLock.down_write();
     yield* this.#dmaBufs.revoke();
     yield FLR_NS;
     const triggers = this.#triggers;
     const rc = pci_reset_function(this.#vfio.device);
     yield* this.#dmaBufs.restore();
+    this.#vfio.memoryLock.up_write();
     if (rc < 0) return rc;
     this.#vfio.migration?.wasReset();
     for (const [vector, trigger] of triggers.entries())

@@ -10,6 +10,7 @@
  *
  * Source: Linux arm-smmu-v3.c, io-pgtable-arm.c; domain.md A1.44, A1.45, A4.4-A4.8.
  */
+import type { FaultSwitches } from '../../../runtime/faults.js';
 import { FRAME_BYTES } from '../../../core/arena.js';
 import { pageSizesOf, type Gather, type PageTable } from '../../../core/page-table.js';
 import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
@@ -30,6 +31,7 @@ import {
   type PagingDomain,
 } from '../domain.js';
 import type { SmmuFeatures } from './features.js';
+import { LateZeroing } from './late-zeroing.js';
 
 /** MAIR indices of stage 1 (see MAIR0 in entries.ts) and MemAttr values of stage 2. */
 const ATTRIBUTES = {
@@ -54,6 +56,7 @@ const DIRTY_WINDOW_PAGES = DIRTY_WINDOW_BYTES * 8;
 export interface SmmuInvalidation extends IommuInstance {
   readonly features: Pick<SmmuFeatures, 'hasRangeInvalidation' | 'hasForcedWriteBack'>;
   readonly legality: LegalityChecker | undefined;
+  readonly faults: Pick<FaultSwitches, 'fires'>;
   readonly commandQueue: { issueAndSync(commands: readonly Uint32Array[]): Task<void> };
   /** What devices keep of a range of a domain is invalidated. */
   invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void>;
@@ -137,7 +140,11 @@ export class ArmSmmuDomain implements PagingDomain {
     while (done < pages) {
       const iovaPage = iova / this.#pageBytes + done;
       const count = Math.min(perStep, pages - done);
+      const late = this.driver.faults.fires('smmu.table-before-zero')
+        ? new LateZeroing(this.table, iovaPage)
+        : undefined;
       const mapped = this.table.mapStep(iovaPage, pa / this.#pageBytes + done, count, attrLo, attrHi, gather);
+      if (late !== undefined) yield* late.happen(mapped);
       if (mapped < 0) {
         if (done > 0) yield* this.unmap(iova, done * this.#pageBytes);
         return mapped;
@@ -206,6 +213,7 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {
+    if (this.driver.faults.fires('smmu.dirty-unsynced')) return;
     yield* this.#invalidate(iova, lengthBytes, true, { head: 0 });
   }
 
@@ -216,7 +224,8 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *free(): Task<void> {
-    yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
+    if (!this.driver.faults.fires('smmu.asid-not-invalidated'))
+      yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
     this.table.destroy();
     this.#watch?.unwatch();
     this.driver.releaseTag(this.stage, this.tag);
@@ -259,7 +268,8 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   /** Invalidates a range, waits, then frees the gathered tables. */
-  *#invalidate(iova: number, lengthBytes: number, leafOnly: boolean, gather: Gather): Task<void> {
+  *#invalidate(iova: number, lengthBytes: number, leavesOnly: boolean, gather: Gather): Task<void> {
+    const leafOnly = leavesOnly || (gather.head !== 0 && this.driver.faults.fires('smmu.tables-not-invalidated'));
     const pages = lengthBytes / this.#pageBytes;
     const ranges = this.driver.features.hasRangeInvalidation;
     let commands: Uint32Array[];

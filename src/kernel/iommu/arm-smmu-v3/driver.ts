@@ -6,8 +6,8 @@
  * what happens to DMA. A device's stream table entry always says one of: abort, bypass, stage 1 through the device's own
  * context descriptor, stage 2.
  *
- * Lock: `mutex` covers stream table entries and context descriptors of this SMMU, taken inside `group.mutex`.
- * Invariants: an ASID or VMID is reused only after it was invalidated (INV-18); a context descriptor is cleared only when
+ * Lock: `mutex` covers stream table entries and context descriptors of this SMMU, and whose event a stream's is; taken inside
+ * `group.mutex`. Invariants: an ASID or VMID is reused only after it was invalidated (INV-18); a context descriptor is cleared only when
  * no stream table entry leads to it.
  *
  * Source: Linux arm-smmu-v3.c; Arm IHI 0070; domain.md A4.1-A4.17, A6.9-A6.12.
@@ -19,6 +19,7 @@ import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
 import { CD, CMD_CFGI, CMD_OP, CMD_TLBI, EVT, STE_CONFIG } from '../../../hardware/smmu/records.js';
 import { CR0, CR0ACK, CR1, CR2, GERROR, GERRORN, IRQ_CTRL, IRQ_CTRLACK } from '../../../uapi/smmuv3-registers.js';
 import { Mutex } from '../../../runtime/locks.js';
+import type { FaultSwitches } from '../../../runtime/faults.js';
 import type { NodeRuntime } from '../../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../../runtime/watch.js';
@@ -44,11 +45,12 @@ import type {
   ViommuDriver,
   ViommuHost,
 } from '../domain.js';
+import { attachmentProblem } from './attachment.js';
 import { invalidateAll, invalidateRange, pci_ats_supported, pci_set_ats } from './ats.js';
 import { ArmSmmuDomain } from './domain.js';
 import { abortSte, bypassSte, contextDescriptor, ENTRY_BYTES, stage1Ste, stage2Ste, writeEntry } from './entries.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../../hardware/smmu/used-bits.js';
-import { EVENT_BYTES, EventQueue } from './event-queue.js';
+import { EVENT_BYTES, EventQueue, type Delivery } from './event-queue.js';
 import { probeFeatures, type SmmuFeatures } from './features.js';
 import { COMMAND_BYTES, CommandQueue } from './queue.js';
 import { SmmuRegisters, type MmioPort } from './registers.js';
@@ -59,6 +61,8 @@ const INNER_SHAREABLE = 3;
 const WRITE_BACK = 1;
 /** CMD_CFGI_STE_RANGE with this range is CMD_CFGI_ALL. */
 const CFGI_ALL_RANGE = 31;
+/** Whose the events of a stream without a device are. */
+const UNASSIGNED = '(unassigned sid)';
 const VALID_BIT = { ste: 1, cd: 2 ** 31 } as const;
 
 /** Tags (ASIDs or VMIDs), lowest free first, from 1. */
@@ -77,6 +81,11 @@ class TagSpace {
     if (tag >= this.#count) return -ENOSPC;
     this.#taken[tag] = true;
     return tag;
+  }
+
+  /** Whether it is one of these, and given to somebody. */
+  isTaken(tag: number): boolean {
+    return this.#taken[tag] === true;
   }
 
   free(tag: number): void {
@@ -102,6 +111,8 @@ interface Master {
   /** Whose unmaps it must hear of: two while it moves from one to the other. */
   keepsOf: readonly KeptDomain[];
   hasAtsOn: boolean;
+  /** What it was brought to last. */
+  domain: IommuDomain | undefined;
 }
 
 /** What an instance needs of its host. */
@@ -128,6 +139,7 @@ export class ArmSmmuV3 implements IommuDriver {
   readonly commandQueue: CommandQueue;
   readonly features: SmmuFeatures;
   readonly legality: LegalityChecker | undefined;
+  readonly faults: FaultSwitches;
   readonly viommu: NonNullable<IommuDriver['viommu']>;
   readonly #host: SmmuHost;
   readonly #description: SmmuDescription;
@@ -143,6 +155,7 @@ export class ArmSmmuV3 implements IommuDriver {
   constructor(host: SmmuHost, description: SmmuDescription) {
     this.name = description.name;
     this.#host = host;
+    this.faults = host.runtime.faults;
     this.#description = description;
     this.#registers = new SmmuRegisters(host.bus, Number(description.base));
     this.features = probeFeatures(this.#registers);
@@ -161,9 +174,9 @@ export class ArmSmmuV3 implements IommuDriver {
     );
     this.#streamTable = streams;
     this.commandQueue = new CommandQueue(host.runtime, this.name, this.#registers, commands, cmdqLog2);
-    const client = (streamId: number): string => this.#clientName(streamId);
-    const forward = (record: Uint32Array): boolean => this.#reportToGuest(record);
-    this.#eventQueue = new EventQueue(host.runtime, this.name, this.#registers, events, eventqLog2, client, forward);
+    this.#eventQueue = new EventQueue(host.runtime, this.name, this.#registers, events, eventqLog2, (record) =>
+      this.#deliver(record),
+    );
     this.viommu = {
       supports: (_device, wanted) => wanted === IOMMU_VIOMMU_TYPE_ARM_SMMUV3 && this.#canNest,
       init: (_device, viommu) => this.#initVsmmu(viommu),
@@ -224,21 +237,39 @@ export class ArmSmmuV3 implements IommuDriver {
     return parent instanceof ArmSmmuDomain && parent.driver === this ? new ArmVsmmu(this, parent, host) : -EINVAL;
   }
 
-  /** Gives an event to the guest whose device it is of; false when it is the host's. */
-  #reportToGuest(record: Uint32Array): boolean {
+  /** Events that the driver has taken from the queue. */
+  get eventsDelivered(): number {
+    return this.#eventQueue.delivered;
+  }
+
+  /** Finds out whose an event is, and tells the guest whose device it is of. The device stays until that is done. */
+  *#deliver(record: Uint32Array): Task<Delivery> {
+    const isLocked = !this.faults.fires('smmu.event-unlocked');
+    if (isLocked) yield* this.#mutex.lock();
     sharedRead(this, 'devices');
-    const sid = EVT.get(record, 'StreamID');
-    for (const { streams, vmaster } of this.#masters.values())
-      if (vmaster !== undefined && streams.some(({ id }) => id === sid))
-        return vmaster.vsmmu.report(record, vmaster.vsid);
-    return false;
+    const master = this.#masterOf(EVT.get(record, 'StreamID'));
+    const vmaster = master?.vmaster;
+    yield 'smmu:evtq-found';
+    const isGuests = vmaster?.vsmmu.report(record, vmaster.vsid) === true;
+    invariant(
+      master === undefined || (this.#masters.get(master.device) === master && master.vmaster === vmaster),
+      `${this.name}: an event was told of ${master?.device.name ?? ''}, which had been taken away or moved`,
+      'INV-14',
+    );
+    this.#host.runtime.invariants.held('INV-14');
+    if (isLocked) this.#mutex.unlock();
+    return { client: master?.device.name ?? UNASSIGNED, isGuests };
+  }
+
+  /** Who has a stream; where several do, one that a guest has. */
+  #masterOf(streamId: number): Master | undefined {
+    const having = [...this.#masters.values()].filter(({ streams }) => streams.some(({ id }) => id === streamId));
+    return having.find(({ vmaster }) => vmaster !== undefined) ?? having[0];
   }
 
   #clientName(streamId: number): string {
     sharedRead(this, 'devices');
-    for (const { device, streams } of this.#masters.values())
-      if (streams.some((stream) => stream.id === streamId)) return device.name;
-    return '(unassigned sid)';
+    return this.#masterOf(streamId)?.device.name ?? UNASSIGNED;
   }
 
   // --- devices ---
@@ -263,6 +294,7 @@ export class ArmSmmuV3 implements IommuDriver {
       vmaster: undefined,
       keepsOf: [],
       hasAtsOn: false,
+      domain: undefined,
     });
     return 0;
   }
@@ -304,7 +336,8 @@ export class ArmSmmuV3 implements IommuDriver {
     const before = master.keepsOf;
     const after = usesAts ? keptOf(domain) : [];
     sharedWrite(this, 'devices');
-    master.keepsOf = [...before, ...after];
+    master.keepsOf = this.faults.fires('smmu.ats-tags-first') ? after : [...before, ...after];
+    yield 'smmu:ats-tags-published';
     const rc =
       domain instanceof ArmSmmuNestedDomain
         ? yield* this.#attachNested(domain, master, usesAts)
@@ -316,12 +349,29 @@ export class ArmSmmuV3 implements IommuDriver {
     } else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
     sharedWrite(this, 'devices');
     master.keepsOf = rc === 0 ? after : before;
+    if (rc === 0) master.domain = domain;
     this.#mutex.unlock();
     if (rc === 0) {
       const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
       this.#host.runtime.emit('iommu.attach', { device: device.name, domain: domain.type, ...tag });
     }
     return rc;
+  }
+
+  checkAttached(domain: IommuDomain, device: Device): void {
+    const master = this.#masters.get(device);
+    const cd = master?.cdTable && { address: master.cdTable.address, words: master.cdTable.read(0, ENTRY_BYTES / 4) };
+    const problems = master?.streams.map(({ ste }) =>
+      attachmentProblem(domain, ste.memory.read(ste.offset, ENTRY_BYTES / 4), cd),
+    );
+    const problem =
+      master?.domain === domain ? problems?.find((text) => text !== undefined) : 'the driver has it elsewhere';
+    invariant(
+      problem === undefined,
+      `${device.name} is not in the domain of its group (${domain.type}): ${problem ?? ''}`,
+      'INV-8',
+    );
+    this.#host.runtime.invariants.held('INV-8');
   }
 
   /** Whether a device keeps translations of a domain: the SMMU answers it, and who maps will tell it of unmaps. */
@@ -401,6 +451,7 @@ export class ArmSmmuV3 implements IommuDriver {
           usedBits: steUsedBits,
           safeBits: steSafeBits,
           validBit: VALID_BIT.ste,
+          isTorn: () => this.faults.fires('smmu.entry-not-hitless'),
           sync: () => this.commandQueue.issueAndSync([invalidate]),
         },
         target,
@@ -419,6 +470,7 @@ export class ArmSmmuV3 implements IommuDriver {
         usedBits: cdUsedBits,
         safeBits: cdSafeBits,
         validBit: VALID_BIT.cd,
+        isTorn: () => this.faults.fires('smmu.entry-not-hitless'),
         sync: () => this.commandQueue.issueAndSync(invalidates),
       },
       target,
@@ -479,7 +531,7 @@ export class ArmSmmuV3 implements IommuDriver {
       pageSizes: pageSizesOf(granuleShift),
     });
     if (typeof table === 'number') return table;
-    const tag = (stage === 1 ? this.#asids : this.#vmids).alloc();
+    const tag = this.#allocTag(stage);
     if (tag < 0) {
       table.destroy();
       return tag;
@@ -494,6 +546,18 @@ export class ArmSmmuV3 implements IommuDriver {
     const shift = smaller ?? shifts[0];
     invariant(shift !== undefined, `arm-smmu-v3 ${this.name}: no granule`);
     return shift;
+  }
+
+  /** An ASID or VMID that nobody has, or -ENOSPC. */
+  #allocTag(stage: 1 | 2): number {
+    const space = stage === 1 ? this.#asids : this.#vmids;
+    const found = space.alloc();
+    const tag = this.faults.fires('smmu.tag-error-unchecked') ? found >>> 0 : found;
+    if (tag < 0) return tag;
+    invariant(space.isTaken(tag), `${this.name}: ${tag} is no ${stage === 1 ? 'ASID' : 'VMID'}`, 'INV-16');
+    this.#host.runtime.invariants.held('INV-16');
+    this.legality?.tagTaken(stage, tag);
+    return tag;
   }
 
   /** Gives an invalidated ASID or VMID back. */

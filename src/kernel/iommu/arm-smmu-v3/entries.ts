@@ -42,6 +42,8 @@ export interface LiveEntry {
   readonly validBit: number;
   /** Invalidates what hardware has cached of the entry, and waits for it. */
   sync(): Task<void>;
+  /** The fault `smmu.entry-not-hitless`: whether this change is made as if nobody could look at it. */
+  isTorn?(): boolean;
 }
 
 /** Stores those doublewords first..7 that differ; true if any did. */
@@ -61,6 +63,12 @@ function* storeWords(entry: LiveEntry, target: Uint32Array, doublewords: readonl
 
 /** Changes a live entry to `target`, hitless where that is possible. */
 export function* writeEntry(entry: LiveEntry, target: Uint32Array): Task<void> {
+  const all = [0, 1, 2, 3, 4, 5, 6, 7];
+  if (entry.isTorn?.() === true) {
+    yield* storeWords(entry, target, all);
+    yield* entry.sync();
+    return;
+  }
   const current = entry.memory.read(entry.offset, ENTRY_WORDS);
   const usedThen = entry.usedBits(target);
   const safe = entry.safeBits(current, target).map((mask, i) => mask & (usedThen[i] ?? 0));
@@ -69,7 +77,6 @@ export function* writeEntry(entry: LiveEntry, target: Uint32Array): Task<void> {
     const used = usedNow[i] ?? 0;
     return ((word & used) | ((target[i] ?? 0) & ~used)) >>> 0;
   });
-  const all = [0, 1, 2, 3, 4, 5, 6, 7];
   const critical = all.filter((i) =>
     [i * 2, i * 2 + 1].some((w) => (((prepared[w] ?? 0) ^ (target[w] ?? 0)) & (usedThen[w] ?? 0)) !== 0),
   );

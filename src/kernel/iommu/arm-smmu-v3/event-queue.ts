@@ -1,5 +1,5 @@
 /**
- * The event queue's consumer: what `arm_smmu_evtq_thread` does.
+ * The event queue's consumer: what `arm_smmu_evtq_thread` does. Every record in the queue is delivered once (domain.md INV-14).
  *
  * Every record becomes an event `smmu.event` of the history and, within the rate limit, the lines Linux would log (domain.md
  * IF-5). The raw record is four doublewords; fields are those of Arm IHI 0070 7.3.
@@ -69,18 +69,27 @@ export function eventLog(record: Uint32Array, client: string): string[] {
   return lines;
 }
 
-/** One SMMU's event queue, from the consumer's side. `forward` takes what is a guest's to know: that is not logged. */
+/** Whom an event was of. */
+export interface Delivery {
+  /** The device's name. */
+  readonly client: string;
+  /** It was a guest's to know, and is not logged. */
+  readonly isGuests: boolean;
+}
+
+/** One SMMU's event queue, from the consumer's side. `deliver` finds out whose a record is and tells those who are not the host. */
 export class EventQueue {
   readonly #runtime: NodeRuntime;
   readonly #name: string;
   readonly #registers: SmmuRegisters;
   readonly #memory: DmaMemory;
   readonly #index: QueueIndex;
-  readonly #clientName: (streamId: number) => string;
-  readonly #forward: (record: Uint32Array) => boolean;
+  readonly #deliver: (record: Uint32Array) => Task<Delivery>;
   readonly #wake: WaitQueue;
   #pending = false;
   #cons = 0;
+  /** Records that were taken from the queue and delivered. */
+  delivered = 0;
   #logStart = -Infinity;
   #logged = 0;
 
@@ -90,16 +99,14 @@ export class EventQueue {
     registers: SmmuRegisters,
     memory: DmaMemory,
     log2: number,
-    clientName: (streamId: number) => string,
-    forward: (record: Uint32Array) => boolean,
+    deliver: (record: Uint32Array) => Task<Delivery>,
   ) {
     this.#runtime = runtime;
     this.#name = name;
     this.#registers = registers;
     this.#memory = memory;
     this.#index = new QueueIndex(log2);
-    this.#clientName = clientName;
-    this.#forward = forward;
+    this.#deliver = deliver;
     this.#wake = new WaitQueue(`event queue of ${name}`);
   }
 
@@ -122,10 +129,15 @@ export class EventQueue {
   *thread(): Task<void> {
     for (;;) {
       while (!this.#isPending()) yield this.#wake;
-      sharedWrite(this, 'pending', true, false);
-      this.#pending = false;
+      // Cleared after the queue was read, an interrupt that comes in between would be forgotten.
+      const isLate = this.#runtime.faults.fires('smmu.evtq-wakeup-lost');
+      sharedWrite(this, 'pending', true, isLate);
+      this.#pending = isLate;
       yield 'smmu:evtq-thread';
       yield* this.#drain();
+      if (!isLate) continue;
+      yield 'smmu:evtq-drained';
+      this.#pending = false;
     }
   }
 
@@ -141,7 +153,9 @@ export class EventQueue {
       while (this.#index.used(EVENTQ_PROD.get([prod], 'WR'), this.#cons) > 0) {
         const record = this.#memory.read(this.#index.slot(this.#cons) * EVENT_BYTES, EVENT_BYTES / 4);
         this.#cons = this.#index.next(this.#cons);
-        this.#handle(record);
+        yield 'smmu:evtq-read';
+        this.#tell(record, yield* this.#deliver(record));
+        this.delivered++;
         yield SMMU_EVENT_NS;
       }
       if (overflow !== this.#registers.field(EVENTQ_CONS, 'OVACKFLG')) {
@@ -153,10 +167,8 @@ export class EventQueue {
     }
   }
 
-  #handle(record: Uint32Array): void {
+  #tell(record: Uint32Array, { client, isGuests }: Delivery): void {
     const streamId = EVT.get(record, 'StreamID');
-    const client = this.#clientName(streamId);
-    const isGuests = this.#forward(record);
     const low = EVT.get(record, 'InputAddrLow');
     this.#runtime.emit('smmu.event', {
       smmu: this.#name,

@@ -4,8 +4,13 @@
  * Entries have any size out of the domain's list (powers of two from 2048 up), the largest that IOVA, physical address and
  * length allow, and one dirty bit each. Unmapping takes whole entries.
  *
- * Source: Linux drivers/iommu/iommufd/selftest.c, drivers/iommu/generic_pt/fmt/iommu_mock.c.
+ * As AMDv1's, the table grows: it begins with as many levels as low addresses need, and a mapping above what the root reaches puts a
+ * new root on top, of which the old one is the first entry. Walkers take no lock, so root and level are published as one word
+ * (`top_of_table`).
+ *
+ * Source: Linux drivers/iommu/iommufd/selftest.c, drivers/iommu/generic_pt/fmt/iommu_mock.c, iommu_pt.h (increase_top).
  */
+import type { FaultSwitches } from '../../../runtime/faults.js';
 import { invariant, type Task } from '../../../runtime/task.js';
 import { sharedRange, sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { EEXIST, EINVAL, ERANGE } from '../../../uapi/errno.js';
@@ -52,11 +57,57 @@ export const MOCK_FORMAT_HUGE: MockFormat = {
   pageSizes: [PAGE_BYTES, MOCK_HUGE_PAGE_SIZE],
 };
 
+/** log2 of what a root reaches, by level. */
+const REACH_LOG2 = [29, 38, 47, 56, 64];
+
 interface Entry {
   readonly iova: number;
   readonly pa: number;
   readonly sizeBytes: number;
   isDirty: boolean;
+}
+
+/** A root: what lies above the reach of the one below it. */
+class Root {
+  readonly below: Root | undefined;
+  readonly #entries = new Map<number, Entry>();
+  /** How many entries of each size there are, sizes that have none left out. */
+  readonly #countBySize = new Map<number, number>();
+
+  constructor(below?: Root) {
+    this.below = below;
+  }
+
+  get isEmpty(): boolean {
+    return this.#entries.size === 0 && this.below?.isEmpty !== false;
+  }
+
+  /** Every entry, in no order. */
+  *entries(): Generator<Entry> {
+    yield* this.#entries.values();
+    if (this.below !== undefined) yield* this.below.entries();
+  }
+
+  add(entry: Entry): void {
+    this.#entries.set(entry.iova, entry);
+    this.#countBySize.set(entry.sizeBytes, (this.#countBySize.get(entry.sizeBytes) ?? 0) + 1);
+  }
+
+  delete(entry: Entry): void {
+    this.#entries.delete(entry.iova);
+    const left = (this.#countBySize.get(entry.sizeBytes) ?? 0) - 1;
+    if (left === 0) this.#countBySize.delete(entry.sizeBytes);
+    else this.#countBySize.set(entry.sizeBytes, left);
+  }
+
+  /** The entry that shows an address. */
+  find(iova: number): Entry | undefined {
+    for (const sizeBytes of this.#countBySize.keys()) {
+      const entry = this.#entries.get(iova - (iova % sizeBytes));
+      if (entry?.sizeBytes === sizeBytes) return entry;
+    }
+    return undefined;
+  }
 }
 
 /** `struct mock_iommu_domain` */
@@ -68,11 +119,12 @@ export class MockDomain implements PagingDomain {
   readonly pageSizes: readonly number[];
   readonly dirtyOps: DirtyOps | undefined;
   #tracksDirty = false;
-  readonly #entries = new Map<number, Entry>();
-  /** How many entries of each size there are, sizes that have none left out. */
-  readonly #countBySize = new Map<number, number>();
+  readonly #faults: FaultSwitches | undefined;
+  #root = new Root();
+  #level = 0;
 
-  constructor(driver: IommuDriver, format: MockFormat, hasDirtyTracking: boolean) {
+  constructor(driver: IommuDriver, format: MockFormat, hasDirtyTracking: boolean, faults?: FaultSwitches) {
+    this.#faults = faults;
     this.driver = driver;
     this.apertureStart = format.apertureStart;
     this.apertureLast = format.apertureLast;
@@ -95,6 +147,7 @@ export class MockDomain implements PagingDomain {
     if ((prot & (IOMMU_READ | IOMMU_WRITE)) === 0) return -EINVAL;
     if (iova < Number(this.apertureStart) || iova + lengthBytes - 1 > Number(this.apertureLast)) return -ERANGE;
     const end = iova + lengthBytes;
+    while (end > 2 ** (REACH_LOG2[this.#level] ?? Infinity)) yield* this.#grow();
     let at = iova;
     while (at < end) {
       const sizeBytes = this.#entrySize(at, pa + at - iova, Math.min(end - at, maxPageBytes));
@@ -103,11 +156,31 @@ export class MockDomain implements PagingDomain {
         return sizeBytes === undefined ? -EINVAL : -EEXIST;
       }
       sharedRange(this, '', at, sizeBytes, true, undefined, pa + at - iova);
-      this.#entries.set(at, { iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
-      this.#countBySize.set(sizeBytes, (this.#countBySize.get(sizeBytes) ?? 0) + 1);
+      this.#rootOf(at)?.add({ iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
       at += sizeBytes;
     }
     return 0;
+  }
+
+  /** A new root on top (`increase_top`). */
+  *#grow(): Task<void> {
+    sharedWrite(this, 'root', this.#level, this.#level + 1);
+    this.#root = new Root(this.#root);
+    // Root and level were two words once: whoever walks in between takes the new root for one of the old level.
+    if (this.#faults?.fires('mock.top-in-two-steps') === true) yield 'mock:root-published';
+    sharedWrite(this, 'level', this.#level, this.#level + 1);
+    this.#level++;
+  }
+
+  /** The root that an address is below, as a walker finds it; undefined beyond the reach of the table. */
+  #rootOf(iova: number): Root | undefined {
+    sharedRead(this, 'root', this.#level);
+    sharedRead(this, 'level', this.#level);
+    if (iova >= 2 ** (REACH_LOG2[this.#level] ?? Infinity)) return undefined;
+    let root: Root | undefined = this.#root;
+    for (let level = this.#level; level > 0 && iova < 2 ** (REACH_LOG2[level - 1] ?? Infinity); level--)
+      root = root?.below;
+    return root;
   }
 
   *unmap(iova: number, lengthBytes: number): Task<number> {
@@ -119,13 +192,10 @@ export class MockDomain implements PagingDomain {
     let at = iova;
     while (at < end) {
       sharedRange(this, '', at, 1, false);
-      const entry = this.#entries.get(at);
-      if (entry === undefined || at + entry.sizeBytes > end) break;
+      const entry = this.#find(at);
+      if (entry?.iova !== at || at + entry.sizeBytes > end) break;
       sharedRange(this, '', at, entry.sizeBytes, true, entry.pa, undefined);
-      this.#entries.delete(at);
-      const left = (this.#countBySize.get(entry.sizeBytes) ?? 0) - 1;
-      if (left === 0) this.#countBySize.delete(entry.sizeBytes);
-      else this.#countBySize.set(entry.sizeBytes, left);
+      this.#rootOf(at)?.delete(entry);
       at += entry.sizeBytes;
     }
     return at - iova;
@@ -142,7 +212,7 @@ export class MockDomain implements PagingDomain {
 
   /** What it maps, ascending, for those who look at a machine. */
   contents(): readonly Readonly<Entry>[] {
-    return [...this.#entries.values()].sort((a, b) => a.iova - b.iova);
+    return [...this.#root.entries()].sort((a, b) => a.iova - b.iova);
   }
 
   /** A device wrote: marks the entry that shows the address. False where nothing is mapped. */
@@ -156,7 +226,7 @@ export class MockDomain implements PagingDomain {
   }
 
   *free(): Task<void> {
-    invariant(this.#entries.size === 0, 'mock domain: freed with mappings in it');
+    invariant(this.#root.isEmpty, 'mock domain: freed with mappings in it');
   }
 
   #makeDirtyOps(): DirtyOps {
@@ -197,11 +267,7 @@ export class MockDomain implements PagingDomain {
   /** The entry that shows an address. */
   #find(iova: number): Entry | undefined {
     sharedRange(this, '', iova, 1, false);
-    for (const sizeBytes of this.#countBySize.keys()) {
-      const entry = this.#entries.get(iova - (iova % sizeBytes));
-      if (entry?.sizeBytes === sizeBytes) return entry;
-    }
-    return undefined;
+    return this.#rootOf(iova)?.find(iova);
   }
 
   /** The largest size that fits; undefined when not even the smallest does. */

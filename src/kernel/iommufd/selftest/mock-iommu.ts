@@ -6,6 +6,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/selftest.c (mock_ops).
  */
+import type { FaultSwitches } from '../../../runtime/faults.js';
 import { InvariantError, type Task } from '../../../runtime/task.js';
 import { sharedRead, sharedTest, sharedWrite } from '../../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP } from '../../../uapi/errno.js';
@@ -233,10 +234,12 @@ export class MockIommu implements IommuDriver {
   readonly blockedDomain: IommuDomain = { type: 'blocked', driver: this };
   readonly viommu: NonNullable<IommuDriver['viommu']>;
   readonly #pages: MockPageSource;
+  readonly #faults: FaultSwitches | undefined;
   #nextDevice = 0;
 
-  constructor(pages: MockPageSource) {
+  constructor(pages: MockPageSource, faults?: FaultSwitches) {
     this.#pages = pages;
+    this.#faults = faults;
     this.viommu = {
       supports: (_device, type) => type === IOMMU_VIOMMU_TYPE_SELFTEST,
       init: (_device, host, data) => this.#initViommu(host, data),
@@ -276,7 +279,7 @@ export class MockIommu implements IommuDriver {
     const wantsDirty = (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0;
     if ((flags & ~PAGING_FLAGS) !== 0 || (wantsDirty && lacksDirty(device))) return -EOPNOTSUPP;
     const format = data === undefined ? MOCK_FORMAT_DEFAULT : formatOf(data);
-    return typeof format === 'number' ? format : new MockDomain(this, format, wantsDirty);
+    return typeof format === 'number' ? format : new MockDomain(this, format, wantsDirty, this.#faults);
   }
 
   *domain_alloc_nested(
