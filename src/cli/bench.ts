@@ -8,6 +8,7 @@ const PAGES = 1 << 20;
 const REPEATS = 4;
 const HISTORY_OPERATIONS = 1_000_000;
 const SCENARIO = 'flagship/loud.yaml';
+const EXPLORED = 'races/map-unmap.yaml';
 
 /** One figure. `ratio` compares with the row's own reference, named in `against`. */
 interface Row {
@@ -86,6 +87,17 @@ async function checkRows(): Promise<Row[]> {
   return rows;
 }
 
+/** Schedules of four tasks that map, unmap and write in one address space. */
+async function explorationRows(): Promise<Row[]> {
+  const { measureExploration } = await import('./bench/exploration.js');
+  const { perSecond, perSecondUnchecked, points } = measureExploration(`${shippedScenarios()}/${EXPLORED}`);
+  const what = `schedules, 4 tasks, ${points.toFixed(0)} points`;
+  return [
+    { name: `${what}, not checked`, value: perSecondUnchecked, unit: 'runs/s' },
+    { name: what, value: perSecond, unit: 'runs/s', ratio: perSecond / perSecondUnchecked, against: 'not checked' },
+  ];
+}
+
 /** One address space, one and two threads: what a lock for each window is worth. */
 async function stressRows(): Promise<Row[]> {
   const { measurePairs } = await import('./bench/stress.js');
@@ -114,7 +126,7 @@ function rowText(row: Row): string {
 async function bench(json: string | undefined): Promise<void> {
   process.stderr.write(`${PAGES} pages of 4 KiB, best of ${REPEATS}; this machine may be busy: read the ratios\n`);
   const rows: Row[] = [];
-  for (const part of [coreRows, checkRows, systemRows, stressRows]) {
+  for (const part of [coreRows, checkRows, explorationRows, systemRows, stressRows]) {
     const measured = await part();
     rows.push(...measured);
     if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);

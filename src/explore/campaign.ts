@@ -136,6 +136,8 @@ async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: numbe
   const pool = new Piscina<ExploreJob, Sampled>({
     filename: new URL('../../workers/explore.js', import.meta.url).href,
     maxThreads: campaign.jobs,
+    // Runs leave nothing behind: a larger nursery copies less.
+    resourceLimits: { maxYoungGenerationSizeMb: 64 },
   });
   const parts: Sampled[] = [];
   let next = 0;

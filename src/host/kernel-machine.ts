@@ -201,8 +201,10 @@ export class KernelMachine {
   #arguments = ARGUMENT_BASE;
   #devices = 0;
 
-  constructor(program: Program, seed: number, schedule: ScheduleSpec) {
+  constructor(program: Program, seed: number, schedule: ScheduleSpec, checks = true) {
     this.runtime = new NodeRuntime('kernel', seed, schedule);
+    this.runtime.invariants.isOn = checks;
+    this.runtime.scheduler.ordersLocks = checks;
     const isMock = program.iommu === 'mock';
     this.runtime.scheduler.isTimeless = isMock;
     this.arena = freshArena(program.iommu);
@@ -387,9 +389,10 @@ export class KernelMachine {
 
   /** The domains of an address space. */
   domainsOf(ioasId: number): PagingDomain[] {
-    return [...this.ictx.objects.objects()].flatMap((object) =>
-      object instanceof HwptPaging && object.ioas.id === ioasId ? [object.domain] : [],
-    );
+    const domains: PagingDomain[] = [];
+    for (const object of this.ictx.objects.objects())
+      if (object instanceof HwptPaging && object.ioas.id === ioasId) domains.push(object.domain);
+    return domains;
   }
 
   /** The iommufd device of a number. */

@@ -82,13 +82,19 @@ function* ioctl<F extends FieldSpecs>(
   fields: Partial<StructValue<F>>,
   data?: Uint8Array,
 ): Task<{ readonly rc: number; readonly value: StructValue<F> }> {
-  const bytes = struct.encode({ ...fields, size: struct.sizeBytes });
+  const bytes = struct.encode(fields);
+  // Every struct of iommufd begins with its size.
+  bytes.set(littleEndian(struct.sizeBytes));
   const { mm, files } = ctx.process;
   const isStaged =
     mm.copy_to_user(argument, bytes) && (data === undefined || mm.copy_to_user(argument + DATA_OFFSET, data));
   invariant(isStaged, 'program: no memory for arguments');
   const rc = yield* withFile(files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   return { rc, value: struct.decode(mm.copy_from_user(argument, bytes.length) ?? bytes) };
+}
+
+function littleEndian(value: number): [number, number, number, number] {
+  return [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
 }
 
 function* noDevice(): Task<number> {

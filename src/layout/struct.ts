@@ -165,6 +165,10 @@ function zeroBytes(view: DataView, offset: number, lengthBytes: number): void {
   for (let at = offset; at < offset + lengthBytes; at++) view.setUint8(at, 0);
 }
 
+/** Where structs pass between bytes and values: views on small arrays would cost more than the work. */
+const scratch = new Uint8Array(4096);
+const scratchView = new DataView(scratch.buffer);
+
 /**
  * Declares a C struct.
  *
@@ -205,11 +209,16 @@ export function defineStruct<const F extends FieldSpecs>(name: string, specs: F)
       }
     },
     encode: (value) => {
-      const bytes = new Uint8Array(sizeBytes);
-      struct.write(new DataView(bytes.buffer), 0, value);
-      return bytes;
+      scratch.fill(0, 0, sizeBytes);
+      struct.write(scratchView, 0, value);
+      return scratch.slice(0, sizeBytes);
     },
-    decode: (bytes) => struct.read(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)),
+    decode: (bytes) => {
+      if (bytes.length < sizeBytes) throw new RangeError(`${bytes.length} bytes are no struct ${name}`);
+      for (let i = 0; i < sizeBytes; i++) scratch[i] = bytes[i] ?? 0;
+      return struct.read(scratchView);
+    },
   };
+  if (sizeBytes > scratch.length) throw new RangeError(`struct ${name} has more than ${scratch.length} bytes`);
   return struct;
 }

@@ -52,6 +52,8 @@ export interface InvariantReport {
 /** The looks of one node. */
 export class InvariantLedger {
   readonly #looks = new Map<InvariantId, number>();
+  /** Whether rules are looked at that cost more than a comparison. Off only where their cost is measured. */
+  isOn = true;
 
   /** A rule was looked at, and held. */
   held(id: InvariantId, looks = 1): void {

@@ -98,6 +98,8 @@ export class Scheduler {
   readonly lockOrder = new LockOrder();
   /** Every choice among two or more candidates, in order: the schedule. */
   readonly choices: number[] = [];
+  /** Whether {@link lockOrder} is told. */
+  ordersLocks = true;
   /** Looks on. */
   observer: SchedulerObserver | undefined;
   /** Delays are gates: time does not matter where nothing but work costs any. */
@@ -226,14 +228,16 @@ export class Scheduler {
       this.observer?.chosen(candidates, index);
       if (index === ready.length && canStall) return undefined;
     }
-    const [task] = ready.splice(index, 1);
+    const task = ready[index];
     if (task === undefined) throw new InvariantError('policy chose a task that is not ready');
+    for (let i = index + 1; i < ready.length; i++) ready[i - 1] = ready[i] as RunningTask<unknown>;
+    ready.pop();
     return task;
   }
 
   #step(task: RunningTask<unknown>): void {
     this.#current = this.#last = task;
-    setLockHolder(task);
+    if (this.ordersLocks) setLockHolder(task);
     this.observer?.resumed(task);
     try {
       for (;;) {

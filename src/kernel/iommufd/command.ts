@@ -8,6 +8,18 @@ import type { Ioctl } from '../../uapi/ioctl.js';
 import type { SyscallContext } from '../files.js';
 import type { IommufdContext } from './main.js';
 
+/** The `__u32` that bytes begin with: structs of iommufd begin with their size. */
+export function leadingU32(bytes: Uint8Array): number {
+  const [a = 0, b = 0, c = 0, d = 0] = [bytes[0], bytes[1], bytes[2], bytes[3]];
+  return (a | (b << 8) | (c << 16) | (d << 24)) >>> 0;
+}
+
+function padded(bytes: Uint8Array, sizeBytes: number): Uint8Array {
+  const out = new Uint8Array(sizeBytes);
+  out.set(bytes);
+  return out;
+}
+
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 /** A call being served: its arguments as copied in, and the way back. */
@@ -26,17 +38,17 @@ export class UserCommand<F extends FieldSpecs> {
     this.ctx = ctx;
     this.#ioctl = ioctl;
     this.#address = address;
-    this.#userSize = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
-    const padded = new Uint8Array(Math.max(bytes.length, ioctl.struct.sizeBytes));
-    padded.set(bytes);
-    this.cmd = ioctl.struct.decode(padded);
+    this.#userSize = leadingU32(bytes);
+    this.cmd = ioctl.struct.decode(
+      bytes.length < ioctl.struct.sizeBytes ? padded(bytes, ioctl.struct.sizeBytes) : bytes,
+    );
   }
 
   /** Copies the struct back, as much as the caller has room for: 0 or -EFAULT. */
   respond(): number {
     const bytes = this.#ioctl.struct.encode(this.cmd);
-    const length = Math.min(this.#userSize, bytes.length);
-    return this.ctx.copy_to_user(this.#address, bytes.subarray(0, length)) ? 0 : -EFAULT;
+    const wanted = this.#userSize < bytes.length ? bytes.subarray(0, this.#userSize) : bytes;
+    return this.ctx.copy_to_user(this.#address, wanted) ? 0 : -EFAULT;
   }
 }
 

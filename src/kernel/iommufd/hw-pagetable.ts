@@ -431,18 +431,20 @@ function* withHwpt(ictx: IommufdContext, id: number, body: (hwpt: HwptPaging) =>
 export function* hwptSetDirtyTracking(ucmd: CommandOf<typeof iommu_hwpt_set_dirty_tracking>): Task<number> {
   const { cmd, ictx } = ucmd;
   if ((cmd.flags & ~IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0) return -EOPNOTSUPP;
-  return yield* withHwpt(ictx, cmd.hwpt_id, function* ({ domain, ioas: { iopt } }) {
-    const ops = domain.dirtyOps;
-    if (ops === undefined) return -EOPNOTSUPP;
-    const enable = (cmd.flags & IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0;
-    yield* iopt.iovaRwsem.down_read();
-    try {
-      if (enable) yield* clearDirty(domain, ops, iopt.areas.overlapping());
-      return yield* ops.set_dirty_tracking(enable);
-    } finally {
-      iopt.iovaRwsem.up_read();
-    }
-  });
+  const enable = (cmd.flags & IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0;
+  return yield* withHwpt(ictx, cmd.hwpt_id, (hwpt) => setDirtyTracking(hwpt, enable));
+}
+
+function* setDirtyTracking({ domain, ioas: { iopt } }: HwptPaging, enable: boolean): Task<number> {
+  const ops = domain.dirtyOps;
+  if (ops === undefined) return -EOPNOTSUPP;
+  yield* iopt.iovaRwsem.down_read();
+  try {
+    if (enable) yield* clearDirty(domain, ops, iopt.areas.overlapping());
+    return yield* ops.set_dirty_tracking(enable);
+  } finally {
+    iopt.iovaRwsem.up_read();
+  }
 }
 
 /** Makes everything clean, so that nothing from before is reported. */
@@ -473,14 +475,19 @@ function checkBitmapRange(iova: bigint, length: bigint, pageSize: bigint, alignm
 
 /** IOMMU_HWPT_GET_DIRTY_BITMAP */
 export function* hwptGetDirtyBitmap(ucmd: CommandOf<typeof iommu_hwpt_get_dirty_bitmap>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   if ((cmd.flags & ~IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0 || cmd.__reserved !== 0) return -EOPNOTSUPP;
-  return yield* withHwpt(ictx, cmd.hwpt_id, function* ({ domain, ioas: { iopt } }) {
-    const rc = checkBitmapRange(cmd.iova, cmd.length, cmd.page_size, iopt.iovaAlignment);
-    if (rc < 0) return rc;
-    const bitmap = new DirtyBitmap(ctx, cmd.data, cmd.iova, cmd.length, cmd.page_size);
-    const last = cmd.iova + cmd.length - 1n;
-    const noClear = (cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;
-    return yield* iopt.read_and_clear_dirty(domain, cmd.iova, last, noClear, (iova, bytes) => bitmap.mark(iova, bytes));
-  });
+  return yield* withHwpt(ictx, cmd.hwpt_id, (hwpt) => readDirtyBitmap(ucmd, hwpt));
+}
+
+function* readDirtyBitmap(
+  { cmd, ctx }: CommandOf<typeof iommu_hwpt_get_dirty_bitmap>,
+  { domain, ioas: { iopt } }: HwptPaging,
+): Task<number> {
+  const rc = checkBitmapRange(cmd.iova, cmd.length, cmd.page_size, iopt.iovaAlignment);
+  if (rc < 0) return rc;
+  const bitmap = new DirtyBitmap(ctx, cmd.data, cmd.iova, cmd.length, cmd.page_size);
+  const last = cmd.iova + cmd.length - 1n;
+  const noClear = (cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;
+  return yield* iopt.read_and_clear_dirty(domain, cmd.iova, last, noClear, (iova, bytes) => bitmap.mark(iova, bytes));
 }

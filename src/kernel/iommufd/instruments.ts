@@ -12,6 +12,8 @@ export interface Instruments {
   fires(fault: FaultId): boolean;
   /** A rule was looked at, and held. */
   held(rule: InvariantId): void;
+  /** Whether rules are looked at that take keeping a history. */
+  readonly keepsHistory: boolean;
 }
 
 /** A pointer as C follows it. @throws InvariantError where it points to nothing */
@@ -21,4 +23,4 @@ export function dereference<T>(pointer: T | undefined, what: string): T {
 }
 
 /** Nothing fails and nobody counts. */
-export const NO_INSTRUMENTS: Instruments = { fires: () => false, held: () => undefined };
+export const NO_INSTRUMENTS: Instruments = { fires: () => false, held: () => undefined, keepsHistory: true };

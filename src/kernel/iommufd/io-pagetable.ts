@@ -195,7 +195,8 @@ export class IoPageTable {
     if (typeof areas === 'number') return areas;
     const domainsRwsem = new RwSemaphore('iopt:domains_rwsem');
     const iovaRwsem = new RwSemaphore('iopt:iova_rwsem', IOAS_CREATION_LOCK);
-    return new IoPageTable({ areas, domainsRwsem, iovaRwsem, check: new MappingCheck(instruments) }, instruments);
+    const check = instruments.keepsHistory ? { check: new MappingCheck(instruments) } : {};
+    return new IoPageTable({ areas, domainsRwsem, iovaRwsem, ...check }, instruments);
   }
 
   /** A table over parts, which may be shared. */

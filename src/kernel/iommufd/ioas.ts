@@ -107,7 +107,7 @@ export function getIoas(ictx: IommufdContext, id: number): Ioas | undefined {
 }
 
 /** Runs `body` with an address space, -ENOENT when there is none. */
-function* withIoas(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<number>): Task<number> {
+function* withIoas<T>(ictx: IommufdContext, id: number, body: (ioas: Ioas) => Task<T>): Task<T | number> {
   const ioas = getIoas(ictx, id);
   if (ioas === undefined) return -ENOENT;
   yield 'iommufd:object-found';
@@ -139,26 +139,29 @@ export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<numbe
 
 /** IOMMU_IOAS_IOVA_RANGES */
 export function* ioasIovaRanges(ucmd: CommandOf<typeof iommu_ioas_iova_ranges>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
-  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
-    yield* iopt.iovaRwsem.down_read();
-    try {
-      const room = cmd.num_iovas;
-      let count = 0;
-      for (const range of iopt.iovaRanges()) {
-        const address = cmd.allowed_iovas + BigInt(count * iommu_iova_range.sizeBytes);
-        if (count < room && !ctx.copy_to_user(address, iommu_iova_range.encode(range))) return -EFAULT;
-        count++;
-      }
-      cmd.num_iovas = count;
-      cmd.out_iova_alignment = iopt.iovaAlignment;
-      const rc = ucmd.respond();
-      return rc === 0 && count > room ? -EMSGSIZE : rc;
-    } finally {
-      iopt.iovaRwsem.up_read();
+  return yield* withIoas(ictx, cmd.ioas_id, ({ iopt }) => tellIovaRanges(ucmd, iopt));
+}
+
+function* tellIovaRanges(ucmd: CommandOf<typeof iommu_ioas_iova_ranges>, iopt: IoPageTable): Task<number> {
+  const { cmd, ctx } = ucmd;
+  yield* iopt.iovaRwsem.down_read();
+  try {
+    const room = cmd.num_iovas;
+    let count = 0;
+    for (const range of iopt.iovaRanges()) {
+      const address = cmd.allowed_iovas + BigInt(count * iommu_iova_range.sizeBytes);
+      if (count < room && !ctx.copy_to_user(address, iommu_iova_range.encode(range))) return -EFAULT;
+      count++;
     }
-  });
+    cmd.num_iovas = count;
+    cmd.out_iova_alignment = iopt.iovaAlignment;
+    const rc = ucmd.respond();
+    return rc === 0 && count > room ? -EMSGSIZE : rc;
+  } finally {
+    iopt.iovaRwsem.up_read();
+  }
 }
 
 /** Reads a user's list of ranges: -EFAULT, -EINVAL for an empty or single-byte range or two that overlap. */
@@ -185,10 +188,12 @@ function loadRanges(
 export function* ioasAllowIovas(ucmd: CommandOf<typeof iommu_ioas_allow_iovas>): Task<number> {
   const { cmd, ictx } = ucmd;
   if (cmd.__reserved !== 0) return -EOPNOTSUPP;
-  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
-    const ranges = loadRanges(ucmd, cmd.allowed_iovas, cmd.num_iovas);
-    return typeof ranges === 'number' ? ranges : yield* iopt.set_allow_iova(ranges, ucmd.ctx);
-  });
+  return yield* withIoas(ictx, cmd.ioas_id, ({ iopt }) => allowIovas(ucmd, iopt));
+}
+
+function* allowIovas(ucmd: CommandOf<typeof iommu_ioas_allow_iovas>, iopt: IoPageTable): Task<number> {
+  const ranges = loadRanges(ucmd, ucmd.cmd.allowed_iovas, ucmd.cmd.num_iovas);
+  return typeof ranges === 'number' ? ranges : yield* iopt.set_allow_iova(ranges, ucmd.ctx);
 }
 
 const MAP_FLAGS = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE;
@@ -242,33 +247,42 @@ function* mapPages(ucmd: MapCommand, ioas: Ioas, start: bigint, pages: IoptPages
 
 /** IOMMU_IOAS_MAP */
 export function* ioasMap(ucmd: CommandOf<typeof iommu_ioas_map>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   const rc = checkMapping(cmd.flags, cmd.__reserved, [cmd.iova, cmd.length]);
   if (rc < 0) return rc;
-  return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
-    if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
-    if (!isPagesLength(cmd.length)) return -EINVAL;
-    if (ictx.allocFails()) return -ENOMEM;
-    const pages = newPages(ucmd, cmd.user_va, userPages(ctx.process, cmd.user_va));
-    return yield* mapPages(ucmd, ioas, cmd.user_va, pages);
-  });
+  return yield* withIoas(ictx, cmd.ioas_id, (ioas) => mapUserPages(ucmd, ioas));
+}
+
+function* mapUserPages(ucmd: CommandOf<typeof iommu_ioas_map>, ioas: Ioas): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  if (cmd.user_va + cmd.length > IOVA_MAX) return -EOVERFLOW;
+  if (!isPagesLength(cmd.length)) return -EINVAL;
+  if (ictx.allocFails()) return -ENOMEM;
+  const pages = newPages(ucmd, cmd.user_va, userPages(ctx.process, cmd.user_va));
+  return yield* mapPages(ucmd, ioas, cmd.user_va, pages);
 }
 
 /** IOMMU_IOAS_MAP_FILE */
 export function* ioasMapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   const rc = checkMapping(cmd.flags, 0, [cmd.iova, cmd.length]);
   if (rc < 0) return rc;
-  return yield* withIoas(ictx, cmd.ioas_id, function* (ioas) {
-    if (cmd.length === 0n) return -EINVAL;
-    if (cmd.start + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
-    return yield* withFile(ctx.process.files.get(cmd.fd), function* (file) {
-      if (!isPagesLength(cmd.length)) return -EINVAL;
-      if (ictx.allocFails()) return -ENOMEM;
-      const pages = yield* pagesOfFile(ucmd, file);
-      return typeof pages === 'number' ? pages : yield* mapPages(ucmd, ioas, cmd.start, pages);
-    });
-  });
+  return yield* withIoas(ictx, cmd.ioas_id, (ioas) => mapFile(ucmd, ioas));
+}
+
+function* mapFile(ucmd: CommandOf<typeof iommu_ioas_map_file>, ioas: Ioas): Task<number> {
+  const { cmd, ctx } = ucmd;
+  if (cmd.length === 0n) return -EINVAL;
+  if (cmd.start + cmd.length - 1n > IOVA_MAX) return -EOVERFLOW;
+  return yield* withFile(ctx.process.files.get(cmd.fd), (file) => mapFilePages(ucmd, ioas, file));
+}
+
+function* mapFilePages(ucmd: CommandOf<typeof iommu_ioas_map_file>, ioas: Ioas, file: OpenFile): Task<number> {
+  const { cmd, ictx } = ucmd;
+  if (!isPagesLength(cmd.length)) return -EINVAL;
+  if (ictx.allocFails()) return -ENOMEM;
+  const pages = yield* pagesOfFile(ucmd, file);
+  return typeof pages === 'number' ? pages : yield* mapPages(ucmd, ioas, cmd.start, pages);
 }
 
 /** The pages of a file that a MAP_FILE wants; -errno of a dma-buf that cannot be attached. */
@@ -277,13 +291,15 @@ function* pagesOfFile(ucmd: CommandOf<typeof iommu_ioas_map_file>, file: OpenFil
   const held: { pages?: IoptPages } = {};
   const source =
     file instanceof DmaBufFile
-      ? yield* dmaBufPages(file, cmd.start, cmd.length, function* () {
-          if (held.pages !== undefined) yield* held.pages.revoke();
-        })
+      ? yield* dmaBufPages(file, cmd.start, cmd.length, () => revoke(held.pages))
       : filePages(file, cmd.start);
   if (typeof source === 'number') return source;
   held.pages = newPages(ucmd, cmd.start, source);
   return held.pages;
+}
+
+function* revoke(pages: IoptPages | undefined): Task<void> {
+  if (pages !== undefined) yield* pages.revoke();
 }
 
 /**
@@ -339,7 +355,7 @@ const SYZ_FLAG = 0x10000;
 
 /** IOMMU_IOAS_COPY */
 export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   if (ictx.hasSelftest && (cmd.flags & SYZ_FLAG) !== 0) {
     cmd.flags &= ~SYZ_FLAG;
     const ioas = getIoas(ictx, cmd.src_ioas_id);
@@ -350,42 +366,44 @@ export function* ioasCopy(ucmd: CommandOf<typeof iommu_ioas_copy>): Task<number>
   }
   const rc = checkMapping(cmd.flags, 0, [cmd.length, cmd.src_iova, cmd.dst_iova]);
   if (rc < 0) return rc;
-  let slices: readonly PagesSlice[] = [];
-  const found = yield* withIoas(ictx, cmd.src_ioas_id, function* ({ iopt }) {
-    const pages = yield* iopt.get_pages(cmd.src_iova, cmd.length);
-    if (typeof pages === 'number') return pages;
-    slices = pages;
-    return 0;
-  });
-  if (found < 0) return found;
-  const copied = yield* withIoas(ictx, cmd.dst_ioas_id, function* ({ iopt }) {
-    const wanted = fixedIova(cmd.flags, cmd.dst_iova);
-    const iova = yield* iopt.map_pages(slices, wanted, mapProt(cmd.flags), ctx);
-    if (typeof iova === 'number') return iova;
-    ctx.runtime.emit('iommufd.copy', { ioas: cmd.dst_ioas_id, iova, length: cmd.length, from: cmd.src_ioas_id });
-    cmd.dst_iova = iova;
-    return ucmd.respond();
-  });
+  const slices = yield* withIoas(ictx, cmd.src_ioas_id, ({ iopt }) => iopt.get_pages(cmd.src_iova, cmd.length));
+  if (typeof slices === 'number') return slices;
+  const copied = yield* withIoas(ictx, cmd.dst_ioas_id, ({ iopt }) => mapSlices(ucmd, iopt, slices));
   for (const { pages } of slices) yield* pages.put();
   return copied;
 }
 
+function* mapSlices(
+  ucmd: CommandOf<typeof iommu_ioas_copy>,
+  iopt: IoPageTable,
+  slices: readonly PagesSlice[],
+): Task<number> {
+  const { cmd, ctx } = ucmd;
+  const iova = yield* iopt.map_pages(slices, fixedIova(cmd.flags, cmd.dst_iova), mapProt(cmd.flags), ctx);
+  if (typeof iova === 'number') return iova;
+  ctx.runtime.emit('iommufd.copy', { ioas: cmd.dst_ioas_id, iova, length: cmd.length, from: cmd.src_ioas_id });
+  cmd.dst_iova = iova;
+  return ucmd.respond();
+}
+
 /** IOMMU_IOAS_UNMAP */
 export function* ioasUnmap(ucmd: CommandOf<typeof iommu_ioas_unmap>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
-  return yield* withIoas(ictx, cmd.ioas_id, function* ({ iopt }) {
-    const isAll = cmd.iova === 0n && cmd.length === IOVA_MAX;
-    if (!isAll && (cmd.iova >= IOVA_MAX || cmd.length >= IOVA_MAX)) return -EOVERFLOW;
-    if (cmd.length === 0n) return -EINVAL;
-    const last = isAll ? IOVA_MAX : cmd.iova + cmd.length - 1n;
-    if (last > IOVA_MAX) return -EOVERFLOW;
-    const { rc, unmappedBytes: unmapped } = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
-    if (rc < 0) return rc;
-    if (unmapped === 0n && !isAll) return -ENOENT;
-    ctx.runtime.emit('iommufd.unmap', { ioas: cmd.ioas_id, iova: cmd.iova, length: unmapped });
-    cmd.length = unmapped;
-    return ucmd.respond();
-  });
+  return yield* withIoas(ucmd.ictx, ucmd.cmd.ioas_id, ({ iopt }) => unmapRange(ucmd, iopt));
+}
+
+function* unmapRange(ucmd: CommandOf<typeof iommu_ioas_unmap>, iopt: IoPageTable): Task<number> {
+  const { cmd, ctx } = ucmd;
+  const isAll = cmd.iova === 0n && cmd.length === IOVA_MAX;
+  if (!isAll && (cmd.iova >= IOVA_MAX || cmd.length >= IOVA_MAX)) return -EOVERFLOW;
+  if (cmd.length === 0n) return -EINVAL;
+  const last = isAll ? IOVA_MAX : cmd.iova + cmd.length - 1n;
+  if (last > IOVA_MAX) return -EOVERFLOW;
+  const { rc, unmappedBytes: unmapped } = yield* iopt.unmap_iova_range(cmd.iova, last, ctx);
+  if (rc < 0) return rc;
+  if (unmapped === 0n && !isAll) return -ENOENT;
+  ctx.runtime.emit('iommufd.unmap', { ioas: cmd.ioas_id, iova: cmd.iova, length: unmapped });
+  cmd.length = unmapped;
+  return ucmd.respond();
 }
 
 type OptionCommand = CommandOf<typeof iommu_option>;

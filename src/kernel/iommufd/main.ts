@@ -41,7 +41,7 @@ import {
 } from '../../uapi/iommufd.js';
 import { OpenFile, type SyscallContext } from '../files.js';
 import type { FileMapping } from '../mm/mm.js';
-import { row, type CommandRow } from './command.js';
+import { leadingU32, row, type CommandRow } from './command.js';
 import { getHwInfo, IommufdGroups } from './device.js';
 import { faultQueueAlloc, veventqAlloc } from './eventq.js';
 import type { Instruments } from './instruments.js';
@@ -103,7 +103,11 @@ export class IommufdContext {
     this.allowUnsafeInterrupts = allowUnsafeInterrupts;
     this.allowMixedMsi = allowMixedMsi;
     this.swMsi = new SwMsiPages(faults);
-    this.instruments = { fires: (id) => faults?.fires(id) === true, held: (rule) => ledger?.held(rule) };
+    this.instruments = {
+      fires: (id) => faults?.fires(id) === true,
+      held: (rule) => ledger?.held(rule),
+      keepsHistory: ledger?.isOn !== false,
+    };
     this.objects = new ObjectTable(this.instruments);
   }
 
@@ -226,7 +230,7 @@ export class IommufdFile extends OpenFile {
     if (head === undefined) return -EFAULT;
     const command = rowByNumber.get(cmd) ?? (cmd === this.#testCommand?.number ? this.#testCommand : undefined);
     if (command === undefined) return -ENOTTY;
-    const userSize = new DataView(head.buffer, head.byteOffset).getUint32(0, true);
+    const userSize = leadingU32(head);
     const bytes = copyStruct(ctx, command, arg, userSize);
     if (typeof bytes === 'number') return bytes;
     return yield* command.run(this.ictx, ctx, bytes, arg);

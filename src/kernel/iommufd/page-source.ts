@@ -9,29 +9,79 @@
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedTest, sharedUpdate } from '../../runtime/watch.js';
 import { EINVAL, ENOMEM } from '../../uapi/errno.js';
-import type { DmaBufFile } from '../dma-buf.js';
+import type { DmaBufFile, DmaBufImporter } from '../dma-buf.js';
 import type { OpenFile } from '../files.js';
 import { MemfdFile } from '../mm/memfd.js';
-import type { PinnedRun } from '../mm/mm.js';
+import type { FileMapping, MmStruct, PinnedRun } from '../mm/mm.js';
 import type { Process } from '../mm/process.js';
 import type { AccountMode } from './main.js';
 import { PAGE_BYTES, PAGE_SIZE, type PageSource, type PinAccount } from './pages.js';
 
+function startOfPage(address: bigint): bigint {
+  return address - (address % PAGE_SIZE);
+}
+
+class UserPages implements PageSource {
+  readonly startByte: bigint;
+  readonly isDmaBuf = false;
+  readonly mm: MmStruct;
+
+  constructor(mm: MmStruct, address: bigint) {
+    this.mm = mm;
+    this.startByte = startOfPage(address);
+  }
+
+  pin(firstPage: number, pages: number, write: boolean): Task<PinnedRun[] | number> {
+    return this.mm.pin_user_pages(this.startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
+  }
+
+  unpin(runs: readonly PinnedRun[]): void {
+    this.mm.unpin_user_pages(runs);
+  }
+
+  isLive(): boolean {
+    return true;
+  }
+
+  *close(): Task<void> {
+    // The address space is the process's.
+  }
+}
+
 /** Pages of a process from the page of `address` on. */
-export function userPages(process: Process, address: bigint): PageSource {
-  const { mm } = process;
-  const startByte = address - (address % PAGE_SIZE);
-  return {
-    startByte,
-    isDmaBuf: false,
-    mm,
-    *pin(firstPage, pages, write): Task<PinnedRun[] | number> {
-      return yield* mm.pin_user_pages(startByte + BigInt(firstPage) * PAGE_SIZE, pages, write);
-    },
-    unpin: (runs) => mm.unpin_user_pages(runs),
-    isLive: () => true,
-    *close() {},
-  };
+export function userPages({ mm }: Process, address: bigint): PageSource {
+  return new UserPages(mm, address);
+}
+
+class FilePages implements PageSource {
+  readonly startByte: bigint;
+  readonly isDmaBuf = false;
+  readonly mm = undefined;
+  readonly #memfd: MemfdFile | undefined;
+  readonly #reference: FileMapping | number | undefined;
+
+  constructor(file: OpenFile, offset: bigint) {
+    this.startByte = startOfPage(offset);
+    this.#memfd = file instanceof MemfdFile ? file : undefined;
+    this.#reference = this.#memfd?.map(0n, this.#memfd.sizeBytes);
+  }
+
+  *pin(firstPage: number, pages: number): Task<PinnedRun[] | number> {
+    if (this.#memfd === undefined) return -EINVAL;
+    return yield* this.#memfd.memfd_pin_folios(Number(this.startByte / PAGE_SIZE) + firstPage, pages);
+  }
+
+  unpin(runs: readonly PinnedRun[]): void {
+    this.#memfd?.unpin_folios(runs);
+  }
+
+  isLive(): boolean {
+    return true;
+  }
+
+  *close(): Task<void> {
+    if (typeof this.#reference === 'object') this.#reference.unmapped?.();
+  }
 }
 
 /**
@@ -39,23 +89,40 @@ export function userPages(process: Process, address: bigint): PageSource {
  * keeps the file alive as a mapping of it would, whatever becomes of the descriptor.
  */
 export function filePages(file: OpenFile, offset: bigint): PageSource {
-  const startByte = offset - (offset % PAGE_SIZE);
-  const first = Number(startByte / PAGE_SIZE);
-  const memfd = file instanceof MemfdFile ? file : undefined;
-  const reference = memfd?.map(0n, memfd.sizeBytes);
-  return {
-    startByte,
-    isDmaBuf: false,
-    mm: undefined,
-    *pin(firstPage, pages): Task<PinnedRun[] | number> {
-      return memfd === undefined ? -EINVAL : yield* memfd.memfd_pin_folios(first + firstPage, pages);
-    },
-    unpin: (runs) => memfd?.unpin_folios(runs),
-    isLive: () => true,
-    *close() {
-      if (typeof reference === 'object') reference.unmapped?.();
-    },
-  };
+  return new FilePages(file, offset);
+}
+
+class DmaBufPages implements PageSource {
+  readonly startByte: bigint;
+  readonly isDmaBuf = true;
+  readonly mm = undefined;
+  readonly #file: DmaBufFile;
+  readonly #importer: DmaBufImporter;
+  readonly #firstPfn: number;
+
+  /** `address`: where the buffer begins in physical memory. */
+  constructor(file: DmaBufFile, importer: DmaBufImporter, address: number, offset: bigint) {
+    this.startByte = startOfPage(offset);
+    this.#file = file;
+    this.#importer = importer;
+    this.#firstPfn = (address + Number(this.startByte)) / PAGE_BYTES;
+  }
+
+  *pin(firstPage: number, pages: number): Task<PinnedRun[] | number> {
+    return [{ pfn: this.#firstPfn + firstPage, pages }];
+  }
+
+  unpin(): void {
+    // A device's frames are not pinned.
+  }
+
+  isLive(): boolean {
+    return this.#file.serves(this.#importer);
+  }
+
+  close(): Task<void> {
+    return this.#file.detach(this.#importer);
+  }
 }
 
 /**
@@ -71,20 +138,7 @@ export function* dmaBufPages(
   if (offset + lengthBytes > file.sizeBytes) return -EINVAL;
   const importer = { invalidate: revoked };
   const address = yield* file.attach(importer);
-  if (address < 0) return address;
-  const startByte = offset - (offset % PAGE_SIZE);
-  const firstPfn = (address + Number(startByte)) / PAGE_BYTES;
-  return {
-    startByte,
-    isDmaBuf: true,
-    mm: undefined,
-    *pin(firstPage, pages): Task<PinnedRun[] | number> {
-      return [{ pfn: firstPfn + firstPage, pages }];
-    },
-    unpin: () => undefined,
-    isLive: () => file.serves(importer),
-    close: () => file.detach(importer),
-  };
+  return address < 0 ? address : new DmaBufPages(file, importer, address, offset);
 }
 
 /** A number of pages that several may charge at once. */

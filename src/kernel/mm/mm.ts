@@ -150,6 +150,9 @@ export class MmStruct {
   }
 
   copy_from_user(address: bigint, lengthBytes: number): Uint8Array | undefined {
+    const whole = this.#reach(address, lengthBytes, PROT_READ);
+    if (whole === undefined && lengthBytes > 0) return undefined;
+    if (whole?.lengthBytes === lengthBytes) return whole.read();
     const out = new Uint8Array(lengthBytes);
     let done = 0;
     while (done < lengthBytes) {
@@ -166,7 +169,9 @@ export class MmStruct {
     let done = 0;
     while (done < bytes.length) {
       const piece = this.#reach(address + BigInt(done), bytes.length - done, PROT_WRITE);
-      if (piece?.write(bytes.subarray(done, done + piece.lengthBytes)) !== true) return false;
+      if (piece === undefined) return false;
+      const isWhole = piece.lengthBytes === bytes.length;
+      if (!piece.write(isWhole ? bytes : bytes.subarray(done, done + piece.lengthBytes))) return false;
       done += piece.lengthBytes;
     }
     return true;
