@@ -28,6 +28,7 @@ export const GATES: readonly string[] = [
   'iommufd:unmap-queued',
   'iommufd:flushed',
   'iommufd:pages-pinned',
+  'iommufd:area-mapped',
   'mm:pin',
   'smmu:map-step',
   'smmu:unmap-step',
