@@ -24,7 +24,7 @@ import { Its } from './msi/its.js';
 import { Gicv2m, InRcMsi, spisOf, X86Msi } from './msi/simple.js';
 import { functionType } from './pcie/config-builder.js';
 import type { Capture } from './pcie/fabric.js';
-import { HostBridge, type TranslatedAccess } from './pcie/host-bridge.js';
+import { HostBridge, type DmaWatcher } from './pcie/host-bridge.js';
 import { PciFunction, type Bar } from './pcie/function.js';
 import { Slot } from './pcie/slot.js';
 import { TLB_WORDS } from './smmu/ports.js';
@@ -85,7 +85,7 @@ export class Board {
   readonly #runtime: NodeRuntime;
   #interruptHandler: (interrupt: Interrupt) => void = () => undefined;
   #smmuIrqHandler: (smmu: string, line: string) => void = () => undefined;
-  #translatedHandler: (access: TranslatedAccess) => void = () => undefined;
+  #dmaWatcher: DmaWatcher = { began: () => undefined, translated: () => undefined, ended: () => undefined };
   #hotplugHandler: (bdf: string, what: HotplugChange) => void = () => undefined;
   readonly #slots = new Map<PciFunction, Slot>();
 
@@ -124,9 +124,9 @@ export class Board {
     this.#smmuIrqHandler = handler;
   }
 
-  /** Who looks at every access that an IOMMU has let through, before it is done. The kernel knows whose memory that is. */
-  onTranslated(handler: (access: TranslatedAccess) => void): void {
-    this.#translatedHandler = handler;
+  /** Who looks on at the DMA of devices from now on. */
+  watchDma(watcher: DmaWatcher): void {
+    this.#dmaWatcher = watcher;
   }
 
   /** The kernel's handler for slots that change. */
@@ -319,7 +319,11 @@ export class Board {
       analyser: this.analyser,
       smmus: this.smmus,
       captures: this.#captures(description),
-      onTranslated: (access) => this.#translatedHandler(access),
+      dmaWatcher: {
+        began: (bdf, iova) => this.#dmaWatcher.began(bdf, iova),
+        translated: (access) => this.#dmaWatcher.translated(access),
+        ended: (access, pa) => this.#dmaWatcher.ended(access, pa),
+      },
       msiControllers: this.msiControllers,
     });
     this.hostBridges.push(bridge);

@@ -21,6 +21,7 @@ import { SYSCALL_NS } from './costs.js';
 import { EFD_FLAGS, EventFile } from './eventfd.js';
 import { SyscallContext, withFile } from './files.js';
 import { IommuCore } from './iommu/iommu.js';
+import { beginAccess, endAccess, type WatchedAccess } from './iommu/mapping-check.js';
 import { auditIommufd } from './iommufd/audit.js';
 import { IommufdContext, IommufdFile } from './iommufd/main.js';
 import { IrqCore } from './irq.js';
@@ -84,7 +85,11 @@ export class Kernel {
     this.#irq = new IrqCore(runtime, board, this.#iommu);
     this.#pci = new PciCore(runtime, board, this.#iommu, this.#irq, this.#vfio);
     this.#sysfs = new Sysfs(this.#iommu, this.#pci, this.#vfio);
-    board.onTranslated((access) => this.#checkReached(access));
+    board.watchDma({
+      began: (bdf, iova) => this.#beginAccess(bdf, iova),
+      translated: (access) => this.#checkReached(access),
+      ended: (access, pa) => this.#endAccess(access as WatchedAccess | undefined, pa),
+    });
   }
 
   /**
@@ -102,6 +107,18 @@ export class Kernel {
       'INV-3',
     );
     this.#runtime.invariants.held('INV-3');
+  }
+
+  #beginAccess(bdf: string, iova: bigint): WatchedAccess | undefined {
+    const device = this.#pci.device(bdf);
+    const [streamId] = device?.streamIds ?? [];
+    return streamId === undefined ? undefined : beginAccess(device?.group, streamId, iova);
+  }
+
+  /** What ended at a doorbell or a BAR is not judged: not every way there came through a mapping. */
+  #endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
+    const isJudged = pa === -1 || (pa !== undefined && this.#board.memory.contains(pa, 1));
+    endAccess(access, isJudged && !this.#runtime.faults.isHardwareBroken ? pa : undefined);
   }
 
   /** From power-on to user space. */

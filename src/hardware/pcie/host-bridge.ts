@@ -34,6 +34,19 @@ export interface TranslatedAccess {
   readonly lengthBytes: number;
 }
 
+/**
+ * Looks on at the DMA of devices, piece by piece (a piece lies in one page): the kernel knows what is mapped for whom and whose memory
+ * it is.
+ */
+export interface DmaWatcher {
+  /** A device issues an access; what is returned is given back when it ends. */
+  began(bdf: string, iova: bigint): unknown;
+  /** An IOMMU has let it through; it is about to be done. */
+  translated(access: TranslatedAccess): void;
+  /** It was done at a physical address, ended in a translation fault (-1), or some other way. */
+  ended(access: unknown, pa: number | undefined): void;
+}
+
 /** What a host bridge is connected to. */
 export interface HostBridgePorts {
   readonly runtime: NodeRuntime;
@@ -43,8 +56,7 @@ export interface HostBridgePorts {
   readonly smmus: ReadonlyMap<string, Smmu>;
   /** Doorbells inside this root complex. */
   readonly captures: readonly Capture[];
-  /** Looks on where an IOMMU has sent an access, just before it is done. */
-  readonly onTranslated: (access: TranslatedAccess) => void;
+  readonly dmaWatcher: DmaWatcher;
   /** The interrupt controllers of the board. */
   readonly msiControllers: ReadonlyMap<string, MsiController>;
 }
@@ -54,6 +66,12 @@ type Direction = 'read' | 'write' | 'msi';
 interface Piece {
   readonly end: TransactionEnd;
   readonly bytes?: Uint8Array;
+}
+
+/** Where an access ended in memory, -1 where nothing was mapped for it. */
+function reachedBy({ kind, where, address }: TransactionEnd): number | undefined {
+  if (kind === 'memory' && address !== undefined) return Number(address);
+  return kind === 'aborted' && where === 'F_TRANSLATION' ? -1 : undefined;
 }
 
 /** Makes the end of the piece at hand. */
@@ -171,6 +189,9 @@ export class HostBridge implements UpstreamPort {
     if (!usesAts && iova > MAX_BUS_ADDRESS)
       return ended('nowhere', 'beyond the address bits of the fabric', this.#name);
     const ticket = usesAts ? fn.atc.begin() : undefined;
+    const { dmaWatcher } = this.#ports;
+    const watched = direction === 'msi' ? undefined : dmaWatcher.began(fn.bdf, iova);
+    let pa: number | undefined;
     try {
       const entry = usesAts ? yield* this.#translation(fn, iova, direction === 'write') : undefined;
       if (typeof entry === 'string') return ended('aborted', entry, fn.bdf);
@@ -181,17 +202,12 @@ export class HostBridge implements UpstreamPort {
         addressType: entry === undefined ? 'untranslated' : 'translated',
       });
       lengthBytes = Math.min(wantedBytes, route.last - address + 1);
-      return yield* this.#through(
-        fn,
-        route,
-        address,
-        direction,
-        data?.subarray(0, lengthBytes),
-        lengthBytes,
-        ended,
-        usesAts,
-      );
+      const part = data?.subarray(0, lengthBytes);
+      const piece = yield* this.#through(fn, route, address, direction, part, lengthBytes, ended, usesAts);
+      pa = reachedBy(piece.end);
+      return piece;
     } finally {
+      dmaWatcher.ended(watched, pa);
       if (ticket !== undefined) fn.atc.end(ticket);
     }
   }
@@ -283,7 +299,7 @@ export class HostBridge implements UpstreamPort {
       }
       yield TO_MEMORY_NS;
       yield 'dma:translated';
-      if (smmu !== undefined) this.#ports.onTranslated({ bdf: fn.bdf, pa, lengthBytes });
+      if (smmu !== undefined) this.#ports.dmaWatcher.translated({ bdf: fn.bdf, pa, lengthBytes });
       if (data !== undefined) {
         const end = bus.writeFor(origin, pa, data);
         return ended(end.kind, end.where, SYSTEM_BUS, pa);
