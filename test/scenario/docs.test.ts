@@ -3,12 +3,12 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
 import { executeScenario } from '../../src/scenario/execute.js';
+import { operations } from '../../src/scenario/kernel-only.js';
 import { loadScenario } from '../../src/scenario/load.js';
 import { scenarioJsonSchema, STEP_KINDS } from '../../src/scenario/schema.js';
 
-const examples = [...readFileSync('docs/scenarios.md', 'utf8').matchAll(/```yaml\n([\s\S]*?)```/g)].map(
-  (match) => match[1] ?? '',
-);
+const page = readFileSync('docs/scenarios.md', 'utf8');
+const examples = [...page.matchAll(/```yaml\n([\s\S]*?)```/g)].map((match) => match[1] ?? '');
 
 type Mapping = Readonly<Record<string, unknown>>;
 
@@ -20,7 +20,24 @@ function stepsOf(steps: readonly Mapping[]): Mapping[] {
   ]);
 }
 
-const steps = examples.flatMap((text) => stepsOf((parse(text) as { steps: Mapping[] }).steps));
+const steps = examples.flatMap((text) => stepsOf((parse(text) as { steps?: Mapping[] }).steps ?? []));
+
+type Calls = readonly Mapping[];
+
+/** Every call of the kernel-only examples. */
+const calls = examples.flatMap((text): Calls => {
+  const { setup = [], tasks = {} } = parse(text) as {
+    setup?: Calls;
+    tasks?: Record<string, Calls | { calls: Calls }>;
+  };
+  return [...setup, ...Object.values(tasks).flatMap((task) => ('calls' in task ? task.calls : task))];
+});
+
+/** Operations and their arguments, as `map.iova`. */
+const callArguments = Object.entries(operations).flatMap(([op, { shape }]) => [
+  op,
+  ...Object.keys(shape).map((key) => `${op}.${key}`),
+]);
 
 /** Keys of an `expect`, from the exported JSON Schema. */
 function expectationKeys(node: unknown): string[] {
@@ -41,6 +58,27 @@ describe('docs/scenarios.md', () => {
   });
   test('the examples use every kind of step', () => {
     expect(new Set(steps.flatMap((step) => Object.keys(step)))).toEqual(new Set(STEP_KINDS));
+  });
+  test('the examples use every call of kernel-only scenarios with every argument', () => {
+    const used = new Set(
+      calls.flatMap((call) =>
+        Object.entries(call).flatMap(([op, given]) => [
+          op,
+          ...Object.keys((op in operations && given) || {}).map((key) => `${op}.${key}`),
+        ]),
+      ),
+    );
+    expect(callArguments.filter((argument) => !used.has(argument))).toEqual([]);
+  });
+  test('the table of calls has every call with every argument', () => {
+    const rows = new Map(
+      [...page.matchAll(/^\| `([a-z-]+): (\{.*?\})` \|/gm)].map(([, op = '', shape = '']) => [op, shape]),
+    );
+    const told = Object.entries(operations).map(([op, { shape }]) => [
+      op,
+      Object.keys(shape).filter((key) => !new RegExp(`\\b${key}\\b`).test(rows.get(op) ?? '')),
+    ]);
+    expect(told.filter(([, missing]) => missing?.length !== 0)).toEqual([]);
   });
   test('the examples use every expectation', () => {
     const keys = new Set(expectationKeys(scenarioJsonSchema()));
