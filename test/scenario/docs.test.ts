@@ -1,11 +1,14 @@
-/** Every example in docs/scenarios.md is a scenario that passes, and together they use all there is. */
-import { readFileSync } from 'node:fs';
+/** Every example in docs/scenarios.md is a scenario that passes, and together they use all there is; tables of other pages are complete. */
+import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
+import { FAULTS, type FaultDescription } from '../../src/runtime/faults.js';
+import { INVARIANTS } from '../../src/runtime/invariants.js';
 import { executeScenario } from '../../src/scenario/execute.js';
 import { operations } from '../../src/scenario/kernel-only.js';
-import { loadScenario } from '../../src/scenario/load.js';
+import { loadScenario, readScenario } from '../../src/scenario/load.js';
 import { scenarioJsonSchema, STEP_KINDS } from '../../src/scenario/schema.js';
+import { STRESS_FAULTS } from '../../src/stress/options.js';
 
 const page = readFileSync('docs/scenarios.md', 'utf8');
 const examples = [...page.matchAll(/```yaml\n([\s\S]*?)```/g)].map((match) => match[1] ?? '');
@@ -86,4 +89,44 @@ describe('docs/scenarios.md', () => {
     const used = new Set(steps.flatMap((step) => Object.keys((step['expect'] ?? {}) as Mapping)));
     expect([...keys].filter((key) => !used.has(key))).toEqual([]);
   });
+});
+
+/** Cells of the rows of a table whose first cell says which row it is. */
+function tableRows(file: string): ReadonlyMap<string, readonly string[]> {
+  const rows = readFileSync(file, 'utf8').match(/^\| .* \|$/gm) ?? [];
+  return new Map(
+    rows.map((row) => {
+      const [first = '', ...cells] = row
+        .slice(1, -1)
+        .split('|')
+        .map((cell) => cell.trim());
+      return [first, cells];
+    }),
+  );
+}
+
+test('docs/exploring.md says of every rule what it says', () => {
+  const rows = tableRows('docs/exploring.md');
+  for (const [id, text] of Object.entries(INVARIANTS)) expect([id, rows.get(id)?.[0]]).toEqual([id, text]);
+});
+
+test('docs/stress.md has every fault', () => {
+  const rows = tableRows('docs/stress.md');
+  for (const fault of Object.keys(STRESS_FAULTS)) expect(rows.has(`\`${fault}\``)).toBe(true);
+});
+
+test('scenarios/races/README.md has every scenario, its fault and its incident', () => {
+  const rows = tableRows('scenarios/races/README.md');
+  for (const file of readdirSync('scenarios/races').filter((name) => name.endsWith('.yaml'))) {
+    const { name, title, failsWith } = readScenario(`scenarios/races/${file}`);
+    const [what = '', switched, incident] = rows.get(`[${name}](${file})`) ?? [];
+    const fault = typeof failsWith === 'object' && 'fault' in failsWith ? failsWith.fault : undefined;
+    const description: FaultDescription | undefined = fault === undefined ? undefined : FAULTS[fault];
+    expect([file, what.replace(/ \(SMMU\)$/, ''), switched, incident]).toEqual([
+      file,
+      title,
+      fault === undefined ? '' : `\`${fault}\``,
+      description?.incident ?? '',
+    ]);
+  }
 });
