@@ -47,8 +47,8 @@ interface Explored {
 const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
 
 function percent(chance: number): string {
-  if (chance > 0.9999) return '> 99.99 %';
-  return chance < 0.0001 ? '< 0.01 %' : `${(100 * chance).toFixed(2)} %`;
+  if (chance > 0.9999) return '99.99 %';
+  return `${chance < 0.0001 ? (100 * chance).toPrecision(1) : (100 * chance).toFixed(2)} %`;
 }
 
 function boundText({ preemptions, runs, pruned, isComplete }: Exploration['bounds'][number]): string {

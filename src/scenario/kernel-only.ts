@@ -19,7 +19,7 @@ const place = z.strictObject({ ioas: name.default('main'), iova: address });
 const space = { ioas: name.default('main') };
 
 /** What each operation is given; `as` names what it makes. */
-const operations = {
+export const operations = {
   ioas: z.strictObject({ as: name }),
   map: z.strictObject({ ...space, iova: address.optional(), length: size, from, prot, as: name.optional() }),
   'map-file': z.strictObject({
