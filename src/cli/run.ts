@@ -140,12 +140,19 @@ function exitCode(outcomes: readonly ScenarioOutcome[]): number {
   return outcomes.some((outcome) => outcome.verdict === 'inconclusive') ? EXIT.inconclusive : EXIT.ok;
 }
 
+/** Kernel-only scenarios fail under some schedules: to find one is what exploring is for. */
+function failsInOneRun({ failsWith, kernelOnly }: Scenario): boolean {
+  return failsWith !== undefined && kernelOnly === undefined;
+}
+
 async function runCommand(paths: readonly string[], options: RunOptions): Promise<void> {
   const files = scenarioFiles(paths.length === 0 ? [shippedScenarios()] : paths);
   const read = readAll(files);
-  const wanted = options.sabotage === true ? read.filter(({ failsWith }) => failsWith !== undefined) : read;
+  const wanted = options.sabotage === true ? read.filter(failsInOneRun) : read;
   if (wanted.length < read.length)
-    process.stderr.write(`${read.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
+    process.stderr.write(
+      `${read.length - wanted.length} scenarios are left out: they name nothing under fails-with, or are for explore --history\n`,
+    );
   const scenarios = takeShard(wanted, options.shard);
   const results = await runAll(scenarios, options);
   if (options.record !== undefined) writeRecordings(options.record, results);

@@ -8,7 +8,7 @@
  *
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
-import { isMap, isScalar, isSeq, parseDocument, type Document, type Node } from 'yaml';
+import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
 import { InvariantError } from '../runtime/task.js';
 import type { Deviation } from '../runtime/policies.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
@@ -69,34 +69,34 @@ const KEPT = new Set(['title', 'covers', 'kernel-only', 'faults', 'fails', 'fail
 function removable(document: Document): Path[] {
   const whole: Path[] = [];
   const details: Path[] = [];
-  const visit = (node: Node | null | undefined, path: Path, isSpared: boolean): void => {
+  const look = (node: Node | null | undefined, path: Path, isSpared: boolean): void => {
     if (isMap(node)) {
       for (const { key, value } of node.items) {
         const name = isScalar(key) ? String(key.value) : '';
         if (path.length === 0 && KEPT.has(name)) continue;
         const at = [...path, name];
         if (path.length > 0) (isSpared ? whole : details).push(at);
-        visit(value as Node | null, at, SPARED.has(name));
+        look(value as Node | null, at, SPARED.has(name));
       }
     } else if (isSeq(node)) {
       node.items.forEach((item, index) => {
         const at = [...path, index];
         (isSpared || path.some((step) => SPARED.has(String(step))) ? whole : details).push(at);
-        visit(item as Node, at, false);
+        look(item as Node, at, false);
       });
     }
   };
-  visit(document.contents, [], false);
+  look(document.contents, [], false);
   return [...whole.reverse(), ...details.reverse()];
 }
 
 /** Paths of lengths that are more than a page. */
 function lengths(document: Document): Path[] {
   const found: Path[] = [];
-  const visit = (node: Node | null | undefined, path: Path): void => {
+  const look = (node: Node | null | undefined, path: Path): void => {
     if (isMap(node))
-      for (const { key, value } of node.items) visit(value as Node, [...path, isScalar(key) ? String(key.value) : '']);
-    else if (isSeq(node)) node.items.forEach((item, i) => visit(item as Node, [...path, i]));
+      for (const { key, value } of node.items) look(value as Node, [...path, isScalar(key) ? String(key.value) : '']);
+    else if (isSeq(node)) node.items.forEach((item, i) => look(item as Node, [...path, i]));
     else if (
       isScalar(node) &&
       typeof node.value === 'string' &&
@@ -105,14 +105,22 @@ function lengths(document: Document): Path[] {
     )
       found.push(path);
   };
-  visit(document.contents, []);
+  look(document.contents, []);
   return found;
 }
 
 const PAGE = '4 KiB';
 
+/** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
-  return parseDocument(text, { intAsBigInt: true });
+  const document = parseDocument(text, { intAsBigInt: true });
+  visit(document, { Alias: (_, alias) => alias.resolve(document)?.clone() as Node | undefined });
+  visit(document, {
+    Node: (_, node) => {
+      if (!isAlias(node)) delete node.anchor;
+    },
+  });
+  return document;
 }
 
 class Shrinker {
