@@ -284,7 +284,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
         idev,
         device: idev.device,
       });
-      things.set(`${as}.hwpt`, { id: value.out_hwpt_id });
+      things.set(`${as}-hwpt`, { id: value.out_hwpt_id });
       return 0;
     }
     const device = yield* machine.addDevice();
@@ -301,7 +301,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       return hwptId;
     }
     things.set(as, { id: bound.id, idev: bound.idev, device, hwptId });
-    things.set(`${as}.hwpt`, { id: hwptId });
+    things.set(`${as}-hwpt`, { id: hwptId });
     return 0;
   },
   *replace(caller, { device, to }) {

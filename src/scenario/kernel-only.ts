@@ -191,7 +191,7 @@ function unknownNames(source: SourceText, given: KernelOnlyFile, all: readonly P
   const made = new Set([
     ...all.flatMap(({ call: { args } }) => namesIn(args, ['as'])),
     ...all.flatMap(({ call: { op, args } }) =>
-      op === 'device' ? namesIn(args, ['as']).map((as) => `${as}.hwpt`) : [],
+      op === 'device' ? namesIn(args, ['as']).map((as) => `${as}-hwpt`) : [],
     ),
     ...Object.keys(given.files),
     'main',
