@@ -113,9 +113,6 @@ class ProgramRun {
   readonly #program: Program;
   readonly #options: RunProgramOptions;
   readonly #things = new Things();
-  /** Calls that have begun and not ended, and that have begun. */
-  #atWork = 0;
-  #begun = 0;
 
   constructor(program: Program, options: RunProgramOptions) {
     this.#program = program;
@@ -190,11 +187,8 @@ class ProgramRun {
       yield 'program:call';
       const startNs = runtime.now;
       const before = this.#options.inject === undefined ? 0 : this.stateHash();
-      const isFirst = this.#atWork++ === 0;
-      const number = ++this.#begun;
       const rc = yield* perform(caller, call);
-      const isAlone = --this.#atWork === 0 && isFirst && number === this.#begun;
-      if (this.#options.inject !== undefined && rc < 0 && isAlone) this.#checkUnchanged(task, call, before);
+      if (this.#options.inject !== undefined && rc < 0) this.#checkUnchanged(task, call, before);
       const text = nameOf(rc);
       this.results.push({ task, call, rc, text, startNs, endNs: runtime.now });
       runtime.emit('program.call', { op: call.op, answer: text });
@@ -206,9 +200,10 @@ class ProgramRun {
     }
   }
 
-  /** A call that fails leaves everything as it was; only meaningful where no other was at work meanwhile. */
+  /** A call that fails leaves everything as it was; only meaningful where no other task was at work meanwhile. */
   #checkUnchanged(task: string, { op, args }: Call, before: number): void {
     if (PARTIAL.has(op) || ('times' in args && args.times > 1)) return;
+    if (this.machine.runtime.scheduler.unfinished().length > 1) return;
     invariant(this.stateHash() === before, `${task}: ${op} failed and changed something`, 'INV-9');
     this.machine.runtime.invariants.held('INV-9');
   }
