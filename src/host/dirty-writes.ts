@@ -81,12 +81,16 @@ export class DirtyWrites {
     return { domain, first, end, began: this.#next, isAlone: tracked.reports++ === 0 };
   }
 
-  /** It ends; `has` says of a page whether it is in it. @throws InvariantError for one that is missing */
-  end(report: DirtyReport, clears: boolean, has: (page: number) => boolean): void {
+  /**
+   * It ends; `has` says of a page whether it is in it. One that failed has none and owes none: the next does.
+   * @throws InvariantError for a page that is missing
+   */
+  end(report: DirtyReport, clears: boolean, has: ((page: number) => boolean) | undefined): void {
     const { domain, first, began } = report;
     const tracked = this.#tracked.get(domain);
     if (tracked === undefined) return;
     tracked.reports--;
+    if (has === undefined) return;
     const end = firstHole(domain, first, report.end);
     const isAlone = report.isAlone && tracked.reports === 0;
     for (const [page, number] of tracked.writes) {

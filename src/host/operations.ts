@@ -359,10 +359,11 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     );
     if (report !== undefined) {
       const bytes = ctx.copy_from_user(caller.argument + DATA_OFFSET, Math.ceil(Number(length / PAGE) / 8));
-      machine.dirtyWrites.end(report, clear, (page) => {
+      const has = (page: number): boolean => {
         const bit = page - report.first;
-        return rc === 0 && (((bytes?.[bit >> 3] ?? 0) >> (bit % 8)) & 1) === 1;
-      });
+        return (((bytes?.[bit >> 3] ?? 0) >> (bit % 8)) & 1) === 1;
+      };
+      machine.dirtyWrites.end(report, clear, rc < 0 ? undefined : has);
     }
     return rc;
   },

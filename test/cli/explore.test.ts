@@ -1,0 +1,189 @@
+/** `iovaduct explore` as a user has it: exit statuses, one document on standard output, the same answer whatever the threads. */
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { iovaduct } from '../e2e/cli.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'iovaduct-explore-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+function file(name: string, text: string): string {
+  const path = join(folder, name);
+  writeFileSync(path, text);
+  return path;
+}
+
+const MACHINE = 'kernel-only: { iommu: mock }\n';
+const FAULTY = `${MACHINE}fails-with: { fault: iommufd.change-process-unchecked }\n`;
+const TASK_B = '  b:\n    - change-process: {}\n';
+
+/** The map must be interrupted at one gate, the later the more calls come first. */
+function race(calls: number): string {
+  const lead = Array.from({ length: calls }, (_, i) => `    - ioas: { as: x${i} }\n`).join('');
+  return `title: A map that is interrupted <b>\n${FAULTY}tasks:\n  a:\n${lead}    - map: { iova: 0x1000000, length: 4 KiB }\n${TASK_B}`;
+}
+
+const GOOD = file('good.yaml', `title: t\n${MACHINE}tasks:\n  a:\n    - ioas: { as: x }\n${TASK_B}`);
+const BAD = file('bad.yaml', race(1));
+const RARE = file('rare.yaml', race(8));
+const UNMAP = '    - unmap: { iova: 0x1000, length: 4 KiB }\n      expect: [ok]\n';
+const WRONG = file('wrong.yaml', `title: t\n${MACHINE}tasks:\n  a:\n${UNMAP}`);
+const BROKEN = file('broken.yaml', `title: t\n${MACHINE}tasks:\n  a:\n    - jump: high\n`);
+
+interface Found {
+  readonly name: string;
+  readonly verdict: string;
+  readonly runs: number;
+  readonly distinct_schedules: number;
+  readonly distinct_states: number;
+  readonly invariants: readonly { readonly id: string; readonly looks: number }[];
+  readonly bounds: readonly { readonly preemptions: number | null; readonly complete: boolean }[];
+  readonly guarantees: readonly { readonly depth: number; readonly runs: number; readonly chance: number }[];
+  readonly failure?: {
+    readonly run: number;
+    readonly rule: string | null;
+    readonly message: string;
+    readonly task: string;
+    readonly schedule: Readonly<Record<string, readonly { readonly at: number; readonly to: string }[]>>;
+  };
+}
+
+function exploreJson(...args: string[]): { status: number | null; stderr: string; scenarios: readonly Found[] } {
+  const { status, stdout, stderr } = iovaduct('explore', '--json', '-', ...args);
+  return { status, stderr, scenarios: (JSON.parse(stdout) as { scenarios: readonly Found[] }).scenarios };
+}
+
+/** Without what depends on the clock. */
+function timeless(found: Found | undefined): unknown {
+  return { ...found, schedules_per_second: undefined };
+}
+
+describe('exit status', () => {
+  test.each<[string, string[], number]>([
+    ['all held', [GOOD, '--runs', '20', '--jobs', '1'], 0],
+    ['one of two broke', [GOOD, WRONG, '--runs', '20', '--jobs', '1', '--no-shrink'], 1],
+    ['no such strategy', [GOOD, '--strategy', 'lucky'], 64],
+    ['no runs', [GOOD, '--runs', '0'], 64],
+    ['no path', [], 64],
+    ['no such file', [join(folder, 'nope.yaml')], 64],
+    ['failures in turn, all held', [GOOD, '--fail-nth'], 0],
+  ])('%s', (_what, args, status) => expect(iovaduct('explore', ...args).status).toBe(status));
+});
+
+test('a bad scenario is named with line and column', () => {
+  const { status, stdout, stderr } = iovaduct('explore', BROKEN);
+  expect([status, stdout]).toEqual([64, '']);
+  expect(stderr).toContain(`${BROKEN}:5:7: `);
+});
+
+test('--json - prints one document: what was made, what it is worth, what was looked at', () => {
+  const { status, stderr, scenarios } = exploreJson(GOOD, BAD, '--history', '--runs', '100', '--jobs', '1');
+  expect([status, scenarios.map(({ name }) => name)]).toEqual([1, ['bad']]);
+  expect(stderr).toContain('bad');
+  const plain = exploreJson(GOOD, '--runs', '100', '--jobs', '1').scenarios;
+  expect(plain).toHaveLength(1);
+  expect(plain[0]).toMatchObject({
+    file: GOOD,
+    name: 'good',
+    strategy: 'portfolio',
+    seed: 1,
+    verdict: 'pass',
+    runs: 100,
+    self_tests: 1,
+  });
+  expect(plain[0]?.failure).toBeUndefined();
+  expect(plain[0]?.guarantees.map(({ depth }) => depth)).toEqual([2, 3, 4]);
+  expect(plain[0]?.guarantees.every(({ runs, chance }) => runs === 23 && chance > 0 && chance <= 1)).toBe(true);
+  expect(plain[0]?.invariants.find(({ id }) => id === 'no-deadlock')?.looks).toBeGreaterThan(100);
+});
+
+test('--history puts the fault back: the race is found, shrunk, explained and written down', () => {
+  const corpus = join(folder, 'corpus');
+  const pages = join(folder, 'pages');
+  const args = ['--history', '--strategy', 'exhaustive', '--corpus', corpus, '--report', pages];
+  const { status, stdout } = iovaduct('explore', RARE, ...args);
+  expect(status).toBe(1);
+  expect(stdout).toMatch(/shrunk to 2 tasks, 2 calls after \d+ to set up, \d switches in \d+ runs: .*rare\.yaml/);
+  expect(stdout).toContain('BUG: objects');
+  const [page] = readdirSync(pages);
+  const html = readFileSync(join(pages, page ?? ''), 'utf8');
+  expect(html).toMatch(/^<!doctype html>/i);
+  expect(html).not.toMatch(/<(link|img|iframe)\b|<script[^>]*\bsrc=|@import|url\(["']?https?:/);
+  expect(html).not.toContain('interrupted <b>');
+  // The shrunk case says which fault, which schedule and how it fails; it passes while it does.
+  const kept = join(corpus, 'rare.yaml');
+  expect(iovaduct('run', kept).status).toBe(0);
+  writeFileSync(kept, readFileSync(kept, 'utf8').replace(/^faults:\n( .*\n)+/m, ''));
+  expect(iovaduct('run', kept).status).toBe(1);
+});
+
+describe('threads', () => {
+  const random = ['--strategy', 'random', '--no-shrink', '--runs', '4000'];
+
+  test('the first failure is the same with 1 and 2', () => {
+    const [one, two] = ['1', '2'].map((jobs) =>
+      exploreJson(RARE, '--history', ...random, '--seed', '2', '--jobs', jobs),
+    );
+    // Not in the first chunk.
+    expect(one?.scenarios[0]?.failure?.run).toBeGreaterThan(1024);
+    expect(one?.scenarios[0]?.failure?.message).toContain('NULL dereference');
+    expect(two?.scenarios[0]?.failure).toEqual(one?.scenarios[0]?.failure);
+    expect([one?.status, two?.status]).toEqual([1, 1]);
+  });
+
+  test('where every chunk has failures, the lowest counts', () => {
+    const [one, two] = ['1', '2'].map((jobs) => exploreJson(BAD, '--history', ...random, '--jobs', jobs).scenarios[0]);
+    expect(one?.failure?.run).toBeLessThan(1024);
+    expect(timeless(two)).toEqual(timeless(one));
+  });
+
+  test('what was seen is the same where nothing fails', () => {
+    const [one, two] = ['1', '2'].map((jobs) => exploreJson(GOOD, '--runs', '2500', '--jobs', jobs).scenarios[0]);
+    expect(one?.runs).toBe(2500);
+    expect(timeless(two)).toEqual(timeless(one));
+  });
+});
+
+describe('--strategy exhaustive', () => {
+  test('says that everything was seen', () => {
+    const { stdout, status } = iovaduct('explore', GOOD, '--strategy', 'exhaustive', '--runs', '5000');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/0 pre-emptions at most: every order that matters was seen, \d+ runs/);
+    expect(stdout).toMatch(/(\d+ pre-emptions at most|any number of pre-emptions): every order [^\n]*\n$/);
+    expect(stdout).not.toContain('not finished');
+  });
+
+  test('says how far it got where the runs did not do', () => {
+    const { scenarios, stderr } = exploreJson(RARE, '--strategy', 'exhaustive', '--runs', '12');
+    expect(scenarios[0]?.runs).toBe(12);
+    expect(scenarios[0]?.bounds.at(-1)?.complete).toBe(false);
+    expect(stderr).toMatch(/pre-emptions at most: not finished, \d+ runs/);
+  });
+
+  test('finds the race under few pre-emptions, without a seed', () => {
+    const { scenarios } = exploreJson(RARE, '--history', '--strategy', 'exhaustive', '--no-shrink');
+    expect(scenarios[0]?.failure).toMatchObject({ rule: 'objects', task: 'b' });
+    expect(scenarios[0]?.bounds.at(-1)?.preemptions).toBe(1);
+  });
+});
+
+describe('--fail-nth', () => {
+  const QUEUE = 'tasks:\n  a:\n    - fault-queue: { as: q }\n    - close: { file: q }\n';
+  const LEAKS = file('leaks.yaml', `title: t\n${MACHINE}faults:\n  - { fault: iommufd.fault-put-twice }\n${QUEUE}`);
+
+  test('counts what failed, by kind', () => {
+    const { status, stdout } = iovaduct('explore', BAD, '--fail-nth');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^✔ bad {2}4 failures, one a run: 4 of kernel\.kmalloc\n$/);
+  });
+
+  test('names the call whose failure does harm, in words and as JSON', () => {
+    const { status, stdout, stderr } = iovaduct('explore', LEAKS, '--fail-nth', '--json', '-');
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/✖ leaks[^\n]*\n {2}kernel\.kmalloc, call \d+: objects: /);
+    const { scenarios } = JSON.parse(stdout) as { scenarios: { injected: { fault: string; failure?: object }[] }[] };
+    const failed = scenarios[0]?.injected.filter(({ failure }) => failure !== undefined);
+    expect(failed?.map(({ fault }) => fault)).toEqual(['kernel.kmalloc']);
+  });
+});

@@ -1,0 +1,132 @@
+/** Every failure in turn: nothing leaks in the kernel as it is, and what is planted is seen. */
+import { readdirSync } from 'node:fs';
+import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { Arena } from '../../src/core/arena.js';
+import { failNth, type Injected, type Sweep } from '../../src/explore/fail-nth.js';
+import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
+import { ObjectTable } from '../../src/kernel/iommufd/object.js';
+import { FaultSwitches, type FaultId } from '../../src/runtime/faults.js';
+import { loadScenario, readScenario } from '../../src/scenario/load.js';
+import { sabotaged } from '../../src/scenario/sabotage.js';
+
+/** Setups of hundreds of calls: `iovaduct explore scenarios/races --fail-nth` sweeps them. */
+const LONG = ['last-asid.yaml', 'table-given-back.yaml'];
+
+const files = readdirSync('scenarios/races').filter((file) => file.endsWith('.yaml') && !LONG.includes(file));
+
+function failuresOf({ injected }: Sweep): NonNullable<Injected['failure']>[] {
+  return injected.flatMap(({ failure }) => failure ?? []);
+}
+
+function callsOf({ injected }: Sweep, wanted: FaultId): number {
+  return injected.reduce((sum, { fault, calls }) => (fault === wanted ? sum + calls : sum), 0);
+}
+
+const SMMU = `title: a device and a mapping
+kernel-only: { iommu: arm-smmu-v3 }
+setup:
+  - device: { as: nic }
+tasks:
+  a:
+    - map: { iova: 0x1000000, length: 16 KiB }
+    - hwpt: { as: table, device: nic }
+    - replace: { device: nic, to: table }
+  b:
+    - unmap: {}
+`;
+
+/** Of which neither waits for the other, and each would see what the other changes. */
+const TWO = `title: two devices come at the same time
+kernel-only: { iommu: arm-smmu-v3 }
+setup: []
+tasks:
+  a:
+    - device: { as: nic }
+    - map: { iova: 0x1000000, length: 16 KiB }
+    - hwpt: { as: table, device: nic }
+  b:
+    - device: { as: disk }
+    - hwpt: { as: other, device: disk }
+    - map: { iova: 0x2000000, length: 16 KiB }
+`;
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+/** The first call of a method after a failure struck is forgotten. */
+function forgetAfterStrike<K extends string>(prototype: Record<K, (...args: never[]) => void>, method: K): void {
+  let isDue = false;
+  const { arm, fires } = Object.getOwnPropertyDescriptors(FaultSwitches.prototype);
+  vi.spyOn(FaultSwitches.prototype, 'arm').mockImplementation(function (this: FaultSwitches, id, rule) {
+    isDue = false;
+    arm.value?.call(this, id, rule);
+  });
+  vi.spyOn(FaultSwitches.prototype, 'fires').mockImplementation(function (this: FaultSwitches, id) {
+    const strikes = fires.value?.call(this, id) ?? false;
+    isDue ||= strikes;
+    return strikes;
+  });
+  const real = prototype[method];
+  prototype[method] = function (this: unknown, ...args: never[]) {
+    if (!isDue) real.apply(this, args);
+    isDue = false;
+  };
+  onTestFinished(() => {
+    prototype[method] = real;
+  });
+}
+
+describe('the kernel as it is', () => {
+  test.each(files)('%s', async (file) => {
+    const sweep = await failNth(readScenario(`scenarios/races/${file}`), 1);
+    expect(failuresOf(sweep)).toEqual([]);
+    expect(callsOf(sweep, 'kernel.kmalloc')).toBeGreaterThan(0);
+  });
+
+  test.each(['concurrency/one-ioas', 'dma/write', 'kernel-paths/map-then-attach'])('%s: whole hosts', async (name) => {
+    const sweep = await failNth(readScenario(`scenarios/${name}.yaml`), 1);
+    expect(failuresOf(sweep)).toEqual([]);
+    expect(callsOf(sweep, 'core.kernel-alloc')).toBeGreaterThan(0);
+  });
+
+  test('failures strike what a program does, not the boot before it; every call that fails is held against INV-9', async () => {
+    const sweep = await failNth(loadScenario('two.yaml', TWO), 1);
+    expect(failuresOf(sweep)).toEqual([]);
+    expect(callsOf(sweep, 'core.kernel-alloc')).toBeGreaterThan(3);
+    const held = sweep.invariants.find(({ id }) => id === 'INV-9')?.looks ?? 0;
+    const failed = sweep.injected.reduce((sum, { calls }) => sum + calls, 0);
+    expect(held).toBeGreaterThanOrEqual(0.9 * failed);
+  });
+
+  test("a scenario's own failures of the same kind give way to those of the sweep", async () => {
+    const sweep = await failNth(readScenario('scenarios/races/fault-queue-enomem.yaml'), 1);
+    expect(callsOf(sweep, 'kernel.kmalloc')).toBeLessThan(20);
+  });
+});
+
+describe('what is planted is seen', () => {
+  test('references that a failed call gives back twice (IN-7)', async () => {
+    const scenario = readScenario('scenarios/races/fault-queue-enomem.yaml');
+    const [failure] = failuresOf(await failNth(sabotaged(scenario) ?? scenario, 1));
+    expect(failure?.id).toBe('objects');
+  });
+
+  test('a frame that is forgotten on the way back', async () => {
+    forgetAfterStrike(Arena.prototype, 'freeKernel');
+    const [failure] = failuresOf(await failNth(loadScenario('smmu.yaml', SMMU), 1));
+    expect(failure?.message).toMatch(/^objects: left behind: \d+ kernelFrames$/);
+  });
+
+  test('a number that stays taken', async () => {
+    forgetAfterStrike(ObjectTable.prototype, 'abort');
+    const [failure] = failuresOf(await failNth(loadScenario('smmu.yaml', SMMU), 1));
+    expect(failure?.message).toMatch(/numbers of iommufd objects are still taken|objects are left/);
+  });
+
+  test('reserved ranges of a device that was not attached', async () => {
+    forgetAfterStrike(IntervalList.prototype, 'removeIf');
+    const [failure] = failuresOf(await failNth(loadScenario('smmu.yaml', SMMU), 1));
+    expect(failure).toMatchObject({ id: 'INV-9', message: 'INV-9: setup: device failed and changed something' });
+  });
+});
