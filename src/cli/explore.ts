@@ -1,50 +1,24 @@
 /** `iovaduct explore`: schedules of a scenario, one after another, until one breaks a rule. */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
 import { Option, type Command } from 'commander';
-import { explore, type Exploration } from '../explore/campaign.js';
+import type { Exploration } from '../explore/campaign.js';
 import { failNth, type Sweep } from '../explore/fail-nth.js';
 import { countDeviations } from '../explore/record.js';
-import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
-import { STRATEGIES, type StrategyName } from '../explore/strategies.js';
+import type { Shrunk } from '../explore/shrink.js';
+import { STRATEGIES } from '../explore/strategies.js';
 import { KERNEL_NODE } from '../explore/subject.js';
 import { INVARIANTS } from '../runtime/invariants.js';
-import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
+import { readScenario } from '../scenario/load.js';
 import { EXIT } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
+import { exploreOne, type Explored, type ExploreOptions } from './explore-one.js';
+import { incidentTable } from './explore-table.js';
 import { scenarioFiles } from './files.js';
 import { wholeNumber } from './options.js';
 import { LiveLine } from './progress.js';
 import { palette } from './run.js';
 import type { Palette } from '../report/terminal.js';
-
-interface ExploreOptions {
-  readonly strategy: StrategyName;
-  readonly runs: number;
-  readonly depth: number;
-  readonly seed: number;
-  readonly jobs: number;
-  readonly history?: boolean;
-  readonly failNth?: boolean;
-  readonly shrink: boolean;
-  readonly corpus?: string;
-  readonly report?: string;
-  readonly json?: string;
-}
-
-/** A scenario that was explored. */
-interface Explored {
-  readonly scenario: Scenario;
-  readonly exploration: Exploration;
-  readonly seconds: number;
-  readonly shrunk: Shrunk | undefined;
-  /** Where the shrunk case was written. */
-  readonly corpusFile: string | undefined;
-}
-
-/** Runs that shrinking may take. */
-const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
 
 function percent(chance: number): string {
   if (chance > 0.9999) return '99.99 %';
@@ -67,15 +41,16 @@ function sizeText({ scenario, deviations }: Shrunk): string {
 }
 
 function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Explored, colours: Palette): string {
-  const { runs, tasks, choices, distinctSchedules, distinctStates, failure, guarantees, bounds } = exploration;
+  const { runs, tasks, choices, changePoints, distinctSchedules, distinctStates, failure, guarantees, bounds } =
+    exploration;
   const mark = failure === undefined ? colours.good('✔') : colours.bad('✖');
   const speed = seconds > 0 ? `, ${(runs / seconds).toFixed(0)} a second` : '';
   const lines = [
     `${mark} ${scenario.name}  ${runs} schedules, ${distinctSchedules} distinct, ${distinctStates} final states${speed}`,
-    colours.faint(`  n = ${tasks} tasks, k = ${choices} choices`),
+    colours.faint(`  n = ${tasks} tasks and time, k = ${changePoints} choices, at most ${choices} in a run`),
     ...guarantees.map(({ depth, runs: count, chance }) =>
       colours.faint(
-        `  d = ${depth}: ${count} runs find any bug of that depth with a chance of at least ${percent(chance)}`,
+        `  d = ${depth}: ${count} runs find any bug of that depth in the first k choices with a chance of at least ${percent(chance)}`,
       ),
     ),
     ...bounds.map((bound) => colours.faint(boundText(bound))),
@@ -121,6 +96,7 @@ function exploredJson(
     distinct_states: exploration.distinctStates,
     tasks: exploration.tasks,
     choices: exploration.choices,
+    change_points: exploration.changePoints,
     guarantees: exploration.guarantees,
     bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete }) => ({
       preemptions: preemptions === Infinity ? null : preemptions,
@@ -146,40 +122,6 @@ function exploredJson(
           },
         }),
   };
-}
-
-async function exploreOne(file: string, options: ExploreOptions, live: LiveLine): Promise<Explored> {
-  const read = readScenario(file);
-  const scenario = options.history === true ? loadScenario(file, withFault(read)) : read;
-  const { strategy, runs, depth, seed, jobs } = options;
-  const start = performance.now();
-  const exploration = await explore({
-    scenario,
-    strategy,
-    runs,
-    depth,
-    seed,
-    jobs,
-    onProgress: (done) => live.show(`${scenario.name}: ${done} of ${runs} schedules`),
-  });
-  const seconds = (performance.now() - start) / 1000;
-  const { failure } = exploration;
-  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink;
-  if (isShrunk) live.show(`${scenario.name}: shrinking`);
-  const { text } = scenario;
-  const shrunk = isShrunk
-    ? await shrink(
-        { file, text, seed, signature: failure.signature, deviations: failure.deviations },
-        SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
-      )
-    : undefined;
-  let corpusFile: string | undefined;
-  if (shrunk !== undefined && options.corpus !== undefined) {
-    mkdirSync(options.corpus, { recursive: true });
-    corpusFile = join(options.corpus, `${scenario.name}.yaml`);
-    writeFileSync(corpusFile, shrunk.text);
-  }
-  return { scenario, exploration, seconds, shrunk, corpusFile };
 }
 
 function sweepText(name: string, { injected }: Sweep, colours: Palette): string {
@@ -211,6 +153,16 @@ async function sweepCommand(files: readonly string[], options: ExploreOptions): 
   writeJson({ scenarios: all }, options);
 }
 
+/** How soon historical faults are found. */
+async function tableCommand(files: readonly string[], options: ExploreOptions, seeds: number): Promise<void> {
+  const live = new LiveLine(process.stderr);
+  const table = await incidentTable(files, options, seeds, (text) => live.show(text));
+  live.clear();
+  (options.json === '-' ? process.stderr : process.stdout).write(table.text);
+  writeJson(table.json, options);
+  if (!table.isComplete) process.exitCode = EXIT.failed;
+}
+
 function writeJson(document: object, { json }: ExploreOptions): void {
   const text = `${JSON.stringify(document, undefined, 2)}\n`;
   if (json === '-') process.stdout.write(text);
@@ -223,12 +175,16 @@ async function exploreCommand(paths: readonly string[], options: ExploreOptions)
     await sweepCommand(files, options);
     return;
   }
+  if (options.table !== undefined) {
+    await tableCommand(files, options, options.table);
+    return;
+  }
   const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const all: Explored[] = [];
   for (const file of wanted) {
-    const explored = await exploreOne(file, options, live);
+    const explored = await exploreOne(file, options, (text) => live.show(text));
     live.clear();
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
@@ -259,6 +215,12 @@ export function addExploreCommand(program: Command): void {
     .option('--seed <n>', 'seed of the scenario and of the schedules', wholeNumber(0), 1)
     .option('--jobs <n>', 'threads', wholeNumber(1), availableParallelism())
     .option('--history', 'with the historical fault that each scenario names under fails-with')
+    .addOption(
+      new Option('--table [seeds]', 'how many schedules it takes to find each historical fault, over so many seeds')
+        .argParser(wholeNumber(1))
+        .preset('20')
+        .conflicts(['failNth', 'report']),
+    )
     .option('--fail-nth', 'in order, while each allocation, pin, invalidation and send fails in turn: nothing may leak')
     .option('--no-shrink', 'report a failing run as it was found')
     .option('--corpus <dir>', 'write each failing case, shrunk, as a scenario there')

@@ -40,9 +40,11 @@ export interface Exploration {
   readonly distinctStates: number;
   /** n: most tasks at a time. */
   readonly tasks: number;
-  /** k: most choices in a run. */
+  /** Most choices in a run. */
   readonly choices: number;
-  /** What the PCT runs are worth. */
+  /** k: among how many of the first choices PCT's change points are drawn. */
+  readonly changePoints: number;
+  /** What the PCT runs are worth, for bugs within the first k choices. */
   readonly guarantees: readonly { readonly depth: number; readonly runs: number; readonly chance: number }[];
   /** How far an exhaustive search got, by bound. */
   readonly bounds: readonly BoundReport[];
@@ -109,10 +111,12 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     distinctStates: total.states.size,
     tasks: total.tasks,
     choices: total.choices,
+    changePoints: sampling.choices,
     guarantees: Object.entries(total.pctRuns).map(([d, runs]) => ({
       depth: Number(d),
       runs,
-      chance: guarantee(total.tasks, sampling.choices, Number(d), runs),
+      // Time has a priority like a task.
+      chance: guarantee(total.tasks + 1, sampling.choices, Number(d), runs),
     })),
     bounds: [],
     invariants: total.invariants,
@@ -205,6 +209,7 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
     distinctStates: total.states.size,
     tasks: total.tasks,
     choices: total.choices,
+    changePoints: total.choices,
     guarantees: [],
     bounds,
     invariants: total.invariants,

@@ -110,6 +110,9 @@ function lengths(document: Document): Path[] {
 }
 
 const PAGE = '4 KiB';
+/** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs. */
+const READABLE = 20;
+const SHORTER_RUNS = 400;
 
 /** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
@@ -167,14 +170,19 @@ class Shrinker {
     const known = await this.#fails(subject, this.deviations);
     if (known !== undefined) return known;
     for (let index = 0; index < this.#budget.schedules && !this.#isSpent; index++) {
-      this.attempts++;
-      const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
-      const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
-      if (ran.failure?.signature !== this.#case.signature) continue;
-      const { deviations } = await record(subject, this.#case.seed, () => scheduleOf(sampling, index));
-      return await this.#fails(subject, deviations);
+      const deviations = await this.#sampled(subject, index);
+      if (deviations !== undefined) return await this.#fails(subject, deviations);
     }
     return undefined;
+  }
+
+  /** The `index`-th schedule of an exploration, if the subject fails under it as the case does. */
+  async #sampled(subject: Subject, index: number): Promise<Deviations | undefined> {
+    this.attempts++;
+    const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
+    const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
+    if (ran.failure?.signature !== this.#case.signature) return undefined;
+    return (await record(subject, this.#case.seed, () => scheduleOf(sampling, index))).deviations;
   }
 
   async #tryText(text: string): Promise<boolean> {
@@ -222,10 +230,22 @@ class Shrinker {
     return true;
   }
 
-  /** Fewer deviations: halves, quarters, … of each node's list are left out, at last single ones. */
+  /** Fewer deviations, each as early as it can be; from another schedule where that one stays long, as those of tasks that poll do. */
   async shrinkSchedule(): Promise<void> {
     const subject = this.#subject(this.text);
     if (subject === undefined) return;
+    await this.#fewer(subject);
+    if (!subject.isKernelOnly) return;
+    for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
+      if (this.#isSpent) return;
+      const found = await this.#sampled(subject, index);
+      if (found === undefined || countDeviations(found) >= countDeviations(this.deviations)) continue;
+      if (await this.#tryDeviations(subject, found)) await this.#fewer(subject);
+    }
+  }
+
+  /** Fewer deviations: halves, quarters, … of each node's list are left out, at last single ones. */
+  async #fewer(subject: Subject): Promise<void> {
     for (const node of Object.keys(this.deviations)) {
       for (let size = Math.ceil(this.#of(node).length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
         for (let at = this.#of(node).length - size; at > -size;) {

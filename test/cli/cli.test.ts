@@ -36,6 +36,8 @@ describe('exit status', () => {
     ['option without sense', ['run', GOOD, '--shard', '3/2'], 64],
     ['replay of no recording', ['replay', GOOD], 64],
     ['unknown host', ['host', 'show', 'nobody'], 64],
+    ['table for no number of seeds', ['explore', 'scenarios/races', '--table', '0'], 64],
+    ['table of what has no schedules', ['explore', 'scenarios/races', '--table', '--fail-nth'], 64],
     ['help', ['--help'], 0],
   ])('%s', (_what, args, status) => expect(iovaduct(...args).status).toBe(status));
 });
@@ -95,5 +97,28 @@ test('the schema is JSON', () => {
   expect(JSON.parse(iovaduct('schema').stdout)).toMatchObject({
     type: 'object',
     required: ['title', 'hosts', 'steps'],
+  });
+});
+
+describe('explore --table', () => {
+  const table = (...args: string[]): ReturnType<typeof iovaduct> =>
+    iovaduct('explore', 'scenarios/races/dma-buf-map.yaml', 'scenarios/races/map-unmap.yaml', '--table', '3', ...args);
+
+  test('has a row for each historical fault, as text and as data', () => {
+    const { status, stdout, stderr } = table('--json', '-');
+    expect(status).toBe(0);
+    const { incidents } = JSON.parse(stdout) as { incidents: { schedules: number[]; median: number }[] };
+    expect(incidents).toMatchObject([
+      { incident: 'IN-9', fault: 'iommufd.dmabuf-revoke-unlocked', rules: ['INV-4'], shrunk: { calls: 2 } },
+    ]);
+    const [row] = incidents;
+    expect(row?.schedules.sort((a, b) => a - b)[1]).toBe(row?.median);
+    expect(stderr).toContain(`| ${row?.median} `);
+  });
+
+  test('fails when a fault is not found', () => {
+    const { status, stdout } = table('--strategy', 'in-order');
+    expect(status).toBe(1);
+    expect(stdout).toContain('| > 1000 ');
   });
 });

@@ -15,7 +15,7 @@ const DEPTH = 3;
 /** The rule that notices, and how many schedules that may take. */
 const INCIDENTS: Readonly<Record<string, readonly [rule: string, runs: number]>> = {
   'ats-tags': ['INV-3', 600],
-  'command-queue': ['INV-3', 1500],
+  'command-queue': ['INV-4', 1500],
   'dirty-without-sync': ['INV-11', 600],
   'event-of-a-device-that-is-gone': ['INV-14', 600],
   'growing-root': ['mapped', 600],

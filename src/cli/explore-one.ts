@@ -1,0 +1,76 @@
+/** One scenario explored, and what fails made small: what `explore` does for each of its files. */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { explore, type Exploration } from '../explore/campaign.js';
+import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
+import type { StrategyName } from '../explore/strategies.js';
+import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
+
+/** Options of `explore` as they were given. */
+export interface ExploreOptions {
+  readonly strategy: StrategyName;
+  readonly runs: number;
+  readonly depth: number;
+  readonly seed: number;
+  readonly jobs: number;
+  readonly history?: boolean;
+  /** Seeds for each row of a table. */
+  readonly table?: number;
+  readonly failNth?: boolean;
+  readonly shrink: boolean;
+  readonly corpus?: string;
+  readonly report?: string;
+  readonly json?: string;
+}
+
+/** A scenario that was explored. */
+export interface Explored {
+  readonly scenario: Scenario;
+  readonly exploration: Exploration;
+  readonly seconds: number;
+  readonly shrunk: Shrunk | undefined;
+  /** Where the shrunk case was written. */
+  readonly corpusFile: string | undefined;
+}
+
+/** Runs that shrinking may take. */
+const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
+
+/** Explores a file; `show` is told how far that is. */
+export async function exploreOne(
+  file: string,
+  options: ExploreOptions,
+  show: (progress: string) => void,
+): Promise<Explored> {
+  const read = readScenario(file);
+  const scenario = options.history === true ? loadScenario(file, withFault(read)) : read;
+  const { strategy, runs, depth, seed, jobs } = options;
+  const start = performance.now();
+  const exploration = await explore({
+    scenario,
+    strategy,
+    runs,
+    depth,
+    seed,
+    jobs,
+    onProgress: (done) => show(`${scenario.name}: ${done} of ${runs} schedules`),
+  });
+  const seconds = (performance.now() - start) / 1000;
+  const { failure } = exploration;
+  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink;
+  if (isShrunk) show(`${scenario.name}: shrinking`);
+  const { text } = scenario;
+  const shrunk = isShrunk
+    ? await shrink(
+        { file, text, seed, signature: failure.signature, deviations: failure.deviations },
+        SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
+      )
+    : undefined;
+  let corpusFile: string | undefined;
+  if (shrunk !== undefined && options.corpus !== undefined) {
+    mkdirSync(options.corpus, { recursive: true });
+    corpusFile = join(options.corpus, `${scenario.name}.yaml`);
+    writeFileSync(corpusFile, shrunk.text);
+  }
+  return { scenario, exploration, seconds, shrunk, corpusFile };
+}

@@ -1,0 +1,100 @@
+/** `iovaduct explore --table`: how many schedules it takes until each historical fault is found, over a row of seeds. */
+import type { Shrunk } from '../explore/shrink.js';
+import { historicalFault, incidentRow, median, type IncidentRow } from '../explore/incidents.js';
+import type { Exploration } from '../explore/campaign.js';
+import { readScenario } from '../scenario/load.js';
+import { exploreOne, type ExploreOptions } from './explore-one.js';
+
+const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];
+
+/** Looks for the fault of one scenario with each seed; what is found first is made small. */
+async function rowOf(
+  file: string,
+  options: ExploreOptions,
+  seeds: number,
+  show: (progress: string) => void,
+): Promise<IncidentRow | undefined> {
+  const scenario = readScenario(file);
+  const fault = historicalFault(scenario);
+  if (fault === undefined) return undefined;
+  const explorations: Exploration[] = [];
+  let small: Shrunk | undefined;
+  for (let i = 0; i < seeds; i++) {
+    const one = { ...options, history: true, seed: options.seed + i, shrink: options.shrink && small === undefined };
+    const { exploration, shrunk } = await exploreOne(file, one, (text) => show(`${text}, seed ${i + 1} of ${seeds}`));
+    explorations.push(exploration);
+    small ??= shrunk;
+  }
+  return incidentRow({ fault, scenario: scenario.name, strategy: options.strategy }, explorations, small);
+}
+
+function cellsOf(
+  { incident, fault, scenario, rules, strategy, schedules, shrunk }: IncidentRow,
+  runs: number,
+): string[] {
+  const text = (count: number): string => (Number.isFinite(count) ? String(count) : `> ${runs}`);
+  return [
+    incident ?? '-',
+    fault,
+    scenario,
+    rules.join(', ') || '-',
+    strategy,
+    text(median(schedules)),
+    `${text(Math.min(...schedules))}..${text(Math.max(...schedules))}`,
+    shrunk === undefined ? '-' : `${shrunk.calls} × ${shrunk.deviations}`,
+  ];
+}
+
+/** Rows as a Markdown table with aligned columns. */
+function tableText(rows: readonly IncidentRow[], runs: number): string {
+  const cells = [HEADINGS, ...rows.map((row) => cellsOf(row, runs))];
+  const widths = HEADINGS.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
+  const lineOf = (row: readonly string[]): string =>
+    `| ${row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(' | ')} |`;
+  const [head = [], ...body] = cells;
+  return [lineOf(head), lineOf(widths.map((width) => '-'.repeat(width))), ...body.map(lineOf), ''].join('\n');
+}
+
+function rowJson({ incident, fault, scenario, rules, strategy, schedules, shrunk }: IncidentRow): object {
+  const orNull = (count: number): number | null => (Number.isFinite(count) ? count : null);
+  return {
+    incident: incident ?? null,
+    fault,
+    scenario,
+    rules,
+    strategy,
+    median: orNull(median(schedules)),
+    schedules: schedules.map(orNull),
+    shrunk: shrunk ?? null,
+  };
+}
+
+/** A table of incidents. */
+export interface IncidentTable {
+  readonly text: string;
+  readonly json: object;
+  /** Whether each fault was found with at least half of the seeds. */
+  readonly isComplete: boolean;
+}
+
+/** Measures every file that names a historical fault, in the order of the incidents. */
+export async function incidentTable(
+  files: readonly string[],
+  options: ExploreOptions,
+  seeds: number,
+  show: (progress: string) => void,
+): Promise<IncidentTable> {
+  const rows: IncidentRow[] = [];
+  for (const file of files) {
+    const row = await rowOf(file, options, seeds, show);
+    if (row !== undefined) rows.push(row);
+  }
+  const numberOf = ({ incident }: IncidentRow): number => Number(incident?.slice('IN-'.length) ?? Infinity);
+  rows.sort((a, b) => (numberOf(a) === numberOf(b) ? 0 : numberOf(a) - numberOf(b)));
+  const { seed, runs, depth } = options;
+  return {
+    text: tableText(rows, runs),
+    json: { seed, seeds, runs, depth, incidents: rows.map(rowJson) },
+    isComplete: rows.every(({ schedules }) => Number.isFinite(median(schedules))),
+  };
+}
