@@ -48,7 +48,7 @@ function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Ex
   const lines = [
     `${mark} ${scenario.name}  ${runs} schedules, ${distinctSchedules} distinct, ${distinctStates} final states${speed}`,
     colours.faint(`  n = ${tasks} tasks and time, k = ${changePoints} choices, at most ${choices} in a run`),
-    ...guarantees.map(({ depth, runs: count, chance }) =>
+    ...(failure === undefined ? guarantees : []).map(({ depth, runs: count, chance }) =>
       colours.faint(
         `  d = ${depth}: ${count} runs find any bug of that depth in the first k choices with a chance of at least ${percent(chance)}`,
       ),
@@ -139,6 +139,8 @@ function sweepText(name: string, { injected }: Sweep, colours: Palette): string 
 
 /** Every failure in turn. */
 async function sweepCommand(files: readonly string[], options: ExploreOptions): Promise<void> {
+  if (wanted.length < files.length)
+    process.stderr.write(`${files.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const all: object[] = [];
@@ -180,6 +182,8 @@ async function exploreCommand(paths: readonly string[], options: ExploreOptions)
     return;
   }
   const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
+  if (wanted.length < files.length)
+    process.stderr.write(`${files.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const all: Explored[] = [];
