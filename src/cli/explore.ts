@@ -139,8 +139,6 @@ function sweepText(name: string, { injected }: Sweep, colours: Palette): string 
 
 /** Every failure in turn. */
 async function sweepCommand(files: readonly string[], options: ExploreOptions): Promise<void> {
-  if (wanted.length < files.length)
-    process.stderr.write(`${files.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const all: object[] = [];

@@ -67,7 +67,7 @@ function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
   const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
   return [
-    `Schedule: ${choices.length} choices, ${deviations.length === 0 ? 'all as they come' : `but for ${deviations.length} as they come`}`,
+    `Schedule: ${choices.length} choices, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}`,
     ...deviations.map(
       ({ at, of, chosen, default: wanted }) =>
         `  at choice ${at} ${of[chosen] === 'time' ? 'time goes on' : `task ${of[chosen] ?? ''} goes on`} instead of ${of[wanted] ?? ''}`,
