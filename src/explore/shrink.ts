@@ -13,6 +13,7 @@ import { InvariantError } from '../runtime/task.js';
 import type { Deviation } from '../runtime/policies.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
+import { BoundedSearch, isPruned } from './exhaustive.js';
 import { countDeviations, deviating, record, type Deviations } from './record.js';
 import { scheduleOf } from './strategies.js';
 import { KERNEL_NODE, subjectOf, type Attempt, type Subject } from './subject.js';
@@ -113,6 +114,9 @@ const PAGE = '4 KiB';
 /** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs. */
 const READABLE = 20;
 const SHORTER_RUNS = 400;
+/** The fewest pre-emptions are looked for up to here, in so many runs for each number of them. */
+const FEW_PREEMPTIONS = 2;
+const SEARCHED_RUNS = 600;
 
 /** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
@@ -236,11 +240,33 @@ class Shrinker {
     if (subject === undefined) return;
     await this.#fewer(subject);
     if (!subject.isKernelOnly) return;
+    await this.#searchFewest(subject);
     for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
       if (this.#isSpent) return;
       const found = await this.#sampled(subject, index);
       if (found === undefined || countDeviations(found) >= countDeviations(this.deviations)) continue;
       if (await this.#tryDeviations(subject, found)) await this.#fewer(subject);
+    }
+  }
+
+  /** Every order of few pre-emptions, from none on: the first that fails has the fewest there are, but for those that wait for time. */
+  async #searchFewest(subject: Subject): Promise<void> {
+    for (let preemptions = 0; preemptions <= FEW_PREEMPTIONS; preemptions++) {
+      if (countDeviations(this.deviations) <= preemptions) return;
+      const search = new BoundedSearch(preemptions);
+      for (let runs = 0; runs < SEARCHED_RUNS && !search.isDone && !this.#isSpent; runs++) {
+        this.attempts++;
+        const { failure, choices } = await subject.attempt({ scheduleOf: search.next() });
+        search.ended(isPruned(failure?.message ?? ''));
+        if (failure?.signature !== this.#case.signature) continue;
+        const schedule = { strategy: 'recorded', of: 'random', choices: choices[KERNEL_NODE] ?? [] } as const;
+        const { deviations } = await record(subject, this.#case.seed, () => schedule);
+        if (countDeviations(deviations) < countDeviations(this.deviations)) {
+          await this.#tryDeviations(subject, deviations);
+          await this.#fewer(subject);
+        }
+        return;
+      }
     }
   }
 
