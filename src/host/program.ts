@@ -15,8 +15,7 @@ export interface BufferRef {
 }
 
 /** States of VFIO's migration state machine. */
-export const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const;
-export type CardState = (typeof CARD_STATES)[number];
+export type CardState = 'running' | 'stop' | 'stop-copy' | 'resuming';
 
 /** Operations and what they are given. Names of things are strings, addresses and lengths bigints. */
 export interface Operations {

@@ -8,9 +8,11 @@
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO } from '../uapi/errno.js';
-import { CARD_STATES, type Call, type OperationName, type Operations, type Program } from '../host/program.js';
+import type { Call, CardState, OperationName, Operations, Program } from '../host/program.js';
 import { address, count, deviation, name, range, size } from './fields.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
+
+const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const satisfies readonly CardState[];
 
 const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
 const prot = z.enum(['r', 'w', 'rw']).default('rw');

@@ -195,7 +195,7 @@ describe.skipIf(!isHere)(`the report in ${CHROMIUM}`, () => {
 
   test('three clicks from the list to a planted fault: the failed check, the event on the timeline, the end of the DMA', async () => {
     await open();
-    const article = page.locator('article', { hasText: 'stale' });
+    const article = page.locator('article[aria-labelledby="head-stale"]');
     const causes = page.getByRole('list', { name: 'Failed checks of stale' });
     expect(await causes.innerText()).toContain('got silent');
     expect(await article.locator('.body').count()).toBe(0);
