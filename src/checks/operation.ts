@@ -68,10 +68,11 @@ export class Operation {
     return this.first <= last && first <= this.last;
   }
 
-  /** Adds pages to {@link extents}; they are joined with those before where they continue them. */
+  /** Adds pages to {@link extents}. Those of a MAP are joined where they continue the ones before; areas that an UNMAP takes stay apart. */
   tell(first: number, last: number, frame: number): void {
     const before = this.#extents.at(-1);
-    const isContinued = before?.last === first - 1 && (frame === 0 || before.frame + (first - before.first) === frame);
+    const isContinued =
+      this.kind === 'map' && before?.last === first - 1 && before.frame + (first - before.first) === frame;
     if (before !== undefined && isContinued) this.#extents[this.#extents.length - 1] = { ...before, last };
     else this.#extents.push({ first, last, frame });
   }

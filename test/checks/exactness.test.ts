@@ -70,3 +70,10 @@ test('damaged histories are right or wrong by both', () => {
   );
   expect(Math.min(counts.right, counts.wrong)).toBeGreaterThan(200);
 });
+
+test('areas that an unmap takes one by one are not taken for one area', () => {
+  const random = new RandomStream(1931368396, 'damage');
+  let history = sample(1931368396, 6);
+  for (let n = 0; n < 3; n++) history = damage(random, history);
+  expect(isSame(history)).toBe(false);
+});
