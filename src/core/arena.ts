@@ -169,7 +169,7 @@ export class Arena {
   /** Gives kernel frames back; `order` as allocated. */
   freeKernel(frame: number, order = 0): void {
     const result = this.core.kernel_free(frame, order);
-    invariant(result === 0, `freeKernel(${frame}, ${order}): not allocated`);
+    invariant(result === 0, () => `freeKernel(${frame}, ${order}): not allocated`);
   }
 
   /** 2^order zeroed storage frames side by side: the first frame, or 0 when there are none. */
@@ -180,7 +180,7 @@ export class Arena {
   /** Gives storage frames back; `order` as allocated. */
   freeFrame(frame: number, order = 0): void {
     const result = this.core.storage_free(frame, order);
-    invariant(result === 0, `freeFrame(${frame}, ${order}): not allocated`);
+    invariant(result === 0, () => `freeFrame(${frame}, ${order}): not allocated`);
   }
 
   /**

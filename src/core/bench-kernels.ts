@@ -53,7 +53,7 @@ export function mapRange({ table }: BenchSetup, n: number): void {
   const gather: Gather = { head: 0 };
   for (let done = 0; done < n;) {
     const step = table.mapStep(done, done + PA_SKEW, n - done, ATTR_LO, DBM_HI, gather);
-    invariant(step > 0, `mapRange: ${step} at page ${done}`);
+    invariant(step > 0, () => `mapRange: ${step} at page ${done}`);
     done += step;
   }
 }
@@ -63,7 +63,7 @@ export function unmapRange({ table }: BenchSetup, n: number): void {
   const gather: Gather = { head: 0 };
   for (let done = 0; done < n;) {
     const step = table.unmapStep(done, n - done, gather);
-    invariant(step > 0, `unmapRange: ${step} at page ${done}`);
+    invariant(step > 0, () => `unmapRange: ${step} at page ${done}`);
     done += step;
   }
   table.freeGathered(gather);
@@ -110,6 +110,6 @@ export function dirtyPages({ table, walker }: BenchSetup, n: number, interval: n
 /** Reads and clears the dirty state of n mapped pages in one call: how many bits the bitmap has now. */
 export function dirtyScan({ table, bitmap }: BenchSetup, n: number): number {
   const walked = table.readDirty(0, n, bitmap.offset, 0, GRANULE_SHIFT, false);
-  invariant(walked === n, `dirtyScan: ${walked} of ${n} pages`);
+  invariant(walked === n, () => `dirtyScan: ${walked} of ${n} pages`);
   return bitmap.count(0, n);
 }

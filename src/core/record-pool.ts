@@ -54,7 +54,7 @@ export class RecordPool {
   /** Gives a record back. */
   free(number: number): void {
     const before = Atomics.exchange(this.#words, this.wordOf(number), 0);
-    invariant(before !== 0, `record ${number} is given back twice`);
+    invariant(before !== 0, () => `record ${number} is given back twice`);
   }
 
   /** The thread that claimed a record; 0 when it is free. */

@@ -59,7 +59,7 @@ export class LockThread {
 
   /** `number` from 1 to {@link MAX_THREADS}; `poisonOffset`: byte offset of a word that is 0 while all is well. */
   constructor(arena: Arena, number: number, poisonOffset: number) {
-    invariant(number >= 1 && number <= MAX_THREADS, `thread ${number} of ${MAX_THREADS}`);
+    invariant(number >= 1 && number <= MAX_THREADS, () => `thread ${number} of ${MAX_THREADS}`);
     this.words = arena.words;
     this.number = number;
     this.#poison = poisonOffset >>> 2;
@@ -144,7 +144,7 @@ export class RobustMutex extends LockWords implements MutexLock {
 
   unlock(): void {
     const before = Atomics.compareExchange(this.words, this.at + STATE, this.self.number, FREE);
-    invariant(before === this.self.number, `${this.lockClass}: unlock of a mutex that thread ${before} holds`);
+    invariant(before === this.self.number, () => `${this.lockClass}: unlock of a mutex that thread ${before} holds`);
     this.wake();
   }
 
@@ -185,7 +185,7 @@ export class RobustRwSemaphore extends LockWords implements RwLock {
   up_read(): void {
     const bit = bitOf(this.self.number);
     const before = Atomics.and(this.words, this.at + STATE, ~bit);
-    invariant((before & bit) !== 0, `${this.lockClass}: up_read of a thread that does not read`);
+    invariant((before & bit) !== 0, () => `${this.lockClass}: up_read of a thread that does not read`);
     if (before === bit) this.wake();
   }
 
@@ -207,7 +207,7 @@ export class RobustRwSemaphore extends LockWords implements RwLock {
   up_write(): void {
     const writer = this.self.number << WRITER_SHIFT;
     const before = Atomics.compareExchange(this.words, this.at + STATE, writer, FREE);
-    invariant(before === writer, `${this.lockClass}: up_write of a thread that does not write`);
+    invariant(before === writer, () => `${this.lockClass}: up_write of a thread that does not write`);
     this.wake();
   }
 

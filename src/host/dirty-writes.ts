@@ -96,7 +96,11 @@ export class DirtyWrites {
     for (const [page, number] of tracked.writes) {
       if (page < first || page >= end) continue;
       const isDue = number < began && isAlone;
-      invariant(!isDue || has(page), `page 0x${page.toString(16)} was written and is not reported as dirty`, 'INV-11');
+      invariant(
+        !isDue || has(page),
+        () => `page 0x${page.toString(16)} was written and is not reported as dirty`,
+        'INV-11',
+      );
       if (has(page) && clears) tracked.writes.delete(page);
     }
     if (isAlone) this.#looks.held('INV-11');

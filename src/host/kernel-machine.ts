@@ -242,7 +242,7 @@ export class KernelMachine {
       }
       for (const { name, lengthBytes, contiguity } of program.buffers) {
         const at = mm.mmapAnonymous(this.bufferAddress(name), lengthBytes, PROT_READ | PROT_WRITE, contiguity);
-        invariant(at === this.bufferAddress(name), `kernel-only machine: no memory for ${name}`);
+        invariant(at === this.bufferAddress(name), () => `kernel-only machine: no memory for ${name}`);
       }
     }
   }
@@ -316,14 +316,14 @@ export class KernelMachine {
   /** Where a buffer of the program begins, in every process. */
   bufferAddress(name: string): bigint {
     const address = this.#buffers.get(name);
-    invariant(address !== undefined, `kernel-only machine: no buffer ${name}`);
+    invariant(address !== undefined, () => `kernel-only machine: no buffer ${name}`);
     return address;
   }
 
   /** The process of this name. */
   process(name: string): Process {
     const process = this.processes.get(name);
-    invariant(process !== undefined, `kernel-only machine: no process ${name}`);
+    invariant(process !== undefined, () => `kernel-only machine: no process ${name}`);
     return process;
   }
 
@@ -398,7 +398,7 @@ export class KernelMachine {
   /** The iommufd device of a number. */
   boundDevice(id: number): IommufdDevice {
     const idev = getDevice(this.ictx, id);
-    invariant(idev !== undefined, `kernel-only machine: no device ${id}`);
+    invariant(idev !== undefined, () => `kernel-only machine: no device ${id}`);
     this.ictx.objects.put(idev);
     return idev;
   }
@@ -425,26 +425,34 @@ export class KernelMachine {
       const { eventsRecorded } = this.smmu;
       invariant(
         eventsRecorded === driver.eventsDelivered,
-        `${driver.eventsDelivered} of ${eventsRecorded} events in the queue of ${driver.name} were delivered`,
+        () => `${driver.eventsDelivered} of ${eventsRecorded} events in the queue of ${driver.name} were delivered`,
         'INV-14',
       );
       invariants.held('INV-14');
     }
-    invariant(this.pages.pinnedPages === 0, `${this.pages.pinnedPages} pages are still pinned`, 'INV-3');
+    invariant(this.pages.pinnedPages === 0, () => `${this.pages.pinnedPages} pages are still pinned`, 'INV-3');
     for (const { name, mm, user } of this.processes.values()) {
       const charged = [mm.pinnedVm, mm.lockedVm, user.lockedVm];
       invariant(
         charged.every((pages) => pages === 0),
-        `${name}: pinned_vm, locked_vm and its user's locked_vm are ${charged.join(', ')}`,
+        () => `${name}: pinned_vm, locked_vm and its user's locked_vm are ${charged.join(', ')}`,
         'INV-5',
       );
     }
     const { objects } = this.ictx;
-    invariant(objects.isEmpty, `${objects.size} numbers of iommufd objects are still taken`, 'objects');
-    invariant(this.#unpinned.size === 0, `${this.#unpinned.size} pages of dma-bufs and mocks are left`, 'objects');
-    invariant(this.pages.freePages === RAM_PAGES, `${RAM_PAGES - this.pages.freePages} pages are not free`, 'objects');
+    invariant(objects.isEmpty, () => `${objects.size} numbers of iommufd objects are still taken`, 'objects');
+    invariant(
+      this.#unpinned.size === 0,
+      () => `${this.#unpinned.size} pages of dma-bufs and mocks are left`,
+      'objects',
+    );
+    invariant(
+      this.pages.freePages === RAM_PAGES,
+      () => `${RAM_PAGES - this.pages.freePages} pages are not free`,
+      'objects',
+    );
     const { storageFramesInUse } = this.arena;
-    invariant(storageFramesInUse === 0, `${storageFramesInUse} frames of records are in use`, 'objects');
+    invariant(storageFramesInUse === 0, () => `${storageFramesInUse} frames of records are in use`, 'objects');
     for (const id of ['INV-3', 'INV-5', 'objects'] as const) invariants.held(id);
   }
 
@@ -531,7 +539,7 @@ export class KernelMachine {
     yield 'program:msi-address';
     const pa = yield* this.#access(device, address, true);
     if (pa === undefined) return -EFAULT;
-    invariant(pa === wanted, `an interrupt message ended at 0x${pa.toString(16)}`, 'INV-15');
+    invariant(pa === wanted, () => `an interrupt message ended at 0x${pa.toString(16)}`, 'INV-15');
     this.runtime.invariants.held('INV-15');
     return 0;
   }
@@ -594,7 +602,7 @@ export class KernelMachine {
     sharedRead(this, 'pages without pins');
     const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
     const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';
-    invariant(isReachable, `a device reached page 0x${pfn.toString(16)}, which ${what}`, 'INV-3');
+    invariant(isReachable, () => `a device reached page 0x${pfn.toString(16)}, which ${what}`, 'INV-3');
     this.runtime.invariants.held('INV-3');
     if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
   }

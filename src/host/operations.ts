@@ -84,17 +84,14 @@ function* ioctl<F extends FieldSpecs>(
 ): Task<{ readonly rc: number; readonly value: StructValue<F> }> {
   const bytes = struct.encode(fields);
   // Every struct of iommufd begins with its size.
-  bytes.set(littleEndian(struct.sizeBytes));
+  bytes[0] = struct.sizeBytes & 0xff;
+  bytes[1] = struct.sizeBytes >>> 8;
   const { mm, files } = ctx.process;
   const isStaged =
     mm.copy_to_user(argument, bytes) && (data === undefined || mm.copy_to_user(argument + DATA_OFFSET, data));
   invariant(isStaged, 'program: no memory for arguments');
   const rc = yield* withFile(files.get(IOMMUFD), (file) => file.ioctl(ctx, number, argument));
   return { rc, value: struct.decode(mm.copy_from_user(argument, bytes.length) ?? bytes) };
-}
-
-function littleEndian(value: number): [number, number, number, number] {
-  return [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
 }
 
 function* noDevice(): Task<number> {

@@ -5,6 +5,7 @@ import { sharedRange } from '../runtime/watch.js';
 import type { PageRun } from '../uapi/syscall.js';
 
 const PAGE_BYTES = 4096;
+const SHORT_BYTES = 128;
 
 /** Pages that nobody uses now: making new ones would keep the collector busy, run after run. */
 const spare: Uint8Array[] = [];
@@ -34,7 +35,10 @@ export class PageStore implements PageMemory {
     for (let done = 0; done < bytes.length;) {
       const from = (pa + done) % PAGE_BYTES;
       const length = Math.min(bytes.length - done, PAGE_BYTES - from);
-      this.#page(Math.floor((pa + done) / PAGE_BYTES)).set(bytes.subarray(done, done + length), from);
+      const page = this.#page(Math.floor((pa + done) / PAGE_BYTES));
+      // Structs are short: a view of them would cost more than copying.
+      if (length > SHORT_BYTES) page.set(bytes.subarray(done, done + length), from);
+      else for (let i = 0; i < length; i++) page[from + i] = bytes[done + i] ?? 0;
       done += length;
     }
     return true;

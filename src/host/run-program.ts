@@ -206,7 +206,7 @@ class ProgramRun {
   #checkUnchanged(task: string, { op, args }: Call, before: number): void {
     if (PARTIAL.has(op) || ('times' in args && args.times > 1)) return;
     if (this.machine.runtime.scheduler.unfinished().length > 1) return;
-    invariant(this.stateHash() === before, `${task}: ${op} failed and changed something`, 'INV-9');
+    invariant(this.stateHash() === before, () => `${task}: ${op} failed and changed something`, 'INV-9');
     this.machine.runtime.invariants.held('INV-9');
   }
 

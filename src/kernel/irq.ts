@@ -114,7 +114,7 @@ class ItsDomain implements IrqDomain {
     this.#its = its;
     const alloc = (what: string, sizeBytes: number): DmaMemory => {
       const memory = DmaMemory.alloc(board.arena, sizeBytes);
-      invariant(memory !== undefined, `no memory for an ITS ${what}`);
+      invariant(memory !== undefined, () => `no memory for an ITS ${what}`);
       return memory;
     };
     this.#queue = alloc('command queue', QUEUE_BYTES);
@@ -249,7 +249,7 @@ class ItsDomain implements IrqDomain {
   }
 
   #write(address: number, value: number): void {
-    invariant(this.#board.bus.mmioWrite32(address, value), `${this.#its.name} does not answer`);
+    invariant(this.#board.bus.mmioWrite32(address, value), () => `${this.#its.name} does not answer`);
   }
 }
 
@@ -465,7 +465,7 @@ export class IrqCore {
       this.#runtime.emit('irq.foreign', { ...named, owner: handler.device.name });
       invariant(
         !this.#claimsIsolation(controller, from, handler.device),
-        `${from} raised an interrupt of ${handler.device.name} at ${controller}, which claims to keep them apart`,
+        () => `${from} raised an interrupt of ${handler.device.name} at ${controller}, which claims to keep them apart`,
         'INV-15',
       );
     }

@@ -103,7 +103,7 @@ export class Kernel {
     const pfn = Math.floor(pa / PAGE_BYTES);
     invariant(
       this.#pages.pinCount(pfn) > 0,
-      `${bdf} reached page 0x${pfn.toString(16)}, which nobody has pinned`,
+      () => `${bdf} reached page 0x${pfn.toString(16)}, which nobody has pinned`,
       'INV-3',
     );
     this.#runtime.invariants.held('INV-3');

@@ -34,6 +34,9 @@ const TWO_32 = 2 ** 32;
 
 /** Reads `field` of the record whose first word is `words[base]`. */
 export function getField(words: Words, base: number, field: BitField): number {
+  const inWord = field.lsb & 31;
+  if (inWord + field.width <= 32)
+    return ((words[base + (field.lsb >>> 5)] ?? 0) << (32 - inWord - field.width)) >>> (32 - field.width);
   let value = 0;
   let scale = 1;
   let position = field.lsb;
@@ -52,6 +55,13 @@ export function getField(words: Words, base: number, field: BitField): number {
 
 /** Writes `field` of the record whose first word is `words[base]`; bits of `value` beyond the width are dropped. */
 export function setField(words: Words, base: number, field: BitField, value: number): void {
+  const inWord = field.lsb & 31;
+  if (inWord + field.width <= 32) {
+    const index = base + (field.lsb >>> 5);
+    const mask = (0xffffffff >>> (32 - field.width)) << inWord;
+    words[index] = (((words[index] ?? 0) & ~mask) | ((value << inWord) & mask)) >>> 0;
+    return;
+  }
   let rest = value;
   let position = field.lsb;
   let left = field.width;
@@ -89,7 +99,8 @@ export interface BitRecord<F extends BitFields> {
 export function defineRecord<const F extends BitFields>(name: string, sizeBytes: number, fields: F): BitRecord<F> {
   const wordCount = sizeBytes / 4;
   const declared = new Uint32Array(wordCount);
-  for (const [key, field] of Object.entries(fields)) {
+  const entries = Object.entries(fields);
+  for (const [key, field] of entries) {
     if (field.lsb + field.width > sizeBytes * 8) throw new RangeError(`${name}.${key} lies outside ${sizeBytes} bytes`);
     setField(declared, 0, field, 2 ** field.width - 1);
   }
@@ -106,14 +117,14 @@ export function defineRecord<const F extends BitFields>(name: string, sizeBytes:
     set: (words, key, value, base = 0) => setField(words, base, field(key), value),
     make: (values) => {
       const words = new Uint32Array(wordCount);
-      for (const [key, value] of Object.entries(values)) setField(words, 0, field(key), value as number);
+      for (const key in values) setField(words, 0, field(key), values[key] as number);
       return words;
     },
-    decode: (words, base = 0) =>
-      Object.fromEntries(Object.entries(fields).map(([key, f]) => [key, getField(words, base, f)])) as Record<
-        keyof F & string,
-        number
-      >,
+    decode: (words, base = 0) => {
+      const values: Record<string, number> = {};
+      for (const [key, f] of entries) values[key] = getField(words, base, f);
+      return values;
+    },
     hasUndeclaredBits: (words, base = 0) => declared.some((mask, i) => ((words[base + i] ?? 0) & ~mask) >>> 0 !== 0),
   };
 }

@@ -56,7 +56,7 @@ export class Mutex implements MutexLock {
   }
 
   unlock(): void {
-    invariant(this.#held, `${this.lockClass}: unlock of a mutex that nobody holds`);
+    invariant(this.#held, () => `${this.lockClass}: unlock of a mutex that nobody holds`);
     this.#held = false;
     noteReleased(this);
     lockChanged(this, this.lockClass, false, false);
@@ -102,7 +102,7 @@ export class RwSemaphore implements RwLock {
   }
 
   up_read(): void {
-    invariant(this.#readers > 0, `${this.lockClass}: up_read without a reader`);
+    invariant(this.#readers > 0, () => `${this.lockClass}: up_read without a reader`);
     this.#readers--;
     noteReleased(this);
     lockChanged(this, this.lockClass, false, true);
@@ -124,7 +124,7 @@ export class RwSemaphore implements RwLock {
   }
 
   up_write(): void {
-    invariant(this.#hasWriter, `${this.lockClass}: up_write without a writer`);
+    invariant(this.#hasWriter, () => `${this.lockClass}: up_write without a writer`);
     this.#hasWriter = false;
     noteReleased(this);
     lockChanged(this, this.lockClass, false, false);

@@ -74,7 +74,7 @@ export class InvariantError extends Error {
   }
 }
 
-/** Throws {@link InvariantError} unless `condition` holds. */
-export function invariant(condition: boolean, message: string, id?: InvariantId): asserts condition {
-  if (!condition) throw new InvariantError(message, id);
+/** Throws {@link InvariantError} unless `condition` holds. A message that says numbers is made only when it is needed. */
+export function invariant(condition: boolean, message: string | (() => string), id?: InvariantId): asserts condition {
+  if (!condition) throw new InvariantError(typeof message === 'string' ? message : message(), id);
 }

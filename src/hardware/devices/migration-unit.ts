@@ -125,7 +125,7 @@ export class MigrationUnit {
     }
     this.#dmaInFlight++;
     const result = yield* dma();
-    invariant(!this.#isAtRest, `${this.#fn.bdf}: DMA ended after the device had stopped`, 'INV-13');
+    invariant(!this.#isAtRest, () => `${this.#fn.bdf}: DMA ended after the device had stopped`, 'INV-13');
     this.#runtime.invariants.held('INV-13');
     this.#dmaInFlight--;
     this.#changed.wakeAll();

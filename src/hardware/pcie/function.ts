@@ -443,7 +443,7 @@ export class PciFunction {
     const sizeBytes = this.bars.find((candidate) => candidate.index === bar)?.sizeBytes ?? 0;
     invariant(
       vectors * PCI_MSIX_ENTRY_SIZE <= sizeBytes / 2,
-      `${this.bdf}: BAR ${bar} has no room for ${vectors} vectors`,
+      () => `${this.bdf}: BAR ${bar} has no room for ${vectors} vectors`,
     );
     const control = PCI_MSIX_FLAGS.make({ ID: PCI_CAP_ID_MSIX, QSIZE: vectors - 1 })[0] ?? 0;
     this.#write(this.findCapability(PCI_CAP_ID_PM) + 1, 1, MSIX_AT);

@@ -17,7 +17,7 @@
  * Source: Arm IHI 0070 3.21; domain.md INV-4, INV-17, INV-18, A6.11.
  */
 import type { InvariantLedger } from '../../runtime/invariants.js';
-import { invariant } from '../../runtime/task.js';
+import { invariant, InvariantError } from '../../runtime/task.js';
 import { isWatched, sharedRange, sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { CD, STE } from './records.js';
 import { TLB_KIND, type Tlb, type TlbSelection } from './tlb.js';
@@ -68,9 +68,17 @@ interface Table {
   stale: StaleRange[];
 }
 
-/** Whether `a` and `b` differ in bits of a doubleword that matter. */
-function differs(a: Uint32Array, b: Uint32Array, matters: Uint32Array, doubleword: number): boolean {
-  return [doubleword * 2, doubleword * 2 + 1].some((i) => (((a[i] ?? 0) ^ (b[i] ?? 0)) & (matters[i] ?? 0)) !== 0);
+/** Doublewords of an entry in which bits differ that the SMMU looks at and whose moment matters. */
+function changedDoublewords(kind: EntryKind, before: Uint32Array, now: Uint32Array): number[] {
+  const [usedBefore, usedNow] = [USED_BITS[kind](before), USED_BITS[kind](now)];
+  const safe = SAFE_BITS[kind](before, now);
+  const changed: number[] = [];
+  for (let word = 0; word < DOUBLEWORDS * 2; word++) {
+    const matters = ((usedBefore[word] ?? 0) | (usedNow[word] ?? 0)) & ~(safe[word] ?? 0);
+    const differs = (((before[word] ?? 0) ^ (now[word] ?? 0)) & matters) !== 0;
+    if (differs && changed.at(-1) !== word >>> 1) changed.push(word >>> 1);
+  }
+  return changed;
 }
 
 /** The part of a range before, inside and after another. */
@@ -126,18 +134,16 @@ export class LegalityChecker {
       entry.stable = Uint32Array.from(entry.current);
       return;
     }
-    const [usedBefore, usedNow] = [USED_BITS[kind](entry.stable), USED_BITS[kind](entry.current)];
-    const safe = SAFE_BITS[kind](entry.stable, entry.current);
-    const matters = usedBefore.map((mask, i) => (mask | (usedNow[i] ?? 0)) & ~(safe[i] ?? 0));
-    const changed = Array.from({ length: DOUBLEWORDS }, (_, i) => i).filter((i) =>
-      differs(entry.stable, entry.current, matters, i),
-    );
-    const record = kind === 'STE' ? STE : CD;
-    invariant(
-      changed.length <= 1,
-      `${this.#name}: torn ${kind} of ${entry.name}: doublewords ${changed.join(', ')} changed since the last CMD_CFGI and CMD_SYNC while the entry was ${record.get(entry.stable, 'V') === 0 ? 'invalid and is made valid' : 'valid'}`,
-      'INV-17',
-    );
+    const changed = changedDoublewords(kind, entry.stable, entry.current);
+    if (changed.length > 1) {
+      const record = kind === 'STE' ? STE : CD;
+      const was = record.get(entry.stable, 'V') === 0 ? 'invalid and is made valid' : 'valid';
+      const torn = `${this.#name}: torn ${kind} of ${entry.name}: doublewords ${changed.join(', ')}`;
+      throw new InvariantError(
+        `${torn} changed since the last CMD_CFGI and CMD_SYNC while the entry was ${was}`,
+        'INV-17',
+      );
+    }
     this.#looks?.held('INV-17');
   }
 
@@ -149,7 +155,7 @@ export class LegalityChecker {
         : { kinds: (1 << TLB_KIND.STAGE2) | (1 << TLB_KIND.NESTED), vmid: tag };
     invariant(
       this.#tlb?.holds(selection) !== true,
-      `${this.#name}: ${stage === 1 ? 'ASID' : 'VMID'} ${tag} is used again while the TLB has translations of it`,
+      () => `${this.#name}: ${stage === 1 ? 'ASID' : 'VMID'} ${tag} is used again while the TLB has translations of it`,
       'INV-18',
     );
     this.#looks?.held('INV-18');
@@ -197,7 +203,8 @@ export class LegalityChecker {
         sharedRead(this, 'invalidations');
         invariant(
           !isStale(input, lengthBytes, false),
-          `${this.#name}: stage ${stage} maps ${at(input)} before what was there is invalidated (break-before-make)`,
+          () =>
+            `${this.#name}: stage ${stage} maps ${at(input)} before what was there is invalidated (break-before-make)`,
           'INV-17',
         );
         this.#looks?.held('INV-17');
@@ -212,7 +219,7 @@ export class LegalityChecker {
         touch();
         invariant(
           !isStale(input, lengthBytes, true),
-          `${this.#name}: stage ${stage} gives back a table of ${at(input)} that the SMMU may still walk`,
+          () => `${this.#name}: stage ${stage} gives back a table of ${at(input)} that the SMMU may still walk`,
           'INV-4',
         );
         this.#looks?.held('INV-4');

@@ -472,7 +472,8 @@ function watchedMemory({ runtime, memory, description }: SmmuPlacement): SmmuMem
     loadWords(pa, out) {
       invariant(
         memory.isGivenBack?.(pa) !== true,
-        `${description.name} reads a table or descriptor at 0x${pa.toString(16)}, where the kernel has given the page back`,
+        () =>
+          `${description.name} reads a table or descriptor at 0x${pa.toString(16)}, where the kernel has given the page back`,
         'INV-4',
       );
       runtime.invariants.held('INV-4');

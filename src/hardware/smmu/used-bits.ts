@@ -49,55 +49,64 @@ function bypassesStage1(words: Uint32Array): boolean {
   return STE.get(words, 'S1DSS') === STE_S1DSS.BYPASS;
 }
 
-/** Bits of a stream table entry that the SMMU looks at, given what the entry says. */
+const STE_USED = {
+  invalid: fieldMask(STE, ['V']),
+  abort: fieldMask(STE, STE_USED_ALWAYS),
+  bypass: fieldMask(STE, [...STE_USED_ALWAYS, 'SHCFG']),
+  stage1: fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S1]),
+  stage1OrBypass: fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S1, 'SHCFG']),
+  stage2: fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S2]),
+  nested: fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S1, ...STE_USED_S2]),
+} as const;
+
+/** Bits of a stream table entry that the SMMU looks at, given what the entry says. Not to be changed. */
 export function steUsedBits(words: Uint32Array): Uint32Array {
-  if (STE.get(words, 'V') === 0) return fieldMask(STE, ['V']);
+  if (STE.get(words, 'V') === 0) return STE_USED.invalid;
   switch (STE.get(words, 'Config')) {
     case STE_CONFIG.ABORT:
-      return fieldMask(STE, STE_USED_ALWAYS);
+      return STE_USED.abort;
     case STE_CONFIG.BYPASS:
-      return fieldMask(STE, [...STE_USED_ALWAYS, 'SHCFG']);
+      return STE_USED.bypass;
     case STE_CONFIG.S1_TRANS:
-      return fieldMask(STE, [
-        ...STE_USED_ALWAYS,
-        ...STE_USED_S1,
-        ...(bypassesStage1(words) ? (['SHCFG'] as const) : []),
-      ]);
+      return bypassesStage1(words) ? STE_USED.stage1OrBypass : STE_USED.stage1;
     case STE_CONFIG.S2_TRANS:
-      return fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S2]);
+      return STE_USED.stage2;
     default:
-      return fieldMask(STE, [...STE_USED_ALWAYS, ...STE_USED_S1, ...STE_USED_S2]);
+      return STE_USED.nested;
   }
 }
+
+const STE_SAFE = { eatsToo: fieldMask(STE, ['MEV', 'EATS']), mevOnly: fieldMask(STE, ['MEV']) } as const;
 
 /**
  * Bits that the SMMU looks at and that may change before or after the others all the same. MEV merges events or does not. While
  * EATS changes between abort and full ATS the device has ATS switched off, so nobody asks; with stalls at stage 2 (S2S) full ATS is
- * illegal, and with split-stage ATS one bit of EATS is half of something else.
+ * illegal, and with split-stage ATS one bit of EATS is half of something else. Not to be changed.
  */
 export function steSafeBits(words: Uint32Array, target: Uint32Array): Uint32Array {
   const either = (name: 'EATS' | 'S2S'): number => STE.get(words, name) | STE.get(target, name);
   const isEatsSafe = (either('EATS') & STE_EATS.SPLIT) === 0 && either('S2S') === 0;
-  return fieldMask(STE, isEatsSafe ? ['MEV', 'EATS'] : ['MEV']);
+  return isEatsSafe ? STE_SAFE.eatsToo : STE_SAFE.mevOnly;
 }
+
+const CD_SAFE = new Uint32Array(ENTRY_WORDS);
 
 /** The same for a context descriptor: none. */
 export function cdSafeBits(): Uint32Array {
-  return new Uint32Array(ENTRY_WORDS);
+  return CD_SAFE;
 }
 
 /** What a half of the input range is made of; without walks there (EPDx) nobody looks. */
-const CD_HALVES = [
-  { disable: 'EPD0', fields: ['T0SZ', 'TG0', 'IR0', 'OR0', 'SH0', 'TTB0'] },
-  { disable: 'EPD1', fields: ['T1SZ', 'TG1', 'IR1', 'OR1', 'SH1', 'TTB1'] },
-] as const;
+const CD_HALF0 = ['T0SZ', 'TG0', 'IR0', 'OR0', 'SH0', 'TTB0'] as const;
+const CD_HALF1 = ['T1SZ', 'TG1', 'IR1', 'OR1', 'SH1', 'TTB1'] as const;
+const CD_USED_INVALID = fieldMask(CD, ['V']);
+/** By EPD0 + 2 * EPD1. */
+const CD_USED = [[], CD_HALF0, CD_HALF1, [...CD_HALF0, ...CD_HALF1]].map((ignored) =>
+  fieldMask(CD, ignored).map((mask) => ~mask),
+);
 
-/** Bits of a context descriptor that the SMMU looks at. */
+/** Bits of a context descriptor that the SMMU looks at. Not to be changed. */
 export function cdUsedBits(words: Uint32Array): Uint32Array {
-  if (CD.get(words, 'V') === 0) return fieldMask(CD, ['V']);
-  const ignored = fieldMask(
-    CD,
-    CD_HALVES.flatMap(({ disable, fields }) => (CD.get(words, disable) === 0 ? [] : fields)),
-  );
-  return ignored.map((mask) => ~mask);
+  const used = CD_USED[CD.get(words, 'EPD0') + 2 * CD.get(words, 'EPD1')];
+  return used === undefined || CD.get(words, 'V') === 0 ? CD_USED_INVALID : used;
 }

@@ -116,13 +116,13 @@ export class IommuGroup {
   /** The driver of the first member; a group never spans drivers. */
   get driver(): IommuDriver {
     const first = this.members[0];
-    invariant(first !== undefined, `iommu group ${this.id} is empty`);
+    invariant(first !== undefined, () => `iommu group ${this.id} is empty`);
     return first.driver;
   }
 
   member(device: Device): GroupMember {
     const found = this.members.find((member) => member.device === device);
-    invariant(found !== undefined, `${device.name} is not in iommu group ${this.id}`);
+    invariant(found !== undefined, () => `${device.name} is not in iommu group ${this.id}`);
     return found;
   }
 
@@ -187,13 +187,13 @@ function* moveMembers(group: IommuGroup, domain: IommuDomain): Task<number> {
 
 function* setGroupDomainNoFail(group: IommuGroup, domain: IommuDomain): Task<void> {
   const rc = yield* setGroupDomain(group, domain);
-  invariant(rc === 0, `iommu group ${group.id}: return to its core domain failed with ${rc}`);
+  invariant(rc === 0, () => `iommu group ${group.id}: return to its core domain failed with ${rc}`);
 }
 
 /** The domain a group without a user domain sits in: blocked while it is owned, else the default one. */
 function coreDomain(group: IommuGroup): IommuDomain {
   if (group.owner !== undefined) return group.driver.blockedDomain;
-  invariant(group.defaultDomain !== undefined, `iommu group ${group.id} has no default domain`);
+  invariant(group.defaultDomain !== undefined, () => `iommu group ${group.id} has no default domain`);
   return group.defaultDomain;
 }
 
@@ -236,7 +236,10 @@ export function* iommu_group_release_dma_owner(group: IommuGroup): Task<void> {
 }
 
 function* releaseOwnership(group: IommuGroup): Task<void> {
-  invariant(group.ownerCount > 0 && group.owner !== undefined, `iommu group ${group.id} released without an owner`);
+  invariant(
+    group.ownerCount > 0 && group.owner !== undefined,
+    () => `iommu group ${group.id} released without an owner`,
+  );
   group.ownerCount = 0;
   group.owner = undefined;
   yield* setGroupDomainNoFail(group, coreDomain(group));

@@ -184,7 +184,7 @@ export class AreaTree {
   insert(area: IoptArea): number {
     const rc = this.#index.insert(area.iova, area.last, area.slot);
     if (rc < 0) {
-      invariant(rc === -ENOMEM, `area tree: insert failed with ${rc}`);
+      invariant(rc === -ENOMEM, () => `area tree: insert failed with ${rc}`);
       this.#store.free(area);
     }
     if (rc === 0) sharedWrite(this, 'areas', undefined, area);

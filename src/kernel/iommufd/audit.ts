@@ -64,14 +64,19 @@ function auditRanges(ictx: IommufdContext, ioas: Ioas, ledger: InvariantLedger):
   const wanted = wantedReservations(ictx, ioas, ictx.groups.list());
   invariant(
     found.sort().join() === wanted.join(),
-    `ioas ${ioas.id} has reserved ${found.join(', ') || 'nothing'}; its devices and domains want ${wanted.join(', ') || 'nothing'}`,
+    () =>
+      `ioas ${ioas.id} has reserved ${found.join(', ') || 'nothing'}; its devices and domains want ${wanted.join(', ') || 'nothing'}`,
     'INV-6',
   );
   for (const range of reserved) {
     const area = ioas.iopt.areas.firstOverlap(range.start, range.last);
-    invariant(area === undefined, `ioas ${ioas.id}: area at ${hex(area?.iova ?? 0n)} is reserved`, 'INV-7');
+    invariant(area === undefined, () => `ioas ${ioas.id}: area at ${hex(area?.iova ?? 0n)} is reserved`, 'INV-7');
     const hit = allowed.find(({ start, last }) => start <= range.last && last >= range.start);
-    invariant(hit === undefined, `ioas ${ioas.id}: allowed range at ${hex(hit?.start ?? 0n)} is reserved`, 'INV-7');
+    invariant(
+      hit === undefined,
+      () => `ioas ${ioas.id}: allowed range at ${hex(hit?.start ?? 0n)} is reserved`,
+      'INV-7',
+    );
   }
   ledger.held('INV-6');
   ledger.held('INV-7');
@@ -80,14 +85,14 @@ function auditRanges(ictx: IommufdContext, ioas: Ioas, ledger: InvariantLedger):
 function auditArea({ id, iopt }: Ioas, area: IoptArea, pinCount: PinCount, ledger: InvariantLedger): void {
   const { pages } = area;
   const where = `ioas ${id}: area at ${hex(area.iova)}`;
-  invariant(pages !== undefined, `${where} has no pages and nobody works on it`, 'objects');
+  invariant(pages !== undefined, () => `${where} has no pages and nobody works on it`, 'objects');
   const isUsed = area.isFilled || area.numAccesses > 0;
   invariant(
     area.isFilled === iopt.domains.length > 0,
-    `${where} is pinned for ${iopt.domains.length} domains`,
+    () => `${where} is pinned for ${iopt.domains.length} domains`,
     'INV-3',
   );
-  invariant(!isUsed || pages.source.isDmaBuf || pages.npinned > 0, `${where} is used and not pinned`, 'INV-3');
+  invariant(!isUsed || pages.source.isDmaBuf || pages.npinned > 0, () => `${where} is used and not pinned`, 'INV-3');
   ledger.held('INV-3');
   if (!area.isFilled || pages.isRevoked) return;
   const whole = Number((area.lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
@@ -99,8 +104,8 @@ function auditArea({ id, iopt }: Ioas, area: IoptArea, pinCount: PinCount, ledge
       const pfn = pages.runs(page, page)[0]?.pfn ?? -1;
       const pa = domain.iova_to_phys(Number(iova));
       const expected = pfn * PAGE_BYTES + Number(byte % PAGE_SIZE);
-      invariant(pa === expected, `${where}: a table shows ${hex(BigInt(pa ?? 0))} at ${hex(iova)}`, 'INV-4');
-      invariant(pages.source.isDmaBuf || pinCount(pfn) > 0, `${where}: page ${pfn} is not pinned`, 'INV-4');
+      invariant(pa === expected, () => `${where}: a table shows ${hex(BigInt(pa ?? 0))} at ${hex(iova)}`, 'INV-4');
+      invariant(pages.source.isDmaBuf || pinCount(pfn) > 0, () => `${where}: page ${pfn} is not pinned`, 'INV-4');
       ledger.held('INV-4');
     }
   }
@@ -109,8 +114,8 @@ function auditArea({ id, iopt }: Ioas, area: IoptArea, pinCount: PinCount, ledge
 /** Holds an iommufd against the rules. @throws InvariantError for the first that is broken */
 export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: InvariantLedger): void {
   for (const [index, object] of ictx.objects.entries()) {
-    invariant(object.id === index, `object ${object.id} is found by number ${index}`, 'INV-16');
-    invariant(object.users >= 1 + object.shortTerm, `object ${index}: ${object.users} users`, 'objects');
+    invariant(object.id === index, () => `object ${object.id} is found by number ${index}`, 'INV-16');
+    invariant(object.users >= 1 + object.shortTerm, () => `object ${index}: ${object.users} users`, 'objects');
     ledger.held('INV-16');
     if (!(object instanceof Ioas)) continue;
     const { iopt, hwpts } = object;
@@ -119,7 +124,7 @@ export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: I
     const isListed = domains.size === hwpts.length && iopt.domains.every((domain) => domains.has(domain));
     invariant(
       isListed && iopt.domains.length === hwpts.length,
-      `ioas ${index}: page tables and domains differ`,
+      () => `ioas ${index}: page tables and domains differ`,
       'objects',
     );
     ledger.held('objects');

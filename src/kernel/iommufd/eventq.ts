@@ -328,7 +328,7 @@ class VeventFile extends EventFile<IommufdVeventq> {
       if (event === undefined) break;
       parts.push(event);
       done += event.length;
-      invariant(done <= lengthBytes, `a read of ${lengthBytes} bytes copies ${done} bytes of events`, 'INV-14');
+      invariant(done <= lengthBytes, () => `a read of ${lengthBytes} bytes copies ${done} bytes of events`, 'INV-14');
       this.queue.ictx.instruments.held('INV-14');
       yield 'iommufd:vevent-copied';
     }

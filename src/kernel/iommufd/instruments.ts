@@ -18,7 +18,7 @@ export interface Instruments {
 
 /** A pointer as C follows it. @throws InvariantError where it points to nothing */
 export function dereference<T>(pointer: T | undefined, what: string): T {
-  invariant(pointer !== undefined, `NULL dereference: ${what}`, 'objects');
+  invariant(pointer !== undefined, () => `NULL dereference: ${what}`, 'objects');
   return pointer;
 }
 

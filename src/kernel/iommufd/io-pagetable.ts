@@ -153,7 +153,7 @@ function areaDetail(area: IoptArea): ErrorDetail {
 }
 
 function flushOpsOf({ driver, flushOps }: PagingDomain): FlushOps {
-  invariant(flushOps !== undefined, `io_pagetable: a domain of ${driver.name} has no flush queue`);
+  invariant(flushOps !== undefined, () => `io_pagetable: a domain of ${driver.name} has no flush queue`);
   return flushOps;
 }
 
@@ -506,7 +506,7 @@ export class IoPageTable {
   #checkUnreserved(start: bigint, last: bigint): void {
     const reserved = this.#reserved.firstOverlap(start, last);
     const where = `0x${start.toString(16)}-0x${last.toString(16)}`;
-    invariant(reserved === undefined, `${where} is mapped or allowed, and reserved`, 'INV-7');
+    invariant(reserved === undefined, () => `${where} is mapped or allowed, and reserved`, 'INV-7');
     this.#instruments.held('INV-7');
   }
 
@@ -674,7 +674,11 @@ export class IoPageTable {
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
     const unmapped = yield* via.unmap(Number(area.iova), length);
-    invariant(unmapped === length, `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`, 'mapped');
+    invariant(
+      unmapped === length,
+      () => `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`,
+      'mapped',
+    );
   }
 
   /** Maps every area in a new domain; on failure the domain is left empty. Hold both semaphores for writing. */
@@ -819,7 +823,7 @@ export class IoPageTable {
       }
       if (area.numAccesses === 0) {
         const isOfRange = area.iova >= start && area.last <= last;
-        invariant(isOfRange, `an unmap takes 0x${area.iova.toString(16)}, which it was not given`, 'ranges');
+        invariant(isOfRange, () => `an unmap takes 0x${area.iova.toString(16)}, which it was not given`, 'ranges');
         this.#instruments.held('ranges');
         this.#check?.takes(watched, area.iova, area.lengthBytes);
         yield* this.#unmapOne(area, start, last);
@@ -1008,7 +1012,7 @@ export class IoPageTable {
       this.#accesses[number] = undefined;
       invariant(
         removed === access,
-        `another access than the one that leaves is number ${number} of its list`,
+        () => `another access than the one that leaves is number ${number} of its list`,
         'INV-16',
       );
       this.#instruments.held('INV-16');

@@ -67,14 +67,18 @@ export class Ioas extends IommufdObject {
   /** A page table is filled. Hold {@link mutex}. */
   addHwpt(hwpt: HwptPaging): void {
     invariant(this.mutex.isHeld, 'ioas: a page table is added without the mutex');
-    invariant(!this.hwpts.includes(hwpt), `page table ${hwpt.id} is on the list of its address space twice`, 'objects');
+    invariant(
+      !this.hwpts.includes(hwpt),
+      () => `page table ${hwpt.id} is on the list of its address space twice`,
+      'objects',
+    );
     this.hwpts.push(hwpt);
   }
 
   /** A page table goes. Hold {@link mutex}. */
   removeHwpt(hwpt: HwptPaging): void {
     const index = this.hwpts.indexOf(hwpt);
-    invariant(index >= 0, `page table ${hwpt.id} is not on the list of its address space`, 'objects');
+    invariant(index >= 0, () => `page table ${hwpt.id} is not on the list of its address space`, 'objects');
     this.hwpts.splice(index, 1);
   }
 

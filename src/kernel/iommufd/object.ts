@@ -56,14 +56,14 @@ export abstract class IommufdObject {
 
   /** @throws InvariantError when the object's memory was given back already */
   checkAlive(): void {
-    invariant(!this.#isFreed, `use of ${this.#name}, which was freed`, 'objects');
+    invariant(!this.#isFreed, () => `use of ${this.#name}, which was freed`, 'objects');
   }
 
   /** One more user (`refcount_inc`): the caller has hold of the object already. */
   refcountInc(times = 1): void {
     this.checkAlive();
     sharedUpdate(this, 'users', this.#users, this.#users + times);
-    invariant(this.#users > 0, `a reference to ${this.#name}, which is being destroyed`, 'objects');
+    invariant(this.#users > 0, () => `a reference to ${this.#name}, which is being destroyed`, 'objects');
     this.#users += times;
   }
 
@@ -72,7 +72,7 @@ export abstract class IommufdObject {
     this.checkAlive();
     sharedUpdate(this, 'users', this.#users, this.#users - times);
     this.#users -= times;
-    invariant(this.#users > 0, `the last reference to ${this.#name} was put without destroying it`, 'objects');
+    invariant(this.#users > 0, () => `the last reference to ${this.#name} was put without destroying it`, 'objects');
   }
 
   /** For {@link ObjectTable}: a call begins (1) or ends (-1) to work with the object. */
@@ -81,20 +81,20 @@ export abstract class IommufdObject {
     sharedUpdate(this, 'users', this.#users, this.#users + change);
     this.#users += change;
     this.#shortTerm += change;
-    invariant(this.#users > 0 && this.#shortTerm >= 0, `${this.#name} was put once too often`, 'objects');
+    invariant(this.#users > 0 && this.#shortTerm >= 0, () => `${this.#name} was put once too often`, 'objects');
   }
 
   /** For {@link ObjectTable}: nobody gets hold of the object from now on. */
   dropLastUser(): void {
     this.checkAlive();
     sharedWrite(this, 'users', this.#users, 0);
-    invariant(this.#users === 1, `${this.#name} goes while it has ${this.#users} users`, 'objects');
+    invariant(this.#users === 1, () => `${this.#name} goes while it has ${this.#users} users`, 'objects');
     this.#users = 0;
   }
 
   /** For {@link ObjectTable}: `kfree`. */
   free(): void {
-    invariant(!this.#isFreed, `${this.#name} is freed twice`, 'objects');
+    invariant(!this.#isFreed, () => `${this.#name} is freed twice`, 'objects');
     this.#isFreed = true;
   }
 
@@ -141,7 +141,7 @@ export class ObjectTable {
   /** Lets an allocated object be found. */
   finalize(object: IommufdObject): void {
     object.checkAlive();
-    invariant(this.#owners[object.id] === object, `finalize of ${object.type} without a number`, 'INV-16');
+    invariant(this.#owners[object.id] === object, () => `finalize of ${object.type} without a number`, 'INV-16');
     this.#setSlot(object.id, object);
   }
 
@@ -149,7 +149,7 @@ export class ObjectTable {
   abort(object: IommufdObject): void {
     invariant(
       this.#slots[object.id] === undefined,
-      `abort of ${object.type} ${object.id}, which was published`,
+      () => `abort of ${object.type} ${object.id}, which was published`,
       'objects',
     );
     this.#release(object);
@@ -226,7 +226,7 @@ export class ObjectTable {
       for (const object of this.#tombstones) this.#release(object);
       this.#tombstones.clear();
       for (const object of this.objects()) if (object.users === 1) yield* this.#destroy(object);
-      invariant(this.#taken < before, `${this.#taken} objects are left that somebody refers to`, 'objects');
+      invariant(this.#taken < before, () => `${this.#taken} objects are left that somebody refers to`, 'objects');
     }
   }
 
@@ -276,7 +276,11 @@ export class ObjectTable {
   /** The number is free again. */
   #release(object: IommufdObject): void {
     const { id } = object;
-    invariant(this.#owners[id] === object, `number ${id} is given back by ${object.type}, whose it is not`, 'INV-16');
+    invariant(
+      this.#owners[id] === object,
+      () => `number ${id} is given back by ${object.type}, whose it is not`,
+      'INV-16',
+    );
     sharedWrite(this, 'numbers');
     this.#setSlot(id, undefined);
     this.#owners[id] = undefined;

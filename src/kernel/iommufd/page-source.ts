@@ -207,7 +207,7 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
         return payer.lockedVm;
       },
       (pages) => {
-        invariant(pages >= 0, `${payer.lockedVm - pages} pages are uncharged of ${payer.lockedVm}`, 'INV-5');
+        invariant(pages >= 0, () => `${payer.lockedVm - pages} pages are uncharged of ${payer.lockedVm}`, 'INV-5');
         sharedUpdate(payer, 'locked_vm', payer.lockedVm, pages);
         payer.lockedVm = pages;
       },
@@ -215,7 +215,7 @@ function accountOf(process: Process, mode: AccountMode | 'none'): PinAccount {
   const pinned = ownCounter(
     () => mm.pinnedVm,
     (pages) => {
-      invariant(pages >= 0, `${mm.pinnedVm - pages} pages are uncharged of ${mm.pinnedVm}`, 'INV-5');
+      invariant(pages >= 0, () => `${mm.pinnedVm - pages} pages are uncharged of ${mm.pinnedVm}`, 'INV-5');
       sharedUpdate(mm, 'pinned_vm', mm.pinnedVm, pages);
       mm.pinnedVm = pages;
     },

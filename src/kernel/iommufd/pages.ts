@@ -449,7 +449,7 @@ export class IoptPages {
   #checkPins(): void {
     const { extents, npinned } = this.state;
     const used = extents.reduce((sum, { first, last }) => sum + last - first + 1, 0);
-    invariant(used === npinned, `${npinned} pages are pinned and ${used} are used`, 'INV-3');
+    invariant(used === npinned, () => `${npinned} pages are pinned and ${used} are used`, 'INV-3');
     this.#instruments.held('INV-3');
   }
 

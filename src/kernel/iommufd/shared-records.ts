@@ -78,7 +78,7 @@ export class SharedPageCounter implements PageCounter {
 
   subtract(pages: number): void {
     const before = Atomics.sub(this.#words, this.#at, pages);
-    invariant(before >= pages, `${pages} pages uncharged of ${before}`);
+    invariant(before >= pages, () => `${pages} pages uncharged of ${before}`);
   }
 }
 

@@ -93,7 +93,8 @@ export class SwMsiPages {
     const pa = hwpt.domain.iova_to_phys(iova);
     invariant(
       pa === doorbellPa,
-      `an interrupt message for 0x${doorbellPa.toString(16)} goes to ${pa === undefined ? 'nowhere' : `0x${pa.toString(16)}`}`,
+      () =>
+        `an interrupt message for 0x${doorbellPa.toString(16)} goes to ${pa === undefined ? 'nowhere' : `0x${pa.toString(16)}`}`,
       'INV-15',
     );
     const keys = this.#pages.map((page) => `${page.windowStart}/${page.doorbellPage}`);

@@ -188,7 +188,7 @@ export class PageAllocator {
 
   unpin(extent: PageExtent): void {
     const isPinned = this.#pins.uniformPieces(extent).every(({ pfn }) => this.#pins.count(pfn) > 0);
-    invariant(isPinned, `unpin of page ${extent.pfn} that is not pinned`, 'INV-3');
+    invariant(isPinned, () => `unpin of page ${extent.pfn} that is not pinned`, 'INV-3');
     this.#notePins(extent, -1);
     this.#pins.add(extent, -1);
     const end = extent.pfn + extent.pages;

@@ -29,10 +29,10 @@ export class SharedPins implements PinCounts {
 
   add({ pfn, pages }: PageExtent, times: 1 | -1): void {
     const at = this.#wordOf(pfn);
-    invariant(pfn + pages <= this.#run.pfn + this.#run.pages, `pin of page ${pfn + pages - 1}: not shared`);
+    invariant(pfn + pages <= this.#run.pfn + this.#run.pages, () => `pin of page ${pfn + pages - 1}: not shared`);
     for (let i = 0; i < pages; i++) {
       const before = Atomics.add(this.#words, at + i, times);
-      invariant(before + times >= 0, `unpin of page ${pfn + i} that is not pinned`);
+      invariant(before + times >= 0, () => `unpin of page ${pfn + i} that is not pinned`);
     }
   }
 
@@ -52,7 +52,7 @@ export class SharedPins implements PinCounts {
 
   #wordOf(pfn: number): number {
     const index = pfn - this.#run.pfn;
-    invariant(index >= 0 && index < this.#run.pages, `pin of page ${pfn}: not shared`);
+    invariant(index >= 0 && index < this.#run.pages, () => `pin of page ${pfn}: not shared`);
     return this.#first + index;
   }
 }

@@ -162,7 +162,7 @@ export class VfioPciFile extends OpenFile {
     try {
       if (isUndecoded()) return -EIO;
       yield 'vfio:bar-access';
-      invariant(!isUndecoded(), `the CPU accesses a BAR of ${fn.bdf}, which does not decode memory`, 'mmio');
+      invariant(!isUndecoded(), () => `the CPU accesses a BAR of ${fn.bdf}, which does not decode memory`, 'mmio');
       runtime.invariants.held('mmio');
       return access();
     } finally {

@@ -170,7 +170,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const streams = StreamTable.create(host.arena, this.features, watch);
     invariant(
       commands !== undefined && events !== undefined && typeof streams !== 'number',
-      `arm-smmu-v3 ${this.name}: no memory at boot`,
+      () => `arm-smmu-v3 ${this.name}: no memory at boot`,
     );
     this.#streamTable = streams;
     this.commandQueue = new CommandQueue(host.runtime, this.name, this.#registers, commands, cmdqLog2);
@@ -253,7 +253,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const isGuests = vmaster?.vsmmu.report(record, vmaster.vsid) === true;
     invariant(
       master === undefined || (this.#masters.get(master.device) === master && master.vmaster === vmaster),
-      `${this.name}: an event was told of ${master?.device.name ?? ''}, which had been taken away or moved`,
+      () => `${this.name}: an event was told of ${master?.device.name ?? ''}, which had been taken away or moved`,
       'INV-14',
     );
     this.#host.runtime.invariants.held('INV-14');
@@ -368,7 +368,7 @@ export class ArmSmmuV3 implements IommuDriver {
       master?.domain === domain ? problems?.find((text) => text !== undefined) : 'the driver has it elsewhere';
     invariant(
       problem === undefined,
-      `${device.name} is not in the domain of its group (${domain.type}): ${problem ?? ''}`,
+      () => `${device.name} is not in the domain of its group (${domain.type}): ${problem ?? ''}`,
       'INV-8',
     );
     this.#host.runtime.invariants.held('INV-8');
@@ -544,7 +544,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const wanted = this.#host.pageShift;
     const smaller = shifts.filter((shift) => shift <= wanted).at(-1);
     const shift = smaller ?? shifts[0];
-    invariant(shift !== undefined, `arm-smmu-v3 ${this.name}: no granule`);
+    invariant(shift !== undefined, () => `arm-smmu-v3 ${this.name}: no granule`);
     return shift;
   }
 
@@ -554,7 +554,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const found = space.alloc();
     const tag = this.faults.fires('smmu.tag-error-unchecked') ? found >>> 0 : found;
     if (tag < 0) return tag;
-    invariant(space.isTaken(tag), `${this.name}: ${tag} is no ${stage === 1 ? 'ASID' : 'VMID'}`, 'INV-16');
+    invariant(space.isTaken(tag), () => `${this.name}: ${tag} is no ${stage === 1 ? 'ASID' : 'VMID'}`, 'INV-16');
     this.#host.runtime.invariants.held('INV-16');
     this.legality?.tagTaken(stage, tag);
     return tag;

@@ -26,7 +26,7 @@ export class SmmuRegisters {
 
   read(register: Register<BitFields>): number {
     const value = this.#port.mmioRead32(this.#base + register.offset);
-    invariant(value !== undefined, `arm-smmu-v3: nothing answers at ${register.name}`);
+    invariant(value !== undefined, () => `arm-smmu-v3: nothing answers at ${register.name}`);
     return value >>> 0;
   }
 
@@ -37,7 +37,7 @@ export class SmmuRegisters {
 
   write(register: Register<BitFields>, value: number): void {
     const answered = this.#port.mmioWrite32(this.#base + register.offset, value >>> 0);
-    invariant(answered, `arm-smmu-v3: nothing answers at ${register.name}`);
+    invariant(answered, () => `arm-smmu-v3: nothing answers at ${register.name}`);
   }
 
   /** Writes a 32-bit register given by its fields. */
@@ -50,7 +50,7 @@ export class SmmuRegisters {
     const words = register.make(values);
     for (const i of [0, 1]) {
       const answered = this.#port.mmioWrite32(this.#base + register.offset + i * 4, words[i] ?? 0);
-      invariant(answered, `arm-smmu-v3: nothing answers at ${register.name}`);
+      invariant(answered, () => `arm-smmu-v3: nothing answers at ${register.name}`);
     }
   }
 
@@ -64,7 +64,7 @@ export class SmmuRegisters {
 /** Waits until a condition holds. Hardware that never answers is a broken model: it ends the run. */
 export function* pollUntil(what: string, condition: () => boolean): Task<void> {
   for (let waited = 0; !condition(); waited += SMMU_POLL_NS) {
-    invariant(waited < POLL_TIMEOUT_NS, `arm-smmu-v3: timed out waiting for ${what}`);
+    invariant(waited < POLL_TIMEOUT_NS, () => `arm-smmu-v3: timed out waiting for ${what}`);
     yield SMMU_POLL_NS;
   }
 }
