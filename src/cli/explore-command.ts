@@ -36,7 +36,10 @@ function sizeText({ scenario, deviations }: Shrunk): string {
   return `${tasks.length} tasks, ${calls} calls after ${setup.length} to set up, ${switches}`;
 }
 
-function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Explored, colours: Palette): string {
+function exploredText(
+  { scenario, exploration, seconds, shrunk, isLost, corpusFile }: Explored,
+  colours: Palette,
+): string {
   const { runs, tasks, choices, changePoints, distinctSchedules, distinctStates, failure, guarantees, bounds } =
     exploration;
   const mark = failure === undefined ? colours.good('✔') : colours.bad('✖');
@@ -61,6 +64,7 @@ function exploredText({ scenario, exploration, seconds, shrunk, corpusFile }: Ex
     const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
     lines.push(`  shrunk to ${sizeText(shrunk)} in ${shrunk.attempts} runs${where}`);
   }
+  if (isLost) lines.push('  not shrunk: under the recorded schedule it does not fail again');
   return `${lines.join('\n')}\n`;
 }
 

@@ -29,6 +29,8 @@ export interface Explored {
   readonly exploration: Exploration;
   readonly seconds: number;
   readonly shrunk: Shrunk | undefined;
+  /** It failed, and did not again when it was to be shrunk. */
+  readonly isLost: boolean;
   /** Where the shrunk case was written. */
   readonly corpusFile: string | undefined;
 }
@@ -72,5 +74,5 @@ export async function exploreOne(
     corpusFile = join(options.corpus, `${scenario.name}.yaml`);
     writeFileSync(corpusFile, shrunk.text);
   }
-  return { scenario, exploration, seconds, shrunk, corpusFile };
+  return { scenario, exploration, seconds, shrunk, isLost: isShrunk && shrunk === undefined, corpusFile };
 }

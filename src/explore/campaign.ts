@@ -38,7 +38,7 @@ export interface Exploration {
   readonly runs: number;
   readonly distinctSchedules: number;
   readonly distinctStates: number;
-  /** n: most tasks at a time. */
+  /** n: most tasks that a node had in a run, from first to last. */
   readonly tasks: number;
   /** Most choices in a run. */
   readonly choices: number;

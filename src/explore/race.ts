@@ -74,7 +74,15 @@ function clockOf<K>(clocks: Map<K, Clock>, key: K): Clock {
   return made;
 }
 
-/** Goes through the steps and knows, at each, what came before it. */
+/** More lock events than a step has. */
+const LOCK_EVENTS = 2 ** 16;
+
+/** When an access was, among those of its task: a number that grows with steps and, within a step, with its lock events. */
+function momentOf({ at, access }: RaceAccess): number {
+  return at * LOCK_EVENTS + access.locksBefore;
+}
+
+/** Goes through the steps and knows, at each access, what came before it. */
 class Order {
   readonly #tasks = new Map<number, Clock>();
   /** What a lock hands over: from writers, and from readers to writers. */
@@ -88,19 +96,26 @@ class Order {
     const clock = clockOf(this.#tasks, task);
     join(clock, this.#pending.get(task));
     this.#pending.delete(task);
-    clock.set(task, at + 1);
+    clock.set(task, at * LOCK_EVENTS + 1);
     return clock;
   }
 
-  /** What a step hands over to later ones. */
-  leave({ task, locks, wakes, starts }: TraceStep): void {
+  /** A step takes or gives back a lock: its `index`-th lock event. */
+  pass({ task, locks }: TraceStep, at: number, index: number): void {
+    const event = locks[index];
+    if (event === undefined) return;
+    const { op, lock, shared } = event;
     const clock = clockOf(this.#tasks, task);
-    for (const { op, lock, shared } of locks) {
-      if (op === 'acquire') {
-        join(clock, this.#written.get(lock));
-        if (!shared) join(clock, this.#readers.get(lock));
-      } else join(clockOf(shared ? this.#readers : this.#written, lock), clock);
-    }
+    if (op === 'acquire') {
+      join(clock, this.#written.get(lock));
+      if (!shared) join(clock, this.#readers.get(lock));
+    } else join(clockOf(shared ? this.#readers : this.#written, lock), clock);
+    clock.set(task, at * LOCK_EVENTS + index + 2);
+  }
+
+  /** What a step hands over to those it woke or started. */
+  leave({ task, wakes, starts }: TraceStep): void {
+    const clock = clockOf(this.#tasks, task);
     for (const other of [...wakes, ...starts]) join(clockOf(this.#pending, other), clock);
   }
 
@@ -132,9 +147,9 @@ function pairsOf(trace: Trace): RacePair[] {
   const found = new Map<number, RacePair>();
   for (const [at, step] of trace.steps.entries()) {
     const clock = order.enter(step, at);
-    // Hand-overs of a step's own locks come before what it does under them.
-    order.leave({ ...step, wakes: [], starts: [] });
+    let passed = 0;
     for (const access of step.accesses) {
+      while (passed < access.locksBefore) order.pass(step, at, passed++);
       const { word } = access;
       const role = roles[word];
       if (role === 'orders') order.through(access, clock);
@@ -144,7 +159,8 @@ function pairsOf(trace: Trace): RacePair[] {
       for (const [task, { read, change }] of byTask) {
         if (task === step.task) continue;
         for (const before of isChange(access) ? [read, change] : [change]) {
-          if (before === undefined || (clock.get(task) ?? 0) > before.at || isLocked(before.access, access)) continue;
+          if (before === undefined || (clock.get(task) ?? 0) > momentOf(before) || isLocked(before.access, access))
+            continue;
           if (role === 'count' && before.access.kind === 'write' && access.kind === 'write') continue;
           found.set(word, { word, first: before, second: { at, access } });
         }
@@ -153,6 +169,7 @@ function pairsOf(trace: Trace): RacePair[] {
       byTask.set(step.task, own);
       own[isChange(access) ? 'change' : 'read'] = { at, access };
     }
+    while (passed < step.locks.length) order.pass(step, at, passed++);
     order.leave(step);
   }
   return [...found.values()];

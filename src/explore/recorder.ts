@@ -36,6 +36,7 @@ interface Access {
   before: Value | undefined;
   after: Value | undefined;
   readonly held: readonly number[];
+  readonly locksBefore: number;
 }
 
 interface Step {
@@ -45,6 +46,7 @@ interface Step {
   readonly from: string;
   to: string;
   readonly choices: readonly TraceChoice[];
+  /** By word and lock events before; see {@link accessKey}. */
   readonly accesses: Map<number, Access>;
   more: number;
   readonly locks: TraceLockEvent[];
@@ -75,6 +77,13 @@ export interface TraceSubject {
   readonly program: Program;
   readonly failure: TraceFailure | undefined;
   readonly events: readonly RunEvent[];
+}
+
+/** More lock events than a step has. */
+const LOCK_EVENTS = 2 ** 16;
+
+function accessKey(word: number, locksBefore: number): number {
+  return word * LOCK_EVENTS + locksBefore;
 }
 
 function waitText(wait: Wait | undefined): string {
@@ -170,9 +179,11 @@ export class TraceRecorder implements SchedulerObserver {
     const isChange = before !== after;
     const kind = isWrite ? (before !== undefined && !isChange ? 'test' : 'write') : isChange ? 'update' : 'read';
     if (kind !== 'read') step.hasWrites = true;
-    const known = step.accesses.get(word);
+    const locksBefore = step.locks.length;
+    const key = accessKey(word, locksBefore);
+    const known = step.accesses.get(key);
     if (known !== undefined) {
-      // A step is atomic: of several accesses it is the first that finds and the last that leaves something.
+      // A step is atomic: of several accesses under the same locks it is the first that finds and the last that leaves something.
       if (kind !== 'read' && known.kind !== 'write') known.kind = known.kind === 'read' ? kind : 'write';
       if (kind !== 'read') known.after = this.#value(after);
       return;
@@ -182,12 +193,13 @@ export class TraceRecorder implements SchedulerObserver {
       return;
     }
     const held = this.#tasks.get(step.task)?.held ?? [];
-    step.accesses.set(word, {
+    step.accesses.set(key, {
       word,
       kind,
       before: this.#value(before),
       after: this.#value(after),
       held: held.map(({ lock, shared }) => (shared ? -1 - lock : lock)),
+      locksBefore,
     });
   }
 

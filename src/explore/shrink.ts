@@ -9,7 +9,6 @@
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
-import { InvariantError } from '../runtime/task.js';
 import type { Deviation } from '../runtime/policies.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
@@ -344,14 +343,14 @@ export function withFault(scenario: Scenario): string {
   return String(document);
 }
 
-/** Shrinks a failing case. @throws InvariantError when it does not fail to begin with */
-export async function shrink(failing: FailingCase, budget: ShrinkBudget): Promise<Shrunk> {
+/** Shrinks a failing case; undefined when it does not fail again to begin with. */
+export async function shrink(failing: FailingCase, budget: ShrinkBudget): Promise<Shrunk | undefined> {
   const shrinker = new Shrinker(failing, budget);
   await shrinker.begin();
   await shrinker.shrinkText();
   await shrinker.shrinkSchedule();
   const { attempt } = shrinker;
-  if (attempt === undefined) throw new InvariantError('shrink: the case does not fail again', 'INV-20');
+  if (attempt === undefined) return undefined;
   const text = withSchedule(shrinker.text, shrinker.deviations, failing.signature);
   return {
     text,

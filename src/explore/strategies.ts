@@ -24,11 +24,6 @@ export interface Sampling {
 /** The first runs are random, so that PCT knows how long runs are. */
 export const WARM_UP_RUNS = 8;
 
-/** Schedule seeds of different runs have nothing in common. */
-function scheduleSeed(seed: number, index: number): number {
-  return seed * 2 ** 26 + index;
-}
-
 /** Depths that a portfolio tries in turn beside random schedules. */
 function portfolioDepth(index: number, depth: number): number | undefined {
   const lane = index % 4;
@@ -47,9 +42,9 @@ export function scheduleOf(sampling: Sampling, index: number): ScheduleSpec {
   const { strategy, choices } = sampling;
   if (strategy === 'in-order' || (strategy === 'portfolio' && index === 0))
     return { strategy: 'deviating', deviations: [] };
-  const seed = scheduleSeed(sampling.seed, index);
+  const from = { seed: sampling.seed, run: index };
   const depth = depthOf(sampling, index);
-  return depth === undefined ? { strategy: 'explored', seed } : { strategy: 'pct', seed, depth, choices };
+  return depth === undefined ? { strategy: 'explored', ...from } : { strategy: 'pct', ...from, depth, choices };
 }
 
 /**

@@ -31,7 +31,7 @@ export interface Attempt {
   readonly failure: AttemptFailure | undefined;
   /** Choices of each node. */
   readonly choices: Readonly<Record<string, readonly number[]>>;
-  /** Most tasks there were at a time. */
+  /** Tasks that the schedule had to do with; of several nodes the one with the most. */
   readonly tasks: number;
   /** Of what the run came to. */
   readonly stateHash: number;

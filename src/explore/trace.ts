@@ -24,6 +24,8 @@ export interface TraceAccess {
   readonly after?: string;
   /** Locks held: indices, those held with others (for reading) as `-1 - index`. */
   readonly held: readonly number[];
+  /** How many of the step's lock events came before it. */
+  readonly locksBefore: number;
 }
 
 export interface TraceLock {
@@ -58,6 +60,7 @@ export interface TraceStep {
   readonly to: string;
   /** Decisions since the step before; more than one where time was let pass. */
   readonly choices: readonly TraceChoice[];
+  /** In order; those of one word with no lock event between them are one. */
   readonly accesses: readonly TraceAccess[];
   /** Accesses that were left out. */
   readonly more?: number;

@@ -46,7 +46,7 @@ export interface ProgramOutcome {
   readonly results: readonly CallResult[];
   /** The schedule of the tasks: indices among candidates. */
   readonly choices: readonly number[];
-  /** Most tasks there were at a time, those of the kernel and the hardware included. */
+  /** Tasks that the schedule had to do with, those of the kernel and the hardware included. */
   readonly tasks: number;
   readonly invariants: readonly InvariantReport[];
   readonly events: readonly RunEvent[];
@@ -297,7 +297,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     failure,
     results: run.results,
     choices,
-    tasks: runtime.scheduler.mostTasks,
+    tasks: runtime.scheduler.tasksSeen,
     invariants: runtime.invariantReport(),
     events: runtime.drainEvents(),
     stateHash,

@@ -23,29 +23,35 @@ import type { Task } from './task.js';
 
 /**
  * How a node's schedule is decided. `recorded` repeats the choices of an earlier run; those with a `seed` of their own draw from that,
- * so that the run's other randomness stays as it is; `policy` is one made by the caller that looks on as well, for nodes of this thread.
+ * so that the run's other randomness stays as it is, `run` telling apart those of one seed; `policy` is one made by the caller that looks on as well, for nodes of this thread.
  */
 export type ScheduleSpec =
   | { readonly strategy: 'in-order' }
   | { readonly strategy: 'random' }
-  | { readonly strategy: 'explored'; readonly seed: number }
-  | { readonly strategy: 'pct'; readonly seed: number; readonly depth: number; readonly choices: number }
+  | { readonly strategy: 'explored'; readonly seed: number; readonly run?: number }
+  | {
+      readonly strategy: 'pct';
+      readonly seed: number;
+      readonly run?: number;
+      readonly depth: number;
+      readonly choices: number;
+    }
   | { readonly strategy: 'deviating'; readonly deviations: readonly Deviation[] }
   | { readonly strategy: 'recorded'; readonly of: GateMode; readonly choices: readonly number[] }
   | { readonly strategy: 'policy'; readonly policy: SchedulingPolicy; readonly observer?: SchedulerObserver };
 
 /** The policy that a schedule means in a node. */
 export function policyFor(spec: ScheduleSpec, seed: number, node: string): SchedulingPolicy {
-  const random = (of: number): RandomStream => new RandomStream(of, `schedule/${node}`);
+  const random = (of: number, run = 0): RandomStream => new RandomStream(of, `schedule/${run}/${node}`);
   switch (spec.strategy) {
     case 'in-order':
       return inOrderPolicy;
     case 'random':
       return randomPolicy(random(seed));
     case 'explored':
-      return randomPolicy(random(spec.seed), true);
+      return randomPolicy(random(spec.seed, spec.run), true);
     case 'pct':
-      return pctPolicy(random(spec.seed), spec);
+      return pctPolicy(random(spec.seed, spec.run), spec);
     case 'deviating':
       return deviatingPolicy(spec.deviations);
     case 'recorded':

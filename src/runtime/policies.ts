@@ -133,19 +133,22 @@ export interface PctOptions {
 const DEMOTED = 2 ** 16;
 
 /**
- * Probabilistic concurrency testing: tasks have random priorities, the highest runs, and at d-1 random choices the one
- * that would run is demoted below all others. Time has a priority like a task.
+ * Probabilistic concurrency testing: tasks have random priorities, the highest runs, and at the i-th of d-1 random choices the one
+ * that would run gets priority i, below all that nobody demoted. Time has a priority like a task.
  *
  * Source: Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010.
  */
 export function pctPolicy(random: RandomStream, { depth, choices }: PctOptions): SchedulingPolicy {
   const priorities: number[] = [];
   const timePriority = { value: random.between(DEMOTED, 2 ** 32) };
-  const changes = new Set<number>();
-  const wanted = Math.min(depth - 1, choices);
-  while (changes.size < wanted) changes.add(random.below(choices));
+  /** Choice by number: the priority that the task gets there, which says nothing about the order of the choices. */
+  const changes = new Map<number, number>();
+  const wanted = Math.min(depth - 1, choices, DEMOTED - 1);
+  while (changes.size < wanted) {
+    const choice = random.below(choices);
+    if (!changes.has(choice)) changes.set(choice, changes.size + 1);
+  }
   let at = 0;
-  let demoted = DEMOTED;
   const priorityOf = ({ number }: TaskHandle<unknown>): number =>
     (priorities[number] ??= random.between(DEMOTED, 2 ** 32));
   const highest = ({ ready, canStall }: Candidates): number => {
@@ -163,9 +166,9 @@ export function pctPolicy(random: RandomStream, { depth, choices }: PctOptions):
     stalls: true,
     choose: (candidates) => {
       const chosen = highest(candidates);
-      if (!changes.has(at++)) return chosen;
+      const demoted = changes.get(at++);
+      if (demoted === undefined) return chosen;
       const task = candidates.ready[chosen];
-      demoted--;
       if (task === undefined) timePriority.value = demoted;
       else priorities[task.number] = demoted;
       return highest(candidates);

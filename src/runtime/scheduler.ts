@@ -111,7 +111,7 @@ export class Scheduler {
   readonly #timers = new TimerHeap();
   readonly #live = new Set<RunningTask<unknown>>();
   #spawned = 0;
-  #mostTasks = 0;
+  #tasksSeen = 0;
   #last: RunningTask<unknown> | undefined;
   #horizonNs = 0;
   /** The task that ran last, while it is ready. */
@@ -125,6 +125,7 @@ export class Scheduler {
   usePolicy(policy: SchedulingPolicy): void {
     this.#policy = policy;
     this.choices.length = 0;
+    this.#tasksSeen = this.#live.size;
   }
 
   get now(): number {
@@ -141,9 +142,9 @@ export class Scheduler {
     return this.#last?.name ?? '-';
   }
 
-  /** Most tasks there were at a time. */
-  get mostTasks(): number {
-    return this.#mostTasks;
+  /** Tasks that the policy had to do with: those that were there when it came, and all that were started since. */
+  get tasksSeen(): number {
+    return this.#tasksSeen;
   }
 
   /**
@@ -153,7 +154,7 @@ export class Scheduler {
   spawn<T>(name: string, body: Task<T>, options: TaskOptions = {}): TaskHandle<T> {
     const task = new RunningTask(this, name, this.#spawned++, body, options.daemon ?? false);
     this.#live.add(task);
-    this.#mostTasks = Math.max(this.#mostTasks, this.#live.size);
+    this.#tasksSeen++;
     this.observer?.started(task, this.#current);
     this.enqueue(task);
     return task;

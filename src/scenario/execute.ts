@@ -72,7 +72,7 @@ export interface ScenarioOutcome {
   readonly invariants: readonly InvariantReport[];
   /** The rule that ended the run. */
   readonly brokenRule: InvariantId | undefined;
-  /** Most tasks each node had at a time, summed. */
+  /** Most tasks that one node had in the run. */
   readonly tasks: number;
   /** Set when the testbed itself broke, not the scenario. */
   readonly isBroken: boolean;

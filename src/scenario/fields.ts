@@ -104,4 +104,17 @@ export function findOverlap(ranges: readonly AddressRange[]): readonly [number, 
 }
 
 /** A choice of a schedule that is not the default one: at which choice, counted from 0, which task goes on (or `time`). */
-export const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });
+const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });
+
+/** A schedule: its choices that are not the default, in rising order. */
+export const deviations = z.array(deviation).superRefine((list, context) => {
+  for (const [i, { at }] of list.entries()) {
+    const before = list[i - 1]?.at ?? -1;
+    if (at > before) continue;
+    context.addIssue({
+      code: 'custom',
+      path: [i, 'at'],
+      message: `choice ${at} after choice ${before}: expected rising order`,
+    });
+  }
+});

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { ERRNO } from '../uapi/errno.js';
 import type { Call, CardState, OperationName, Operations, Program } from '../host/program.js';
-import { address, count, deviation, name, range, size } from './fields.js';
+import { address, count, deviations, name, range, size } from './fields.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
 const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const satisfies readonly CardState[];
@@ -151,7 +151,7 @@ export const kernelOnlyFile = z.strictObject({
   setup: z.array(call).default([]),
   tasks: z.record(name, z.union([calls, z.strictObject({ process: name, calls })])),
   /** A schedule: where others go on than the one that runs. In order where nothing is said. */
-  schedule: z.array(deviation).default([]),
+  schedule: deviations.default([]),
   /** The rule that this scenario breaks, as a failed run names it: it must. */
   fails: z.string().min(1).optional(),
 });

@@ -99,7 +99,7 @@ export class Lab implements Node {
   }
 
   tasks(): number {
-    return this.runtime.scheduler.mostTasks;
+    return this.runtime.scheduler.tasksSeen;
   }
 
   invariants(): readonly InvariantReport[] {

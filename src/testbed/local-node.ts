@@ -45,7 +45,7 @@ export class LocalHostNode implements Node {
   }
 
   tasks(): number {
-    return this.#host.runtime.scheduler.mostTasks;
+    return this.#host.runtime.scheduler.tasksSeen;
   }
 
   invariants(): readonly InvariantReport[] {

@@ -49,7 +49,7 @@ export interface Node {
   advance(turn: NodeTurn): NodeResult | Promise<NodeResult>;
   /** The schedule so far: choices among ready tasks. */
   choices(): readonly number[] | Promise<readonly number[]>;
-  /** Most tasks it had at a time. */
+  /** Tasks that the schedule had to do with. */
   tasks(): number | Promise<number>;
   /** How often each rule was looked at. */
   invariants(): readonly InvariantReport[] | Promise<readonly InvariantReport[]>;

@@ -40,7 +40,7 @@ export interface RunOutcome extends Conducted {
   readonly choices: Readonly<Record<string, readonly number[]>>;
   /** How often each rule was looked at, in all nodes that are still there. */
   readonly invariants: readonly InvariantReport[];
-  /** Most tasks each of these nodes had at a time, summed. */
+  /** Most tasks that one of these nodes had in the run. */
   readonly tasks: number;
 }
 
@@ -68,7 +68,7 @@ async function collect(nodes: readonly Node[]): Promise<Pick<RunOutcome, 'choice
     try {
       choices[node.name] = await node.choices();
       for (const { id, looks } of await node.invariants()) ledger.held(id, looks);
-      tasks += await node.tasks();
+      tasks = Math.max(tasks, await node.tasks());
     } catch (error) {
       if (!(error instanceof NodeFailure)) throw error;
     }

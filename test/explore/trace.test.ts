@@ -102,8 +102,8 @@ describe('the race report', () => {
     start: {},
     views: [],
   });
-  const write = { word: 0, kind: 'write', before: '1', after: '2', held: [] } as const;
-  const read = { word: 0, kind: 'read', held: [] } as const;
+  const write = { word: 0, kind: 'write', before: '1', after: '2', held: [], locksBefore: 0 } as const;
+  const read = { word: 0, kind: 'read', held: [], locksBefore: 0 } as const;
 
   test('is of accesses that nothing orders', () => {
     const racy = planted([step(0, 0, { accesses: [write] }), step(1, 1, { accesses: [read] })]);
@@ -117,14 +117,30 @@ describe('the race report', () => {
     expect(findRace(reads).pairs).toEqual([]);
   });
 
+  test('is found where a step touches the word before it takes the lock, or after it has given it back', () => {
+    const locks = [
+      { op: 'acquire', lock: 0, shared: false },
+      { op: 'release', lock: 0, shared: false },
+    ] as const;
+    const inside = { ...write, held: [0], locksBefore: 1 };
+    const after = { ...write, locksBefore: 2 };
+    const pairs = (first: TraceStep['accesses'], second: TraceStep['accesses']): number =>
+      findRace(planted([step(0, 0, { locks, accesses: first }), step(1, 1, { locks, accesses: second })])).pairs.length;
+    expect(pairs([inside], [inside])).toBe(0);
+    expect(pairs([inside], [after])).toBe(0);
+    expect(pairs([after], [inside])).toBe(1);
+    expect(pairs([inside], [write])).toBe(1);
+    expect(pairs([write], [after])).toBe(0);
+  });
+
   test('tells the critical sections where locks order everything', () => {
     const locks = [
       { op: 'acquire', lock: 0, shared: false },
       { op: 'release', lock: 0, shared: false },
     ] as const;
     const ordered = planted([
-      step(0, 0, { locks, accesses: [{ ...write, held: [0] }] }),
-      step(1, 1, { locks, accesses: [{ ...read, held: [0] }], to: 'failure' }),
+      step(0, 0, { locks, accesses: [{ ...write, held: [0], locksBefore: 1 }] }),
+      step(1, 1, { locks, accesses: [{ ...read, held: [0], locksBefore: 1 }], to: 'failure' }),
     ]);
     expect(findRace(ordered).pairs).toEqual([]);
     expect(findRace(ordered).sections).toMatchObject([

@@ -205,3 +205,14 @@ describe('what is refused, and where', () => {
 test('docs/scenario.schema.json is what the program says', () => {
   expect(readFileSync('docs/scenario.schema.json', 'utf8')).toBe(scenarioSchemaText());
 });
+
+test('a schedule that does not rise is refused where it falls: what comes later would never apply', () => {
+  const kernel = 'title: t\nkernel-only: {}\ntasks:\n  a: [ioas: { as: x }]\n';
+  const schedule = (list: string): string => refusal(`${kernel}schedule:\n${list}`);
+  expect(schedule('  - { at: 0, to: a }\n  - { at: 3, to: a }\n')).toBe('accepted');
+  expect(schedule('  - { at: 3, to: a }\n  - { at: 0, to: a }\n')).toContain('f.yaml:7:11: choice 0 after choice 3');
+  expect(schedule('  - { at: 3, to: a }\n  - { at: 3, to: a }\n')).toContain('f.yaml:7:11: choice 3 after choice 3');
+  expect(refusal(BASE + 'schedule: { a: [{ at: 3, to: x }, { at: 1, to: x }] }\n')).toContain(
+    'choice 1 after choice 3',
+  );
+});
