@@ -27,6 +27,8 @@ const SIZES: readonly { readonly weight: number; readonly most: number }[] = [
 const MAX_BLIND_PAGES = 600;
 /** Larger maps take contiguous memory only: a pages record has room for so many runs. */
 const MOST_RUNS = 32;
+/** First page of what is to be mapped wherever there is room. */
+const ANYWHERE = -1;
 const BURST = 6;
 /** How often a free slot of the board is looked for before a taken one is overwritten. */
 const BOARD_TRIES = 6;
@@ -148,7 +150,7 @@ export class Client {
     const at = firstPage ?? this.#random.below(from.pages - pages + 1);
     const write = this.#random.chance(3, 4);
     let mapped: bigint | number = 0;
-    this.#operation(OP.MAP, page ?? 0, pages, (record) => {
+    this.#operation(OP.MAP, page ?? ANYWHERE, pages, 0, (record) => {
       const iova = page === undefined ? undefined : BigInt(page) * PAGE_SIZE;
       mapped = this.space.map(from, at, pages, iova, write);
       this.#mapped(record, pages, mapped);
@@ -172,7 +174,7 @@ export class Client {
   }
 
   #unmap(page: number, pages: number): void {
-    this.#operation(OP.UNMAP, page, pages, (record) => {
+    this.#operation(OP.UNMAP, page, pages, 0, (record) => {
       const { rc, pages: unmapped } = this.space.unmap(BigInt(page) * PAGE_SIZE, BigInt(page + pages) * PAGE_SIZE - 1n);
       this.#thread.history.end(record, rc < 0 ? rc : unmapped);
     });
@@ -183,10 +185,10 @@ export class Client {
     const skipped = random.below(pages);
     const length = Math.min(window.pages - 1, random.between(1, pages - skipped));
     const page = random.chance(1, 4) ? undefined : window.first + random.below(window.pages - length);
-    this.#operation(OP.COPY, page ?? 0, length, (record) => {
+    const source = from + skipped;
+    this.#operation(OP.COPY, page ?? ANYWHERE, length, source, (record) => {
       const iova = page === undefined ? undefined : BigInt(page) * PAGE_SIZE;
-      const source = BigInt(from + skipped) * PAGE_SIZE;
-      this.#mapped(record, length, this.space.copy(source, length, iova, random.chance(3, 4)));
+      this.#mapped(record, length, this.space.copy(BigInt(source) * PAGE_SIZE, length, iova, random.chance(3, 4)));
     });
   }
 
@@ -205,9 +207,9 @@ export class Client {
 
   // --- what an operation leaves behind ---
 
-  #operation(op: number, page: number, pages: number, body: (record: number) => void): void {
-    this.#begin(op, page, pages);
-    body(this.#thread.history.begin(op, page, pages));
+  #operation(op: number, page: number, pages: number, extra: number, body: (record: number) => void): void {
+    this.#begin(op, Math.max(0, page), pages);
+    body(this.#thread.history.begin(op, page, pages, -1, extra));
     this.#done();
   }
 

@@ -80,7 +80,7 @@ describe('a death that nobody ordered', () => {
     expect(report.deaths).toEqual([]);
   });
 
-  test('is never told as one that was, also where another client was to die', async () => {
+  test('is never told as one that was, although the client was to die later', async () => {
     const kills = [{ at: 'gate' as const, client: 0, gate: 'iommufd:map-inserted', pass: 1_000_000 }];
     const report = await runStress({ ...SHORT, kills }, breaking);
     expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'kernel-bug']);
