@@ -4,7 +4,7 @@
  * The records of a thread are in its order, so what lies between the invocation and the response of a call is the call's own work. Two
  * kinds of rule:
  *
- *   - *Its own work.* A MAP or COPY that succeeded showed exactly its pages and took none of them out again; one that failed took
+ *   - *Its own work.* A MAP or COPY that succeeded showed exactly its pages, for the accesses it was asked for, and took none of them out again; one that failed took
  *     out all it had shown. An UNMAP took out as many pages as it says, all of them in its range.
  *   - *The others.* An answer needs a moment of the call at which it was true. EEXIST: somebody's pages, or an operation that had
  *     taken the IOVAs. EBUSY of an UNMAP: an area that somebody maps or unmaps. ENOENT of an UNMAP: an area that reaches out
@@ -29,6 +29,8 @@ export interface Call {
   readonly pages: number;
   /** Of a COPY: the page it is a copy of. */
   readonly source: number;
+  /** Of a MAP and a COPY: bits of ACCESS. */
+  readonly access: number;
   readonly result: number;
   readonly invoked: number;
   readonly responded: number;
@@ -38,7 +40,7 @@ export interface Call {
 interface OpenCall extends Call {
   entered: number;
   left: number;
-  /** Pages outside its range, or out of order. */
+  /** Pages outside its range, out of order, or for other accesses than were asked for. */
   isAstray: boolean;
   readonly runs: { readonly page: number; readonly pages: number; readonly frame: number }[];
 }
@@ -67,10 +69,10 @@ export class Calls {
   add(record: HistoryCursor): Call | undefined {
     const { op } = record;
     if (op === OP.MAP || op === OP.COPY || op === OP.UNMAP) {
-      const { page, pages, result, invoked, extra } = record;
+      const { page, pages, result, invoked, frame: source, extra: access } = record;
       const responded = record.responded === PENDING ? Infinity : record.responded;
       const work = { entered: 0, left: 0, isAstray: false, runs: [] };
-      const call: OpenCall = { op, page, pages, source: extra, result, invoked, responded, ...work };
+      const call: OpenCall = { op, page, pages, source, access, result, invoked, responded, ...work };
       this.#calls.push(call);
       this.#last.set(record.thread, call);
       return call;
@@ -113,7 +115,7 @@ export class Calls {
     if (entered !== pages || left !== 0 || isAstray) {
       this.#wrong(
         call,
-        `after ${entered} pages were shown and ${left} taken out again${isAstray ? ', elsewhere' : ''}`,
+        `after ${entered} pages were shown and ${left} taken out again${isAstray ? ', elsewhere or for other accesses' : ''}`,
       );
     } else if (op === OP.COPY) {
       const other = this.#otherThanSource(call);
@@ -134,7 +136,7 @@ export class Calls {
 
   /** Every page of a COPY's source was certainly in an area that could be used, all the while. */
   #isWhole({ source, pages, invoked, responded }: Call, dying: readonly Call[]): boolean {
-    const from: Call = { op: OP.UNMAP, page: source, pages, source: 0, result: 0, invoked, responded };
+    const from: Call = { op: OP.UNMAP, page: source, pages, source: -1, access: 0, result: 0, invoked, responded };
     if (dying.some((other) => meets(from, other))) return false;
     const usable = this.#periods
       .overlapping(source, pages)
@@ -211,7 +213,8 @@ export class Calls {
   }
 }
 
-function enter(call: OpenCall, { page, pages, frame }: HistoryCursor): void {
+function enter(call: OpenCall, { page, pages, frame, extra }: HistoryCursor): void {
+  if (extra !== call.access) call.isAstray = true;
   if (call.op === OP.UNMAP || (call.page >= 0 && page !== call.page + call.entered)) call.isAstray = true;
   if (call.op === OP.COPY) call.runs.push({ page, pages, frame });
   call.entered += pages;

@@ -10,13 +10,13 @@
  * (ENTER, LEAVE: one for each physical run and area, exact to the page). DMA and dirty reads are of the second level.
  *
  * Words of a record: operation, first IOVA page (-1: wherever the kernel finds room; until it has), pages, first physical page (-1:
- * not one run), result, invocation, response, extra.
+ * not one run; of a COPY the first IOVA page of its source), result, invocation, response, extra.
  */
 import { invariant } from '../runtime/task.js';
 
 export const OP = {
+  /** Extra of a MAP and of a COPY: the {@link ACCESS} that was asked for. */
   MAP: 1,
-  /** Extra: the first IOVA page it is a copy of. */
   COPY: 2,
   /** Result: pages unmapped, or -errno. */
   UNMAP: 3,

@@ -174,7 +174,7 @@ describe('permissions', () => {
 
 /** A call of a thread with what it did in it. */
 function call(history: History, op: number, page: number, pages: number, result: number, body = (): void => undefined) {
-  const record = history.begin(op, page, pages, -1, op === OP.COPY ? PAGE : 0);
+  const record = history.begin(op, page, pages, op === OP.COPY ? PAGE : -1, op === OP.UNMAP ? 0 : ALL);
   body();
   history.end(record, result);
 }
@@ -239,6 +239,11 @@ describe('answers', () => {
     expect(found()).toEqual(['answer']);
   });
 
+  test('a map for other accesses than were asked for', () => {
+    call(client, OP.MAP, PAGE, 4, 0, () => enter(PAGE, 4, FRAME, ACCESS.read));
+    expect(found()).toEqual(['answer']);
+  });
+
   test('a map that shows nothing, or not all, or elsewhere, or takes it out again', () => {
     call(client, OP.MAP, PAGE, 4, 0);
     expect(found()).toEqual(['answer']);
@@ -300,7 +305,7 @@ describe('answers', () => {
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
     client.end(unmapping, 4);
     expect(found()).toEqual([]);
-    const mapping = client.begin(OP.MAP, PAGE, 4);
+    const mapping = client.begin(OP.MAP, PAGE, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
     enterAs(client, PAGE, 4);
     client.end(mapping, 0);
@@ -318,7 +323,7 @@ describe('answers', () => {
 
   test('an unmap that stops has done what lies below', () => {
     map();
-    const mapping = client.begin(OP.MAP, PAGE + 8, 4);
+    const mapping = client.begin(OP.MAP, PAGE + 8, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE, 16, -EBUSY);
     enterAs(client, PAGE + 8, 4);
     client.end(mapping, 0);
@@ -376,7 +381,7 @@ describe('answers', () => {
   });
 
   test('the area of a client that died before it was told its place may be any', () => {
-    client.begin(OP.MAP, -1, 8);
+    client.begin(OP.MAP, -1, 8, -1, ALL);
     enterAs(client, PAGE, 4);
     enterAs(client, PAGE + 4, 4, FRAME + 64);
     call(other, OP.UNMAP, PAGE, 4, -ENOENT);
