@@ -3,4 +3,4 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { runThread } from '../src/stress/run-thread.js';
 import type { ThreadSpec } from '../src/stress/spec.js';
 
-parentPort?.postMessage(runThread(workerData as ThreadSpec));
+runThread(workerData as ThreadSpec, (end) => parentPort?.postMessage(end));

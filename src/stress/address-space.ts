@@ -27,7 +27,7 @@ import { NodeRuntime } from '../runtime/node-runtime.js';
 import { invariant, type Task } from '../runtime/task.js';
 import { ENOMEM } from '../uapi/errno.js';
 import { PROT_READ, PROT_WRITE, type Contiguity } from '../uapi/syscall.js';
-import { HastyPageTable, NoRwsem } from './breakage.js';
+import { HastyPageTable, LyingIoPageTable, NoRwsem, WritableDomain } from './breakage.js';
 import { CommandProducer } from './command-queue.js';
 import { RecordedDomain } from './recorded-domain.js';
 import { ASID, BLOCK, SHARDING, STATE, WORDS, blockWord, deviceThreads, lockOffset } from './spec.js';
@@ -144,10 +144,12 @@ export class AddressSpace {
     });
     const areas = new AreaTree(openIndex(thread), this.records);
     const flushBatch = options.invalidation === 'deferred' ? FLUSH_BATCH : 0;
-    this.iopt = new IoPageTable({ areas, domainsRwsem, iovaRwsem: this.#iovaRwsem(), flushBatch });
+    const parts = { areas, domainsRwsem, iovaRwsem: this.#iovaRwsem(), flushBatch };
+    this.iopt = options.faults.length > 0 ? new LyingIoPageTable(parts, options.faults) : new IoPageTable(parts);
     const opens = options.faults.includes('free-tables-early') ? HastyPageTable : PageTable;
     this.table = opens.open(arena, layout.table);
-    const inner = new ArmSmmuDomain({
+    const Domain = options.faults.includes('leaf-writable') ? WritableDomain : ArmSmmuDomain;
+    const inner = new Domain({
       smmu: openDriver(thread),
       type: 'unmanaged',
       table: this.table,

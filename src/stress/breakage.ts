@@ -6,8 +6,18 @@
  */
 import { PageTable, type Gather } from '../core/page-table.js';
 import type { Arena } from '../core/arena.js';
-import type { IovaRwsem } from '../kernel/iommufd/io-pagetable.js';
+import { ArmSmmuDomain } from '../kernel/iommu/arm-smmu-v3/domain.js';
+import { IOMMU_WRITE } from '../kernel/iommu/domain.js';
+import {
+  IoPageTable,
+  type IoptParts,
+  type IovaRwsem,
+  type PagesSlice,
+  type Unmapped,
+} from '../kernel/iommufd/io-pagetable.js';
 import type { Gate, Task } from '../runtime/task.js';
+import { EBUSY, EEXIST } from '../uapi/errno.js';
+import type { StressFault } from './options.js';
 
 /** A translation table that gives tables back as soon as they are out of the tree: nobody was told to forget them. */
 export class HastyPageTable extends PageTable {
@@ -41,5 +51,44 @@ export class NoRwsem implements IovaRwsem {
 
   up_write(): void {
     // Nothing was taken.
+  }
+}
+
+/** A domain of which every leaf can be written. */
+export class WritableDomain extends ArmSmmuDomain {
+  override *map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes?: number): Task<number> {
+    return yield* super.map(iova, pa, lengthBytes, prot | IOMMU_WRITE, maxPageBytes);
+  }
+}
+
+/** One in so many calls gets a false answer: few enough that the address space fills and empties as it does without. */
+const MAPS_PER_LIE = 10;
+const UNMAPS_PER_LIE = 5;
+
+/** An address space that answers some calls without doing anything. */
+export class LyingIoPageTable extends IoPageTable {
+  readonly #faults: readonly StressFault[];
+  #maps = 0;
+  #unmaps = 0;
+
+  constructor(parts: IoptParts, faults: readonly StressFault[]) {
+    super(parts);
+    this.#faults = faults;
+  }
+
+  override *map_pages(slices: readonly PagesSlice[], iova: bigint | undefined, prot: number): Task<bigint | number> {
+    if (iova !== undefined && ++this.#maps % MAPS_PER_LIE === 0) {
+      if (this.#faults.includes('map-exists')) return -EEXIST;
+      if (this.#faults.includes('map-nothing')) return iova;
+    }
+    return yield* super.map_pages(slices, iova, prot);
+  }
+
+  override *unmap_iova_range(start: bigint, last: bigint): Task<Unmapped> {
+    if (++this.#unmaps % UNMAPS_PER_LIE === 0) {
+      if (this.#faults.includes('unmap-nothing')) return { rc: 0, unmappedBytes: 0n };
+      if (this.#faults.includes('unmap-busy')) return { rc: -EBUSY, unmappedBytes: 0n };
+    }
+    return yield* super.unmap_iova_range(start, last);
   }
 }

@@ -5,6 +5,9 @@
  *     begins after the period was over used a *stale* translation; one that fits no period at all used a *wrong* one, e.g. of a table
  *     that was given away. With a flush queue a stale translation is exposure until the flush returned, and counted.
  *   - A DMA that found no translation does not lie within the certain part of a period.
+ *   - A DMA was let through only by a period that allows it, and refused only by one that does not: never within the certain
+ *     part of one that does.
+ *   - MAP, COPY and UNMAP answered what they did and could do (calls.ts).
  *   - No DMA reached a page that nobody pins (INV-3), no walk read a table that had been given back.
  *   - Two periods of a page do not overlap; an unmap ends what it says it ends.
  *   - Dirty state (INV-11): a write that was over before a read-and-clear of its page began was reported by that read, or
@@ -13,7 +16,8 @@
  *
  * Records of dead threads may be pending; what they say counts as "may have happened".
  */
-import { DMA, OP, PENDING, type History, type HistoryCursor } from './history.js';
+import { Calls } from './calls.js';
+import { ACCESS, DMA, OP, PENDING, type History, type HistoryCursor } from './history.js';
 import { Periods, type Period } from './periods.js';
 import { ReportedPages } from './reported-pages.js';
 
@@ -42,6 +46,7 @@ export interface HistoryCounts {
 }
 
 interface Dma {
+  readonly op: number;
   readonly page: number;
   readonly frame: number;
   readonly result: number;
@@ -76,11 +81,13 @@ export class HistoryChecker {
   readonly lastTags = new Map<number, Map<number, number>>();
   readonly #periods: Periods;
   readonly #dirty: ReportedPages;
+  readonly #calls: Calls;
 
   constructor() {
     const complain = (kind: string, page: number, detail: string): void => this.complain(kind, page, detail);
     this.#periods = new Periods(complain);
     this.#dirty = new ReportedPages(this.#periods, complain);
+    this.#calls = new Calls(this.#periods, complain);
   }
 
   complain(kind: string, page: number, detail: string): void {
@@ -94,11 +101,12 @@ export class HistoryChecker {
       const cursor = history.read();
       while (cursor.next()) {
         this.#countOperation(cursor);
-        this.#periods.add(cursor);
+        this.#periods.add(cursor, this.#calls.add(cursor));
         this.#dirty.addRead(cursor);
       }
     }
     this.#periods.settle();
+    this.#calls.check();
     for (const history of devices) {
       const tags = this.#tagsOf(history.thread);
       const cursor = history.read();
@@ -111,6 +119,7 @@ export class HistoryChecker {
     }
     this.#dirty.check();
     this.#dirty.endSegment();
+    this.#calls.endSegment();
     this.#periods.endSegment();
   }
 
@@ -147,22 +156,33 @@ export class HistoryChecker {
     else {
       counts.dmaFaults++;
       if (result === DMA.translation) this.#checkFault(dma);
+      else this.#checkRefusal(dma);
     }
   }
 
-  #checkAccess({ page, frame, invoked, responded }: Dma): void {
+  #checkAccess(dma: Dma): void {
+    const { page, frame, invoked, responded } = dma;
     let stale: Period | undefined;
     let exposed = false;
+    let isForbidden = false;
     for (const period of this.#periods.at(page)) {
       const offset = page - period.page;
       if (offset < 0 || offset >= period.pages || period.frame + offset !== frame) continue;
       if (period.entering > responded) continue;
-      if (period.gone < invoked) stale = period;
+      if (!allows(period, dma)) isForbidden ||= period.gone >= invoked;
+      else if (period.gone < invoked) stale = period;
       else if (period.left < invoked) exposed = true;
       else return;
     }
     if (exposed) this.counts.exposed++;
-    else if (stale !== undefined) {
+    else if (isForbidden) {
+      const what = dma.op === OP.DMA_WRITE ? 'wrote to' : 'read';
+      this.complain(
+        'forbidden-access',
+        page,
+        `DMA ${what} frame ${hex(frame)} through a mapping that does not allow it`,
+      );
+    } else if (stale !== undefined) {
       const when = `${invoked - stale.gone} stamps after its unmap had returned`;
       this.complain('stale-translation', page, `DMA reached frame ${hex(frame)} ${when}`);
     } else this.complain('wrong-translation', page, `DMA reached frame ${hex(frame)}, which the page never showed`);
@@ -180,6 +200,25 @@ export class HistoryChecker {
       return;
     }
   }
+
+  #checkRefusal(dma: Dma): void {
+    const { page, invoked, responded } = dma;
+    let isRefused = false;
+    for (const period of this.#periods.at(page)) {
+      if (page < period.page || page >= period.page + period.pages) continue;
+      if (!allows(period, dma)) isRefused ||= period.entering <= responded && period.gone >= invoked;
+      else if (period.entered < invoked && period.leaving > responded) {
+        const where = `frame ${hex(period.frame + page - period.page)}`;
+        this.complain('lost-permission', page, `DMA was refused where ${where} was mapped for it`);
+        return;
+      }
+    }
+    if (!isRefused) this.complain('lost-permission', page, 'DMA was refused by a mapping that nobody had made');
+  }
+}
+
+function allows({ access }: Period, { op }: Dma): boolean {
+  return (access & (op === OP.DMA_WRITE ? ACCESS.write : ACCESS.read)) !== 0;
 }
 
 function hex(value: number): string {

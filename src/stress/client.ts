@@ -11,7 +11,7 @@
 import { PAGE_BYTES, PAGE_SIZE } from '../kernel/iommufd/pages.js';
 import { RandomStream } from '../runtime/random.js';
 import { AddressSpace, type Buffer } from './address-space.js';
-import { OP } from './history.js';
+import { ACCESS, OP } from './history.js';
 import { BLOCK, BOARD_SLOTS } from './spec.js';
 import type { StressThread } from './thread.js';
 import { BLOCK_PAGES, blockWindow, pickWindow, type IovaWindow } from './windows.js';
@@ -27,6 +27,8 @@ const SIZES: readonly { readonly weight: number; readonly most: number }[] = [
 const MAX_BLIND_PAGES = 600;
 /** Larger maps take contiguous memory only: a pages record has room for so many runs. */
 const MOST_RUNS = 32;
+/** First page of what is to be mapped wherever there is room. */
+const ANYWHERE = -1;
 const BURST = 6;
 /** How often a free slot of the board is looked for before a taken one is overwritten. */
 const BOARD_TRIES = 6;
@@ -52,6 +54,16 @@ function weighted<T extends { readonly weight: number }>(random: RandomStream, i
     if (left < 0) return item;
   }
   throw new RangeError('no items');
+}
+
+/** What a MAP or COPY asks for besides its place: the page it is a copy of (-1: none), and bits of ACCESS. */
+interface Asked {
+  readonly source: number;
+  readonly access: number;
+}
+
+function asked(write: boolean, source = -1): Asked {
+  return { source, access: ACCESS.read | (write ? ACCESS.write : 0) };
 }
 
 /** One client. */
@@ -148,7 +160,7 @@ export class Client {
     const at = firstPage ?? this.#random.below(from.pages - pages + 1);
     const write = this.#random.chance(3, 4);
     let mapped: bigint | number = 0;
-    this.#operation(OP.MAP, page ?? 0, pages, (record) => {
+    this.#operation(OP.MAP, page ?? ANYWHERE, pages, asked(write), (record) => {
       const iova = page === undefined ? undefined : BigInt(page) * PAGE_SIZE;
       mapped = this.space.map(from, at, pages, iova, write);
       this.#mapped(record, pages, mapped);
@@ -172,7 +184,7 @@ export class Client {
   }
 
   #unmap(page: number, pages: number): void {
-    this.#operation(OP.UNMAP, page, pages, (record) => {
+    this.#operation(OP.UNMAP, page, pages, { source: -1, access: 0 }, (record) => {
       const { rc, pages: unmapped } = this.space.unmap(BigInt(page) * PAGE_SIZE, BigInt(page + pages) * PAGE_SIZE - 1n);
       this.#thread.history.end(record, rc < 0 ? rc : unmapped);
     });
@@ -183,10 +195,11 @@ export class Client {
     const skipped = random.below(pages);
     const length = Math.min(window.pages - 1, random.between(1, pages - skipped));
     const page = random.chance(1, 4) ? undefined : window.first + random.below(window.pages - length);
-    this.#operation(OP.COPY, page ?? 0, length, (record) => {
+    const source = from + skipped;
+    const write = random.chance(3, 4);
+    this.#operation(OP.COPY, page ?? ANYWHERE, length, asked(write, source), (record) => {
       const iova = page === undefined ? undefined : BigInt(page) * PAGE_SIZE;
-      const source = BigInt(from + skipped) * PAGE_SIZE;
-      this.#mapped(record, length, this.space.copy(source, length, iova, random.chance(3, 4)));
+      this.#mapped(record, length, this.space.copy(BigInt(source) * PAGE_SIZE, length, iova, write));
     });
   }
 
@@ -205,9 +218,9 @@ export class Client {
 
   // --- what an operation leaves behind ---
 
-  #operation(op: number, page: number, pages: number, body: (record: number) => void): void {
-    this.#begin(op, page, pages);
-    body(this.#thread.history.begin(op, page, pages));
+  #operation(op: number, page: number, pages: number, asked: Asked, body: (record: number) => void): void {
+    this.#begin(op, Math.max(0, page), pages);
+    body(this.#thread.history.begin(op, page, pages, asked.source, asked.access));
     this.#done();
   }
 

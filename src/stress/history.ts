@@ -9,15 +9,18 @@
  * Two levels: what a client asked of the address space (MAP, COPY, UNMAP), and what that did to the translations
  * (ENTER, LEAVE: one for each physical run and area, exact to the page). DMA and dirty reads are of the second level.
  *
- * Words of a record: operation, first IOVA page, pages, first physical page (-1: not one run), result, invocation, response, extra.
+ * Words of a record: operation, first IOVA page (-1: wherever the kernel finds room; until it has), pages, first physical page (-1:
+ * not one run; of a COPY the first IOVA page of its source), result, invocation, response, extra.
  */
 import { invariant } from '../runtime/task.js';
 
 export const OP = {
+  /** Extra of a MAP and of a COPY: the {@link ACCESS} that was asked for. */
   MAP: 1,
   COPY: 2,
+  /** Result: pages unmapped, or -errno. */
   UNMAP: 3,
-  /** Pages became translated to a run of physical pages. */
+  /** Pages became translated to a run of physical pages; extra: {@link ACCESS} they were to be given. */
   ENTER: 4,
   /** Pages are not translated any more; result: how many were. */
   LEAVE: 5,
@@ -32,6 +35,9 @@ export const OP = {
   /** Pages that the READ_DIRTY before it, of the same thread, reported. */
   DIRTY: 11,
 } as const;
+
+/** What a translation lets devices do; bits. */
+export const ACCESS = { read: 1, write: 2 } as const;
 
 /** How a DMA ended. */
 export const DMA = {
@@ -145,8 +151,8 @@ export class History {
   }
 
   /** Begins a record: its number, for {@link end}. */
-  begin(op: number, page: number, pages: number, frame = -1): number {
-    return this.#append(op, page, pages, frame, 0, this.now(), PENDING, 0);
+  begin(op: number, page: number, pages: number, frame = -1, extra = 0): number {
+    return this.#append(op, page, pages, frame, 0, this.now(), PENDING, extra);
   }
 
   /** Ends a record. */

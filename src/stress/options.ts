@@ -11,6 +11,11 @@ export const STRESS_FAULTS = {
   'drop-lock': 'iova_rwsem is not taken: threads change the areas at once',
   'dirty-lost': 'a write does not set the dirty state of its descriptor',
   'dirty-torn': 'dirty state is set by a load and a store: what others changed in between is undone',
+  'leaf-writable': 'a leaf of the translation table lets devices write, although its area is mapped for reading alone',
+  'unmap-nothing': 'an unmap answers success now and then, and does nothing',
+  'map-nothing': 'a map answers success now and then, and does nothing',
+  'map-exists': 'a map answers EEXIST now and then, whatever is there',
+  'unmap-busy': 'an unmap answers EBUSY now and then, whatever is there',
 } as const;
 
 export type StressFault = keyof typeof STRESS_FAULTS;

@@ -1,15 +1,23 @@
 /**
- * A domain that writes down what happens to it: every run that is mapped, every area that is unmapped, every dirty read.
+ * A domain that writes down what happens to it: every run that is mapped and for which accesses, every area that is unmapped,
+ * every dirty read.
  *
  * It stands between iommufd and the SMMU's domain and changes nothing. What it records is exact to the page, and brackets the moment at
  * which descriptors and TLBs change: that is what translations are checked against. With a flush queue it measures how long
  * a translation outlives its unmap, in nanoseconds and in DMAs; these figures are reported, nothing is decided by them.
  */
-import { type DirtyOps, type FlushOps, type IommuInstance, type PagingDomain } from '../kernel/iommu/domain.js';
+import {
+  IOMMU_READ,
+  IOMMU_WRITE,
+  type DirtyOps,
+  type FlushOps,
+  type IommuInstance,
+  type PagingDomain,
+} from '../kernel/iommu/domain.js';
 import type { ArmSmmuDomain } from '../kernel/iommu/arm-smmu-v3/domain.js';
 import { PAGE_BYTES } from '../kernel/iommufd/pages.js';
 import { invariant, type Task } from '../runtime/task.js';
-import { OP, type History } from './history.js';
+import { ACCESS, OP, type History } from './history.js';
 
 /** How long translations outlived their unmaps. */
 export interface ExposureWindow {
@@ -74,7 +82,9 @@ export class RecordedDomain implements PagingDomain {
   }
 
   *map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes?: number): Task<number> {
-    const record = this.#history.begin(OP.ENTER, iova / PAGE_BYTES, lengthBytes / PAGE_BYTES, pa / PAGE_BYTES);
+    const [page, pages, frame] = [iova / PAGE_BYTES, lengthBytes / PAGE_BYTES, pa / PAGE_BYTES];
+    const access = ((prot & IOMMU_READ) !== 0 ? ACCESS.read : 0) | ((prot & IOMMU_WRITE) !== 0 ? ACCESS.write : 0);
+    const record = this.#history.begin(OP.ENTER, page, pages, frame, access);
     const rc = yield* this.#inner.map(iova, pa, lengthBytes, prot, maxPageBytes);
     this.#history.end(record, rc);
     return rc;

@@ -1,4 +1,9 @@
-/** The life of a client's or a device's thread: ready, go, end. What it has to tell main at its end travels as a message. */
+/**
+ * The life of a client's or a device's thread: ready, go, end. What it has to tell main at its end travels as a message.
+ *
+ * The message comes before the word that says the thread is over: whoever acts on the word may end the worker, and with it
+ * what it had not said yet.
+ */
 import { OwnerDiedError } from '../core/robust-lock.js';
 import { Client } from './client.js';
 import { Device } from './device.js';
@@ -14,25 +19,30 @@ export type ThreadEnd =
   /** Kernel code or the testbed broke a rule. */
   | { readonly end: 'broke'; readonly message: string };
 
-/** Runs a thread from its start to its end. */
-export function runThread(spec: ThreadSpec): ThreadEnd {
+/** Runs a thread from its start to its end, and tells how it ended. */
+export function runThread(spec: ThreadSpec, tell: (end: ThreadEnd) => void): void {
   const thread = new StressThread(spec);
   try {
     if (deviceThreads(spec.options).includes(spec.thread)) {
       const device = new Device(thread);
       thread.park();
       device.run();
+      tell({ end: 'done' });
       thread.note(BLOCK.state, STATE.ended);
-      return { end: 'done' };
+      return;
     }
     const client = new Client(thread);
     thread.park();
     client.run();
+    tell({ end: 'done', window: { ...client.space.domain.window } });
     thread.note(BLOCK.state, STATE.ended);
-    return { end: 'done', window: { ...client.space.domain.window } };
   } catch (error) {
+    tell(endOf(error));
     thread.note(BLOCK.state, STATE.dead);
-    if (error instanceof OwnerDiedError) return { end: 'gave-up', errno: error.errno };
-    return { end: 'broke', message: error instanceof Error ? (error.stack ?? error.message) : String(error) };
   }
+}
+
+function endOf(error: unknown): ThreadEnd {
+  if (error instanceof OwnerDiedError) return { end: 'gave-up', errno: error.errno };
+  return { end: 'broke', message: error instanceof Error ? (error.stack ?? error.message) : String(error) };
 }

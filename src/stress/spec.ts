@@ -120,7 +120,8 @@ export const BLOCK = {
 } as const;
 const BLOCK_BYTES = 256;
 
-export const STATE = { starting: 0, running: 1, parked: 2, ended: 3, dead: 4 } as const;
+/** `doomed`: stands at the gate where it was planned to die, until main ends it. `dead`: ended by an error, or gone. */
+export const STATE = { starting: 0, running: 1, parked: 2, ended: 3, dead: 4, doomed: 5 } as const;
 
 /** Index of word 0 of a thread's block in `arena.words`. */
 export function blockWord(layout: StressLayout, thread: number): number {

@@ -5,7 +5,8 @@
  * clients, and while everything stands still main checks the segment's history, audits the address space, empties the
  * buffers and lets everybody go on. A violation ends the run at the next such moment.
  *
- * A thread that dies is noticed by its worker's end: see after-death.ts. A run in which nothing moves for {@link STUCK_MS} is ended, too, and reported
+ * A thread that dies is noticed by its worker's end. Only a death that was ordered (`StressOptions.kills`) is dealt with as one (after-death.ts); a thread that ends otherwise, by an error
+ * or without a word, ends the run as a violation. A run in which nothing moves for {@link STUCK_MS} is ended, too, and reported
  * as stuck: a kernel that hangs is not a run that hangs.
  *
  * Main never blocks on what threads hold: it looks at their words every few milliseconds. The wall clock decides when to look, when to
@@ -138,7 +139,12 @@ class Supervisor {
     if (end.end === 'gave-up') this.#gaveUp.set(end.errno, (this.#gaveUp.get(end.errno) ?? 0) + 1);
     if (end.end !== 'broke') return;
     const who = isClient ? `client ${thread - 2}` : `device ${thread - 2 - this.#options.threads}`;
-    this.#checker.complain('kernel-bug', -1, `${who}: ${end.message}`);
+    this.#giveUp('kernel-bug', `${who}: ${end.message}`);
+  }
+
+  /** Ends the run: nothing that happens from now on can be trusted. */
+  #giveUp(kind: string, detail: string): void {
+    this.#checker.complain(kind, -1, detail);
     this.#space.thread.locks.poison();
   }
 
@@ -150,8 +156,11 @@ class Supervisor {
       return;
     }
     if (!running.isClient) {
-      this.#checker.complain('device-died', -1, `device ${running.thread - 2 - this.#options.threads} died`);
-      this.#space.thread.locks.poison();
+      this.#giveUp('device-died', `device ${running.thread - 2 - this.#options.threads} died`);
+      return;
+    }
+    if (!running.isKilled) {
+      this.#giveUp('kernel-bug', `client ${running.thread - 2} ended without a word, and nobody had asked it to`);
       return;
     }
     const remains = takeLocks(this.#space, running.thread);
@@ -236,7 +245,7 @@ class Supervisor {
       for (const [i, { client }] of kills.entries())
         if (now >= (killMs[i] ?? Infinity)) this.#kill(clientThread(client));
       for (const { thread, isGone } of this.#running) {
-        if (!isGone && this.#stateOf(thread) === STATE.dead) this.#kill(thread);
+        if (!isGone && this.#stateOf(thread) === STATE.doomed) this.#kill(thread);
       }
       const isStanding = ({ thread, isGone }: Running): boolean =>
         isGone || this.#stateOf(thread) === STATE.parked || this.#stateOf(thread) === STATE.ended;
@@ -266,8 +275,7 @@ class Supervisor {
     const where = this.#running
       .filter(({ isGone }) => !isGone)
       .map(({ thread }) => `thread ${thread} in state ${this.#stateOf(thread)}`);
-    this.#checker.complain('stuck', -1, `nothing has moved for ${STUCK_MS} ms: ${where.join(', ')}`);
-    this.#space.thread.locks.poison();
+    this.#giveUp('stuck', `nothing has moved for ${STUCK_MS} ms: ${where.join(', ')}`);
   }
 
   /** Waits for every worker's end; those that do not come to one are terminated. */

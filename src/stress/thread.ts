@@ -151,7 +151,7 @@ export class StressThread {
 
   /** The planned end: main terminates a thread that says it is at its gate. */
   #die(): never {
-    this.note(BLOCK.state, STATE.dead);
-    for (;;) Atomics.wait(this.#words, this.#block + BLOCK.state, STATE.dead);
+    this.note(BLOCK.state, STATE.doomed);
+    for (;;) Atomics.wait(this.#words, this.#block + BLOCK.state, STATE.doomed);
   }
 }

@@ -11,6 +11,11 @@ const EXPECTED: Readonly<Record<StressFault, RegExp>> = {
   'drop-lock': /audit|mapped-twice|unmapped-other|kernel-bug|split|stuck|lost-translation/,
   'dirty-lost': /dirty-lost/,
   'dirty-torn': /stale-translation|unpinned|dirty-lost|audit|mapped-twice|kernel-bug/,
+  'leaf-writable': /forbidden-access/,
+  'unmap-nothing': /answer/,
+  'map-nothing': /answer/,
+  'map-exists': /answer/,
+  'unmap-busy': /answer/,
 };
 
 test.each(Object.keys(STRESS_FAULTS) as StressFault[])(

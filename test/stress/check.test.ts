@@ -1,10 +1,12 @@
 /** The checker on histories written by hand: what is wrong is told, what may be so is not. */
 import { beforeEach, describe, expect, test } from 'vitest';
 import { HistoryChecker } from '../../src/stress/check.js';
-import { DMA, History, OP, historyBytes } from '../../src/stress/history.js';
+import { ACCESS, DMA, History, OP, historyBytes } from '../../src/stress/history.js';
+import { EBUSY, EEXIST, EFAULT, ENOENT, ENOMEM } from '../../src/uapi/errno.js';
 
 const PAGE = 0x1000;
 const FRAME = 0x80100;
+const ALL = ACCESS.read | ACCESS.write;
 
 let clock: Int32Array<SharedArrayBuffer>;
 let client: History;
@@ -19,8 +21,8 @@ beforeEach(() => {
   checker = new HistoryChecker();
 });
 
-function enter(page = PAGE, pages = 4, frame = FRAME): void {
-  client.end(client.begin(OP.ENTER, page, pages, frame), 0);
+function enter(page = PAGE, pages = 4, frame = FRAME, access = ALL): void {
+  client.end(client.begin(OP.ENTER, page, pages, frame, access), 0);
 }
 
 function leave(page = PAGE, pages = 4): void {
@@ -81,7 +83,7 @@ describe('translations', () => {
   });
 
   test('a fault within a mapping is a lost translation; one while it comes or goes is not', () => {
-    const map = client.begin(OP.ENTER, PAGE, 4, FRAME);
+    const map = client.begin(OP.ENTER, PAGE, 4, FRAME, ALL);
     dma(DMA.translation);
     client.end(map, 0);
     expect(found()).toEqual([]);
@@ -111,17 +113,17 @@ describe('translations', () => {
   });
 
   test('a map that failed may have been seen, while it failed', () => {
-    const map = client.begin(OP.ENTER, PAGE, 4, FRAME);
+    const map = client.begin(OP.ENTER, PAGE, 4, FRAME, ALL);
     dma(DMA.done);
     client.end(map, -12);
     expect(found()).toEqual([]);
-    client.end(client.begin(OP.ENTER, PAGE, 4, FRAME), -12);
+    client.end(client.begin(OP.ENTER, PAGE, 4, FRAME, ALL), -12);
     dma(DMA.done);
     expect(found()).toEqual(['stale-translation']);
   });
 
   test('what a dead thread was mapping may be there or not, until it is taken back', () => {
-    client.begin(OP.ENTER, PAGE, 4, FRAME);
+    client.begin(OP.ENTER, PAGE, 4, FRAME, ALL);
     dma(DMA.done);
     dma(DMA.translation);
     expect(found()).toEqual([]);
@@ -133,10 +135,267 @@ describe('translations', () => {
   });
 });
 
+describe('permissions', () => {
+  test('a write goes through a mapping that allows it, and no other', () => {
+    enter(PAGE, 4, FRAME, ACCESS.read);
+    dma(DMA.done);
+    expect(found()).toEqual([]);
+    dma(DMA.done, PAGE, FRAME, true);
+    expect(found()).toEqual(['forbidden-access']);
+    leave();
+    enter();
+    dma(DMA.done, PAGE, FRAME, true);
+    expect(found()).toEqual([]);
+  });
+
+  test('a write that overlaps the change from writable to read-only may have come before it', () => {
+    enter();
+    const invoked = device.now();
+    leave();
+    enter(PAGE, 4, FRAME, ACCESS.read);
+    device.dma(OP.DMA_WRITE, PAGE, FRAME, DMA.done, invoked, 1);
+    device.dma(OP.DMA_WRITE, PAGE, FRAME, DMA.permission, invoked, 1);
+    expect(found()).toEqual([]);
+  });
+
+  test('a refusal where a mapping allows the access, and one by a mapping that was never there', () => {
+    enter(PAGE, 4, FRAME, ACCESS.read);
+    dma(DMA.permission, PAGE, -1, true);
+    expect(found()).toEqual([]);
+    leave();
+    expect(found()).toEqual([]);
+    dma(DMA.permission, PAGE, -1, true);
+    expect(found()).toEqual(['lost-permission']);
+    enter();
+    dma(DMA.permission, PAGE, -1, true);
+    expect(found()).toEqual(['lost-permission']);
+  });
+});
+
+/** A call of a thread with what it did in it. */
+function call(history: History, op: number, page: number, pages: number, result: number, body = (): void => undefined) {
+  const record = history.begin(op, page, pages, op === OP.COPY ? PAGE : -1, op === OP.UNMAP ? 0 : ALL);
+  body();
+  history.end(record, result);
+}
+
+function enterAs(history: History, page: number, pages: number, frame = FRAME): void {
+  history.end(history.begin(OP.ENTER, page, pages, frame, ALL), 0);
+}
+
+function leaveAs(history: History, page: number, pages: number): void {
+  history.end(history.begin(OP.LEAVE, page, pages), pages);
+}
+
+function map(page = PAGE, pages = 4, history = client): void {
+  call(history, OP.MAP, page, pages, 0, () => enterAs(history, page, pages));
+}
+
+function unmap(page = PAGE, pages = 4, history = client): void {
+  call(history, OP.UNMAP, page, pages, pages, () => leaveAs(history, page, pages));
+}
+
+describe('answers', () => {
+  test('calls that did what they say', () => {
+    map();
+    unmap();
+    call(client, OP.UNMAP, PAGE, 4, 0);
+    map();
+    call(client, OP.COPY, PAGE + 16, 4, 0, () => enterAs(client, PAGE + 16, 4));
+    call(client, OP.MAP, PAGE, 4, -EFAULT);
+    expect(found()).toEqual([]);
+    call(client, OP.UNMAP, PAGE - 1, 64, 8, () => {
+      leaveAs(client, PAGE, 4);
+      leaveAs(client, PAGE + 16, 4);
+    });
+    expect(found()).toEqual([]);
+  });
+
+  test('an unmap that succeeds without doing anything, also where it covers the mapping only in part', () => {
+    map();
+    call(other, OP.UNMAP, PAGE, 4, 0);
+    expect(found()).toEqual(['answer']);
+    call(other, OP.UNMAP, PAGE + 3, 1, 0);
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('an unmap may miss what comes or goes while it runs', () => {
+    const unmapping = other.begin(OP.UNMAP, PAGE, 4);
+    map();
+    other.end(unmapping, 0);
+    expect(found()).toEqual([]);
+    const record = other.begin(OP.UNMAP, PAGE, 4);
+    unmap();
+    other.end(record, 0);
+    expect(found()).toEqual([]);
+  });
+
+  test('an unmap that counts other pages than it took out, or takes some that it was not given', () => {
+    map();
+    call(client, OP.UNMAP, PAGE, 4, 3, () => leaveAs(client, PAGE, 4));
+    expect(found()).toEqual(['answer']);
+    map();
+    call(client, OP.UNMAP, PAGE + 8, 4, 4, () => leaveAs(client, PAGE, 4));
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('a map for other accesses than were asked for', () => {
+    call(client, OP.MAP, PAGE, 4, 0, () => enter(PAGE, 4, FRAME, ACCESS.read));
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('a map that shows nothing, or not all, or elsewhere, or takes it out again', () => {
+    call(client, OP.MAP, PAGE, 4, 0);
+    expect(found()).toEqual(['answer']);
+    call(client, OP.MAP, PAGE, 4, 0, () => enterAs(client, PAGE, 3));
+    expect(found()).toEqual(['answer']);
+    call(client, OP.MAP, PAGE + 16, 4, 0, () => enterAs(client, PAGE + 32, 4));
+    expect(found()).toEqual(['answer']);
+    call(client, OP.MAP, PAGE + 64, 4, 0, () => {
+      enterAs(client, PAGE + 64, 4);
+      leaveAs(client, PAGE + 64, 4);
+    });
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('a map that fails leaves nothing', () => {
+    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => {
+      enterAs(client, PAGE, 4);
+      leaveAs(client, PAGE, 4);
+    });
+    expect(found()).toEqual([]);
+    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => enterAs(client, PAGE, 4));
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('EEXIST needs somebody`s pages, or somebody who may have taken the IOVAs', () => {
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    expect(found()).toEqual(['answer']);
+    map();
+    call(other, OP.MAP, PAGE + 3, 4, -EEXIST);
+    expect(found()).toEqual([]);
+    call(other, OP.MAP, PAGE + 4, 4, -EEXIST);
+    expect(found()).toEqual(['answer']);
+    const unmapping = client.begin(OP.UNMAP, PAGE, 4);
+    leaveAs(client, PAGE, 4);
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    client.end(unmapping, 4);
+    expect(found()).toEqual([]);
+  });
+
+  test.each([
+    ['failed', PAGE + 2, -ENOMEM, []],
+    ['failed, anywhere', -1, -ENOMEM, []],
+    ['never returned', PAGE + 2, undefined, []],
+    ['failed elsewhere', PAGE + 4, -ENOMEM, ['answer']],
+    ['had got EEXIST itself', PAGE + 2, -EEXIST, ['answer', 'answer']],
+  ])('a map that %s beside an EEXIST', (_what, page, result, kinds) => {
+    const mapping = client.begin(OP.MAP, page, 4);
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    if (result !== undefined) client.end(mapping, result);
+    expect(found()).toEqual(kinds);
+  });
+
+  test('EBUSY needs somebody who maps or unmaps', () => {
+    map();
+    call(other, OP.UNMAP, PAGE, 4, -EBUSY);
+    expect(found()).toEqual(['answer']);
+    const unmapping = client.begin(OP.UNMAP, PAGE, 4);
+    leaveAs(client, PAGE, 4);
+    call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
+    client.end(unmapping, 4);
+    expect(found()).toEqual([]);
+    const mapping = client.begin(OP.MAP, PAGE, 4, -1, ALL);
+    call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
+    enterAs(client, PAGE, 4);
+    client.end(mapping, 0);
+    expect(found()).toEqual([]);
+    client.begin(OP.UNMAP, PAGE, 4);
+    call(other, OP.UNMAP, PAGE, 4, -EBUSY);
+    expect(found()).toEqual([]);
+  });
+
+  test('EBUSY is not explained by what the unmap took out itself', () => {
+    map();
+    call(client, OP.UNMAP, PAGE, 16, -EBUSY, () => leaveAs(client, PAGE, 4));
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('an unmap that stops has done what lies below', () => {
+    map();
+    const mapping = client.begin(OP.MAP, PAGE + 8, 4, -1, ALL);
+    call(other, OP.UNMAP, PAGE, 16, -EBUSY);
+    enterAs(client, PAGE + 8, 4);
+    client.end(mapping, 0);
+    expect(found()).toEqual(['answer']);
+    call(other, OP.UNMAP, PAGE, 10, -ENOENT);
+    expect(found()).toEqual(['answer']);
+    call(other, OP.UNMAP, PAGE + 1, 16, -ENOENT);
+    expect(found()).toEqual([]);
+  });
+
+  test('ENOENT of an unmap needs an area that reaches out of its range', () => {
+    map();
+    call(other, OP.UNMAP, PAGE, 4, -ENOENT);
+    expect(found()).toEqual(['answer']);
+    call(other, OP.UNMAP, PAGE + 1, 4, -ENOENT);
+    call(other, OP.UNMAP, PAGE - 8, 9, -ENOENT);
+    expect(found()).toEqual([]);
+  });
+
+  test('an area of several runs is one', () => {
+    call(client, OP.MAP, PAGE, 4, 0, () => {
+      enterAs(client, PAGE, 2);
+      enterAs(client, PAGE + 2, 2, FRAME + 64);
+    });
+    call(other, OP.UNMAP, PAGE, 2, -ENOENT);
+    expect(found()).toEqual([]);
+  });
+
+  test('with a flush queue IOVAs are taken until the call that flushes is over', () => {
+    map();
+    call(client, OP.UNMAP, PAGE, 4, 4, () => client.end(client.begin(OP.LEAVE_DEFERRED, PAGE, 4), 4));
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    call(client, OP.UNMAP, PAGE, 4, -EBUSY);
+    const flushing = client.begin(OP.UNMAP, PAGE + 64, 4);
+    client.end(client.begin(OP.FLUSH, 0, 0), 0);
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    client.end(flushing, 0);
+    expect(found()).toEqual([]);
+    call(other, OP.MAP, PAGE, 4, -EEXIST);
+    expect(found()).toEqual(['answer']);
+  });
+
+  test('a copy shows what its source showed; ENOENT needs a source with a hole', () => {
+    map();
+    call(other, OP.COPY, PAGE + 16, 4, -ENOENT);
+    expect(found()).toEqual(['answer']);
+    call(other, OP.COPY, PAGE + 16, 5, -ENOENT);
+    call(other, OP.COPY, PAGE + 16, 4, 0, () => enterAs(other, PAGE + 16, 4));
+    expect(found()).toEqual([]);
+    call(other, OP.COPY, PAGE + 32, 4, 0, () => enterAs(other, PAGE + 32, 4, FRAME + 1));
+    expect(found()).toEqual(['answer']);
+    client.begin(OP.UNMAP, PAGE, 4);
+    call(other, OP.COPY, PAGE + 16, 4, -ENOENT);
+    expect(found()).toEqual([]);
+  });
+
+  test('the area of a client that died before it was told its place may be any', () => {
+    client.begin(OP.MAP, -1, 8, -1, ALL);
+    enterAs(client, PAGE, 4);
+    enterAs(client, PAGE + 4, 4, FRAME + 64);
+    call(other, OP.UNMAP, PAGE, 4, -ENOENT);
+    call(other, OP.UNMAP, PAGE + 4, 4, -EBUSY);
+    expect(found()).toEqual([]);
+    call(other, OP.UNMAP, PAGE, 4, -ENOENT);
+    expect(found()).toEqual([]);
+  });
+});
+
 describe('maps', () => {
   test('two mappings of a page at once', () => {
     enter();
-    other.end(other.begin(OP.ENTER, PAGE + 3, 4, FRAME), 0);
+    other.end(other.begin(OP.ENTER, PAGE + 3, 4, FRAME, ALL), 0);
     expect(found()).toEqual(['mapped-twice']);
   });
 

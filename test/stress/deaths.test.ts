@@ -1,6 +1,6 @@
 /**
  * Clients that die in the middle of an operation: what they left is taken back, or the address space is given up; the run ends
- * with a report either way, and no check complains.
+ * with a report either way, and no check complains. A death that nobody ordered is a bug of the kernel, whatever it left.
  */
 import { describe, expect, test } from 'vitest';
 import { EOWNERDEAD } from '../../src/uapi/errno.js';
@@ -67,4 +67,29 @@ test('two deaths, one after the other', async () => {
   expect(report.violations).toEqual([]);
   expect(report.deaths.map(({ outcome }) => outcome)).toEqual(['repaired', 'repaired']);
   expect(report.verdict).toBe('held');
+});
+
+describe('a death that nobody ordered', () => {
+  const breaking = new URL('../../dist/test/stress/breaking-worker.js', import.meta.url);
+
+  test('of an error is told as a bug of the kernel, however late the thread says so', async () => {
+    const report = await runStress(SHORT, breaking);
+    expect(report.verdict).toBe('violated');
+    expect(report.violations[0]).toMatchObject({ kind: 'kernel-bug' });
+    expect(report.violations[0]?.detail).toContain('client 0: InvariantError: planted in the middle of a map');
+    expect(report.deaths).toEqual([]);
+  });
+
+  test('is never told as one that was, although the client was to die later', async () => {
+    const kills = [{ at: 'gate' as const, client: 0, gate: 'iommufd:map-inserted', pass: 1_000_000 }];
+    const report = await runStress({ ...SHORT, kills }, breaking);
+    expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'kernel-bug']);
+  });
+
+  test('without a word is a bug of the kernel', async () => {
+    const report = await runStress({ ...SHORT, seed: 2 }, breaking);
+    expect(report.verdict).toBe('violated');
+    expect(report.violations[0]).toMatchObject({ kind: 'kernel-bug' });
+    expect(report.violations[0]?.detail).toContain('client 0 ended without a word');
+  });
 });

@@ -6,6 +6,6 @@ import { runStress as runWith } from '../../src/stress/supervisor.js';
 const WORKER = new URL('../../dist/workers/stress.js', import.meta.url);
 
 /** A run of the options given, workers from dist/. */
-export function runStress(options: StressOptions): Promise<StressReport> {
-  return runWith(options, { worker: WORKER });
+export function runStress(options: StressOptions, worker = WORKER): Promise<StressReport> {
+  return runWith(options, { worker });
 }
