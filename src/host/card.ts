@@ -41,7 +41,7 @@ export class Card {
     const unit = new MigrationUnit(runtime, fn, model, MIGRATION);
     fn.model = model;
     fn.migration = unit;
-    this.#migration = new VfioMigration(runtime, bdf, unit, () => true);
+    this.#migration = new VfioMigration(runtime, bdf, unit, () => true, unit.stopCopyBytes(false));
   }
 
   /** The card writes to memory, once it may. */

@@ -179,6 +179,7 @@ class FaultFile extends EventFile<IommufdFault> {
       const fault = response.get(cookie);
       const isCode = code === IOMMUFD_PAGE_RESP_SUCCESS || code === IOMMUFD_PAGE_RESP_INVALID;
       if (!isCode || fault === undefined) return done === 0 ? -EINVAL : done;
+      invariant(!fault.handle.isOver, 'a stale cookie is found: the attachment of its request was freed', 'objects');
       response.delete(cookie);
       respond(fault, code);
     }

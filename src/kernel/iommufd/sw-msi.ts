@@ -5,7 +5,7 @@
  * every device of that descriptor, so an address programmed into a device stays right when it moves to another page table.
  * A page is mapped in a page table when the first device there needs it, and again wherever its group goes.
  *
- * Lock: `mutex`, innermost: devices of different groups come here under different locks of their own (IN-32). Source: Linux drivers/iommu/iommufd/driver.c, device.c; domain.md A1.37.
+ * Lock: `mutex`, innermost: devices of different groups come here under different locks of their own, which were all that type1's list had (IN-32). Source: Linux drivers/iommu/iommufd/driver.c, device.c; domain.md A1.37.
  */
 import type { FaultSwitches } from '../../runtime/faults.js';
 import { Mutex } from '../../runtime/locks.js';

@@ -18,7 +18,8 @@ import { DeviceStateError } from '../../hardware/devices/migration-state.js';
 import { u32 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, EIO, ENODEV, ENOMSG, ENOTTY } from '../../uapi/errno.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
+import { EFAULT, EINVAL, EIO, ENODEV, ENOMEM, ENOMSG, ENOTTY } from '../../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_ERROR,
   VFIO_DEVICE_STATE_PRE_COPY,
@@ -67,17 +68,25 @@ export class VfioMigration {
   readonly #runtime: NodeRuntime;
   readonly #name: string;
   readonly #isPresent: () => boolean;
+  readonly #resumeBytes: number;
   #state = VFIO_DEVICE_STATE_RUNNING;
   #saving: SavingFile | undefined;
   #resuming: ResumingFile | undefined;
 
-  /** `isPresent`: whether the card is still there. */
-  constructor(runtime: NodeRuntime, name: string, unit: MigrationUnit, isPresent: () => boolean) {
+  /** `isPresent`: whether the card is still there. `resumeBytes`: room for what is written to a data_fd, with a driver that keeps it. */
+  constructor(
+    runtime: NodeRuntime,
+    name: string,
+    unit: MigrationUnit,
+    isPresent: () => boolean,
+    resumeBytes = Infinity,
+  ) {
     const { p2p, preCopy } = unit.description;
     this.#runtime = runtime;
     this.#name = name;
     this.unit = unit;
     this.#isPresent = isPresent;
+    this.#resumeBytes = resumeBytes;
     this.flags = VFIO_MIGRATION_STOP_COPY | (p2p ? VFIO_MIGRATION_P2P : 0) | (preCopy ? VFIO_MIGRATION_PRE_COPY : 0);
   }
 
@@ -151,7 +160,7 @@ export class VfioMigration {
     if (wasSaving && !isSaving) this.#disable();
     if (to === VFIO_DEVICE_STATE_RESUMING) {
       this.unit.beginLoad();
-      this.#resuming = new ResumingFile(this.unit, this.#runtime);
+      this.#resuming = new ResumingFile(this.unit, this.#runtime, this.#resumeBytes);
       return this.#resuming;
     }
     return 0;
@@ -258,33 +267,52 @@ class SavingFile extends OpenFile {
   }
 }
 
-/** A data_fd that is written. What is wrong with the bytes is said when RESUMING is left, as the card looks at them then. */
+/**
+ * A data_fd that is written. What is wrong with the bytes is said when RESUMING is left, as the card looks at them then. Where the file
+ * stands, what there is room for and whether it is still good are looked at in one step with the copy, as under the file's lock.
+ */
 class ResumingFile extends OpenFile {
   readonly #unit: MigrationUnit;
   readonly #runtime: NodeRuntime;
+  readonly #capacity: number;
+  #position = 0;
   #isDisabled = false;
-  isEmpty = true;
   error: DeviceStateError | undefined;
 
-  constructor(unit: MigrationUnit, runtime: NodeRuntime) {
+  /** `capacity`: bytes there is room for. */
+  constructor(unit: MigrationUnit, runtime: NodeRuntime, capacity: number) {
     super();
     this.#unit = unit;
     this.#runtime = runtime;
+    this.#capacity = capacity;
+  }
+
+  get isEmpty(): boolean {
+    return this.#position === 0;
   }
 
   disable(): void {
     this.#isDisabled = true;
   }
 
+  /** -ENODEV when the state was left; -ENOMEM for more than there is room for. */
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     // What is looked at before the wait says nothing about what is there after it.
     const isUnlocked = !this.#isDisabled && this.#runtime.faults.fires('vfio.resume-unlocked');
+    const isMeasured = this.#runtime.faults.fires('vfio.resume-bounds-unlocked') && this.#hasRoomFor(bytes);
     yield MIG_READ_NS;
     yield 'vfio:resume-write';
     if (this.#isDisabled && !isUnlocked) return -ENODEV;
-    if (bytes.length > 0) this.isEmpty = false;
+    if (!isMeasured && !this.#hasRoomFor(bytes)) return -ENOMEM;
+    sharedWrite(this, 'position', this.#position, this.#position + bytes.length);
+    this.#position += bytes.length;
     try {
       invariant(!this.#isDisabled, 'migration data is loaded into a device that is not resuming', 'device-state');
+      invariant(
+        this.#position <= this.#capacity,
+        () => `migration data is copied to byte ${this.#position} of a buffer of ${this.#capacity}`,
+        'device-state',
+      );
       this.#runtime.invariants.held('device-state');
       if (this.error === undefined) this.#unit.load(bytes);
     } catch (error) {
@@ -292,6 +320,11 @@ class ResumingFile extends OpenFile {
       this.error = error;
     }
     return bytes.length;
+  }
+
+  #hasRoomFor({ length }: Uint8Array): boolean {
+    sharedRead(this, 'position', this.#position);
+    return this.#position + length <= this.#capacity;
   }
 }
 

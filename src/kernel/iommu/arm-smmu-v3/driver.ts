@@ -332,6 +332,7 @@ export class ArmSmmuV3 implements IommuDriver {
     if (domain.driver !== this || master === undefined) return -EINVAL;
     yield* this.#mutex.lock();
     const usesAts = this.#usesAts(domain, master);
+    const keepsAts = master.hasAtsOn && usesAts;
     if (master.hasAtsOn && !usesAts) pci_set_ats(device, false);
     const before = master.keepsOf;
     const after = usesAts ? keptOf(domain) : [];
@@ -348,7 +349,8 @@ export class ArmSmmuV3 implements IommuDriver {
       if (!(domain instanceof ArmSmmuNestedDomain)) master.vmaster = undefined;
     } else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
     sharedWrite(this, 'devices');
-    master.keepsOf = rc === 0 ? after : before;
+    const isLeft = before.length > 0 && !keepsAts && this.faults.fires('smmu.ats-off-first');
+    master.keepsOf = rc < 0 ? before : isLeft ? [...before, ...after] : after;
     if (rc === 0) master.domain = domain;
     this.#mutex.unlock();
     if (rc === 0) {
@@ -393,6 +395,7 @@ export class ArmSmmuV3 implements IommuDriver {
   *invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void> {
     sharedRead(this, 'devices');
     const commands = [...this.#masters.values()].flatMap(({ hasAtsOn, keepsOf, streams }) => {
+      for (const other of keepsOf) other.domain.checkAlive();
       const kept = keepsOf.filter((other) => other.domain === domain);
       if (!hasAtsOn || kept.length === 0) return [];
       const isNested = kept.some((other) => other.isNested);
