@@ -331,17 +331,35 @@ describe('groups and ownership', () => {
     const m = new Machine();
     const device = m.addDevice('0000:01:00.0', 0x100);
     const [mine, yours] = [{}, {}];
-    expect(iommu_device_use_default_domain(device)).toBe(0);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(-EPERM);
-    iommu_device_unuse_default_domain(device);
+    m.run(iommu_device_unuse_default_domain(device));
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, yours))).toBe(-EPERM);
-    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(-EBUSY);
     m.run(iommu_device_release_dma_owner(device));
-    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(-EBUSY);
     m.run(iommu_device_release_dma_owner(device));
-    expect(iommu_device_use_default_domain(device)).toBe(0);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(0);
+  });
+
+  it('lets either a driver of one member or an owner in when both come at once', () => {
+    const outcomes = new Set<string>();
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription(), seed, { strategy: 'explored', seed });
+      const [device, mate] = [m.addDevice('0000:01:00.0', 0x100, true), m.addDevice('0000:01:00.1', 0x101, true)];
+      const [owned, bound] = m.runAll([
+        iommu_device_claim_dma_owner(device, {}),
+        iommu_device_use_default_domain(mate),
+      ]);
+      outcomes.add(`${owned},${bound}`);
+      const group = m.group(device);
+      expect([group.owner === undefined, group.domain === group.defaultDomain]).toEqual(
+        owned === 0 ? [false, false] : [true, true],
+      );
+    }
+    expect([...outcomes].sort()).toEqual([`${-EPERM},0`, `0,${-EBUSY}`]);
   });
 
   it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {

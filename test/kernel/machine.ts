@@ -139,15 +139,23 @@ export class Machine {
   }
 
   run<T>(task: Task<T>): T {
-    let result: { value: T } | undefined;
-    const body = function* (): Task<void> {
-      result = { value: yield* task };
+    const [result] = this.runAll([task]);
+    return result as T;
+  }
+
+  /** Runs tasks side by side; what each says. */
+  runAll<T>(tasks: readonly Task<T>[]): T[] {
+    const results = new Map<number, T>();
+    const body = function* (task: Task<T>, i: number): Task<void> {
+      results.set(i, yield* task);
     };
-    this.runtime.spawn('test', body());
+    tasks.forEach((task, i) => void this.runtime.spawn(tasks.length === 1 ? 'test' : `test ${i}`, body(task, i)));
     this.runtime.scheduler.runUntil(this.runtime.now + 10_000_000_000);
     this.events.push(...this.runtime.drainEvents());
-    if (result === undefined) throw new Error('the task did not end');
-    return result.value;
+    return tasks.map((_, i) => {
+      if (!results.has(i)) throw new Error('the task did not end');
+      return results.get(i) as T;
+    });
   }
 
   /** A function of an IOMMU's own; `isMultifunction`: with siblings that it is not isolated from. */

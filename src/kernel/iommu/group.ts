@@ -198,23 +198,32 @@ function coreDomain(group: IommuGroup): IommuDomain {
 }
 
 /** A driver that uses the DMA API binds: 0, or -EBUSY while user space owns the group. */
-export function iommu_device_use_default_domain(device: Device): number {
+export function* iommu_device_use_default_domain(device: Device): Task<number> {
   const group = device.group;
   if (group === undefined) return 0;
-  if (group.ownerCount > 0 && (group.domain !== group.defaultDomain || group.owner !== undefined)) return -EBUSY;
-  group.ownerCount++;
-  return 0;
+  yield* group.mutex.lock();
+  sharedRead(group, 'pasids');
+  const isForeign = group.domain !== group.defaultDomain || group.owner !== undefined || group.pasids.size > 0;
+  const rc = group.ownerCount > 0 && isForeign ? -EBUSY : 0;
+  if (rc === 0) group.ownerCount++;
+  group.mutex.unlock();
+  return rc;
 }
 
 /** Undoes {@link iommu_device_use_default_domain}. */
-export function iommu_device_unuse_default_domain(device: Device): void {
-  if (device.group !== undefined && device.group.ownerCount > 0) device.group.ownerCount--;
+export function* iommu_device_unuse_default_domain(device: Device): Task<void> {
+  const group = device.group;
+  if (group === undefined) return;
+  yield* group.mutex.lock();
+  if (group.ownerCount > 0) group.ownerCount--;
+  group.mutex.unlock();
 }
 
 function* takeOwnership(group: IommuGroup, owner: object): Task<number> {
   if (group.domain !== group.defaultDomain) return -EBUSY;
   const rc = yield* setGroupDomain(group, group.driver.blockedDomain);
   if (rc < 0) return rc;
+  invariant(group.ownerCount === 0, () => `iommu group ${group.id} is claimed while drivers use it`, 'INV-8');
   group.owner = owner;
   group.ownerCount++;
   return 0;
