@@ -362,6 +362,33 @@ describe('groups and ownership', () => {
     expect([...outcomes].sort()).toEqual([`${-EPERM},0`, `0,${-EBUSY}`]);
   });
 
+  it('puts devices that have one stream, or are not isolated, into one group when they come at once', () => {
+    for (let seed = 0; seed < 40; seed++) {
+      for (const [kind, streams] of [
+        ['arm-smmu', [0x100, 0x100]],
+        ['arm-smmu-v3', [0x100, 0x101]],
+      ] as const) {
+        const m = new Machine(hostDescription({ kind }), seed, { strategy: 'explored', seed });
+        const devices = streams.map((id, i) => m.newDevice(`0000:01:00.${i}`, id, kind === 'arm-smmu-v3'));
+        expect(m.runAll(devices.map((device) => m.core.addDevice(device)))).toEqual([0, 0]);
+        expect(m.core.groups.map((group) => group.devices.length)).toEqual([2]);
+      }
+    }
+  });
+
+  it('keeps a group, and what it translates through, for a device that comes while the last member leaves', () => {
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription(), seed, { strategy: 'explored', seed });
+      const leaving = m.addDevice('0000:01:00.0', 0x100, true);
+      const coming = m.newDevice('0000:01:00.1', 0x101, true);
+      m.runAll<unknown>([m.core.removeDevice(leaving), m.core.addDevice(coming)]);
+      const group = m.group(coming);
+      expect([m.core.groups.length, m.core.groups.includes(group)]).toEqual([1, true]);
+      const iova = m.run(m.core.iommu_dma_prepare_msi(coming, 0x8030040));
+      expect(m.dma(coming, Number(iova))).toMatchObject({ ok: true, pa: 0x8030040 });
+    }
+  });
+
   it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {
     const rmrr = { type: 'direct', owner: 'RMRR', start: 0x9000000n, last: 0x9001fffn } as const;
     const m = new Machine(hostDescription({}, { reservedRegions: [rmrr] }));

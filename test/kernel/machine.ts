@@ -160,6 +160,13 @@ export class Machine {
 
   /** A function of an IOMMU's own; `isMultifunction`: with siblings that it is not isolated from. */
   addDevice(name: string, streamId: number, isMultifunction = false, hasAts = false): Device {
+    const device = this.newDevice(name, streamId, isMultifunction, hasAts);
+    expect(this.run(this.core.addDevice(device))).toBe(0);
+    return device;
+  }
+
+  /** As {@link addDevice}, before the IOMMU core has heard of it. */
+  newDevice(name: string, streamId: number, isMultifunction = false, hasAts = false): Device {
     const fn = {
       requesterId: streamId,
       expressType: 0,
@@ -167,7 +174,7 @@ export class Machine {
       configWrite: (offset: number, _size: number, value: number) => this.configWrites.push({ offset, value }),
       description: { vendor: 0, device: 0, classCode: 0 },
     };
-    const device = {
+    return {
       name,
       function: fn,
       parent: undefined,
@@ -177,8 +184,6 @@ export class Machine {
       msiController: 'its',
       group: undefined,
     } as unknown as Device;
-    expect(this.run(this.core.addDevice(device))).toBe(0);
-    return device;
   }
 
   dma(device: Device, iova: number, write = true): TranslateResult {

@@ -13,7 +13,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { sharedRead, sharedWrite } from '../../runtime/watch.js';
+import { sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
 import type { IommuDomain, IommuDriver, PageRequest, PagingDomain } from './domain.js';
@@ -54,6 +54,7 @@ export class IommuGroup {
   readonly pasids = new Map<number, AttachHandle>();
   #owner: object | undefined;
   #ownerCount = 0;
+  #users = 0;
   /** Moves to other domains so far, and whether one is under way. */
   moves = 0;
   isMoving = false;
@@ -102,6 +103,17 @@ export class IommuGroup {
   set ownerCount(value: number) {
     sharedWrite(this, 'ownerCount', this.#ownerCount, value);
     this.#ownerCount = value;
+  }
+
+  /** References of members and of devices that are about to be (of the group's kobject). */
+  get users(): number {
+    sharedTest(this, 'users', this.#users);
+    return this.#users;
+  }
+
+  set users(value: number) {
+    sharedUpdate(this, 'users', this.#users, value);
+    this.#users = value;
   }
 
   get members(): readonly GroupMember[] {
