@@ -162,7 +162,7 @@ export interface ViommuHost {
   /** Writes back into the caller's data (`iommu_copy_struct_to_user`). -errno */
   copyToUser(bytes: Uint8Array): number;
   /** Puts an event into a queue: 0, -EOPNOTSUPP when there is none of that type. */
-  report_event(type: number, bytes: Uint8Array): number;
+  report_event(type: number, bytes: Uint8Array): Task<number>;
 }
 
 /** A page request of a device (`struct iommu_fault_page_request`). */

@@ -250,7 +250,7 @@ export class ArmSmmuV3 implements IommuDriver {
     const master = this.#masterOf(EVT.get(record, 'StreamID'));
     const vmaster = master?.vmaster;
     yield 'smmu:evtq-found';
-    const isGuests = vmaster?.vsmmu.report(record, vmaster.vsid) === true;
+    const isGuests = vmaster !== undefined && (yield* vmaster.vsmmu.report(record, vmaster.vsid));
     invariant(
       master === undefined || (this.#masters.get(master.device) === master && master.vmaster === vmaster),
       () => `${this.name}: an event was told of ${master?.device.name ?? ''}, which had been taken away or moved`,
