@@ -13,7 +13,13 @@ import {
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
-import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../../src/kernel/iommu/domain.js';
+import {
+  IOMMU_CACHE,
+  IOMMU_READ,
+  IOMMU_WRITE,
+  type IommuDomain,
+  type PageRequest,
+} from '../../src/kernel/iommu/domain.js';
 import {
   iommu_attach_group_handle,
   iommu_detach_group_handle,
@@ -24,6 +30,7 @@ import {
   iommu_get_group_resv_regions,
   iommu_group_has_isolated_msi,
   iommu_replace_group_handle,
+  iommu_report_device_fault,
   type AttachHandle,
 } from '../../src/kernel/iommu/group.js';
 import { mergeResvRegions, reservedRegionsText, type ResvRegion } from '../../src/kernel/iommu/resv-regions.js';
@@ -43,6 +50,10 @@ const handle: AttachHandle = {
     return 0n;
   },
 };
+
+function handleOf(domain: IommuDomain): AttachHandle {
+  return { domain, prepare_msi: (device, doorbellPa) => handle.prepare_msi(device, doorbellPa) };
+}
 
 describe('bring-up and domains on the real SMMU model', () => {
   it('blocks or faults DMA until a domain maps it', () => {
@@ -387,6 +398,25 @@ describe('groups and ownership', () => {
       const iova = m.run(m.core.iommu_dma_prepare_msi(coming, 0x8030040));
       expect(m.dma(coming, Number(iova))).toMatchObject({ ok: true, pa: 0x8030040 });
     }
+  });
+
+  it('gives a page request that comes while the group leaves a domain to whoever attached it', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const group = m.group(device);
+    expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(0);
+    const taken: PageRequest[] = [];
+    const domain = m.domain(device);
+    const taker = { ...handleOf(domain), handle_fault: (_: unknown, asked: PageRequest) => void taken.push(asked) };
+    expect(m.run(iommu_attach_group_handle(domain, group, taker))).toBe(0);
+    const request = { flags: 0, pasid: 0, grpid: 1, perm: 1, addr: 0x1000n };
+    const ask = function* (): Task<void> {
+      while (!group.isMoving) yield 1;
+      iommu_report_device_fault(device, request);
+    };
+    m.runAll([iommu_detach_group_handle(group), ask()]);
+    iommu_report_device_fault(device, request);
+    expect(taken).toEqual([request]);
   });
 
   it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {

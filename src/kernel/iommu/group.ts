@@ -315,11 +315,11 @@ export function* iommu_replace_group_handle(
   return rc;
 }
 
-/** Returns a group to its core domain. */
+/** Returns a group to its core domain. Until it is there the handle takes page requests, which the caller answers afterwards. */
 export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
   yield* group.mutex.lock();
-  group.attachHandle = undefined;
   yield* setGroupDomainNoFail(group, coreDomain(group));
+  group.attachHandle = undefined;
   group.mutex.unlock();
 }
 
