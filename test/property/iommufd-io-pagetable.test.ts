@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
 import type { IommuDriver, PagingDomain } from '../../src/kernel/iommu/domain.js';
 import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
-import { IOVA_MAX, IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
+import { IOVA_MAX, IoPageTable, type IoptAccess } from '../../src/kernel/iommufd/io-pagetable.js';
 import { IoptPages, type PageSource, type PinAccount } from '../../src/kernel/iommufd/pages.js';
 import { Scheduler } from '../../src/runtime/scheduler.js';
 import type { Task } from '../../src/runtime/task.js';
@@ -267,6 +267,31 @@ describe('io_pagetable against a naive model', () => {
       }),
       { numRuns: 60 },
     );
+  });
+});
+
+describe('unmapping what an access has pinned', () => {
+  it('leaves alone what is mapped below it while the access lets go', () => {
+    const { iopt } = newTable();
+    const map = (iova: number): Task<bigint | number> => {
+      const pages = new IoptPages(memory(new Map()), BigInt(PAGE), true, new CountingAccount());
+      return iopt.map_pages([{ pages, startByte: 0n, lengthBytes: BigInt(PAGE) }], BigInt(iova), 7);
+    };
+    expect(run(map(8 * PAGE))).toBe(BigInt(8 * PAGE));
+    const pinned = iopt.areas.firstOverlap(0n, IOVA_MAX);
+    if (pinned === undefined) throw new Error('nothing is mapped');
+    const access: IoptAccess = {
+      iova_alignment: 1n,
+      iopt_access_list_id: 0,
+      *notify_unmap() {
+        expect(yield* map(2 * PAGE)).toBe(BigInt(2 * PAGE));
+        pinned.numAccesses = 0;
+      },
+    };
+    pinned.numAccesses = 1;
+    expect(run(iopt.add_access(access))).toBe(0);
+    expect(run(iopt.unmap_iova_range(0n, BigInt(16 * PAGE - 1)))).toEqual({ rc: 0, unmappedBytes: BigInt(PAGE) });
+    expect([...iopt.areas.overlapping()].map((area) => area.iova)).toEqual([BigInt(2 * PAGE)]);
   });
 });
 

@@ -833,6 +833,8 @@ export class IoPageTable {
       } else {
         tries = area === asked ? tries : 0;
         asked = area;
+        // What others map below it meanwhile is not this call's.
+        from = area.iova;
         yield* this.#evictAccesses(area, start, last);
         if (++tries > MAX_UNMAP_TRIES) {
           this.#check?.endUnmap(watched, -EDEADLK, unmappedBytes, true);
