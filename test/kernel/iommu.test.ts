@@ -12,6 +12,8 @@ import {
   writeEntry,
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
+import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
+import { ArmSmmuNestedDomain, ArmVsmmu } from '../../src/kernel/iommu/arm-smmu-v3/vsmmu.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
 import {
   IOMMU_CACHE,
@@ -19,6 +21,7 @@ import {
   IOMMU_WRITE,
   type IommuDomain,
   type PageRequest,
+  type ViommuHost,
 } from '../../src/kernel/iommu/domain.js';
 import {
   iommu_attach_group_handle,
@@ -36,7 +39,8 @@ import {
 import { mergeResvRegions, reservedRegionsText, type ResvRegion } from '../../src/kernel/iommu/resv-regions.js';
 import type { Task } from '../../src/runtime/task.js';
 import { EBUSY, EEXIST, EINVAL, EOPNOTSUPP, EPERM } from '../../src/uapi/errno.js';
-import { iommu_hw_info_arm_smmuv3 } from '../../src/uapi/iommufd.js';
+import { iommu_hw_info_arm_smmuv3, IOMMU_HWPT_ALLOC_NEST_PARENT } from '../../src/uapi/iommufd.js';
+import { CMDQ_PROD } from '../../src/uapi/smmuv3-registers.js';
 import { hostDescription, Machine } from './machine.js';
 
 const MIB = 2 ** 20;
@@ -417,6 +421,45 @@ describe('groups and ownership', () => {
     m.runAll([iommu_detach_group_handle(group), ask()]);
     iommu_report_device_fault(device, request);
     expect(taken).toEqual([request]);
+  });
+
+  it('tells an event of a guest’s device while the device leaves the guest, to the guest until the driver gets to that', () => {
+    let told = 0;
+    let toldWhileLeaving = 0;
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription({ forcedWriteBack: true }), seed, { strategy: 'explored', seed });
+      const device = m.addDevice('0000:01:00.0', 0x100);
+      const group = m.group(device);
+      const { driver } = group;
+      if (!(driver instanceof ArmSmmuV3)) throw new Error('no SMMUv3');
+      const parent = m.domain(device, IOMMU_HWPT_ALLOC_NEST_PARENT);
+      const memory = DmaMemory.alloc(m.arena, 4096);
+      m.run(parent.map(0, memory?.address ?? 0, 4096, RW));
+      const commands = (): number => m.smmu.readRegister(CMDQ_PROD.offset, 4);
+      let before = 0;
+      const host: ViommuHost = {
+        parent,
+        vdevId: () => 7n,
+        find_dev: () => device,
+        alloc_mmap: () => -EINVAL,
+        copyToUser: () => 0,
+        *report_event() {
+          told++;
+          if (group.isMoving && commands() !== before) toldWhileLeaving++;
+          return 0;
+        },
+      };
+      // Its context descriptor, at 0, is not valid.
+      const vste = STE.make({ V: 1, Config: STE_CONFIG.S1_TRANS });
+      const guest = new ArmSmmuNestedDomain(new ArmVsmmu(driver, parent, host), vste);
+      expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(0);
+      expect(m.run(iommu_attach_group_handle(guest, group, handleOf(guest)))).toBe(0);
+      before = commands();
+      const dma = m.smmu.translate({ streamId: 0x100, iova: 0x1000n, write: true });
+      m.runAll<unknown>([dma, iommu_detach_group_handle(group)]);
+      m.run(m.core.removeDevice(device));
+    }
+    expect([told > 0, toldWhileLeaving > 0]).toEqual([true, true]);
   });
 
   it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {

@@ -7,7 +7,7 @@
  * that it shares with everybody: a command the SMMU would refuse stops here (EIO), not there (CERROR_ILL). Events of its
  * stage 1 go to its queue with its own StreamID.
  *
- * Lock order: `iommufd:igroup_lock` -> `smmu:streams_mutex`. Source: Linux arm-smmu-v3-iommufd.c; Arm IHI 0070 4, 5.2, 7.3;
+ * Lock order: `iommufd:igroup_lock` -> `smmu:asid_lock` -> `smmu:streams_mutex` -> `iommufd:veventqs_rwsem`. Source: Linux arm-smmu-v3-iommufd.c; Arm IHI 0070 4, 5.2, 7.3;
  * domain.md A1.17, A1.40 to A1.43.
  */
 import {
