@@ -214,7 +214,7 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {
-    if (this.driver.faults.fires('smmu.dirty-unsynced')) return;
+    if (lengthBytes === 0 || this.driver.faults.fires('smmu.dirty-unsynced')) return;
     yield* this.#invalidate(iova, lengthBytes, true, { head: 0 });
   }
 
