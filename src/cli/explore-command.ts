@@ -21,9 +21,10 @@ function percent(chance: number): string {
   return `${chance < 0.0001 ? (100 * chance).toPrecision(1) : (100 * chance).toFixed(2)} %`;
 }
 
-function boundText({ preemptions, runs, pruned, isComplete }: Exploration['bounds'][number]): string {
+function boundText({ preemptions, runs, pruned, isComplete, hasStalls }: Exploration['bounds'][number]): string {
   const within = preemptions === Infinity ? 'any number of pre-emptions' : `${preemptions} pre-emptions at most`;
-  const how = isComplete ? 'every order that matters was seen' : 'not finished';
+  const seen = `every order that matters was seen${hasStalls ? ', but for stalls' : ''}`;
+  const how = isComplete ? seen : 'not finished';
   return `  ${within}: ${how}, ${runs} runs${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
 }
 
@@ -94,11 +95,12 @@ function exploredJson(
     choices: exploration.choices,
     change_points: exploration.changePoints,
     guarantees: exploration.guarantees,
-    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete }) => ({
+    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete, hasStalls }) => ({
       preemptions: preemptions === Infinity ? null : preemptions,
       runs,
       pruned,
       complete: isComplete,
+      stalls_left_out: hasStalls,
     })),
     self_tests: exploration.selfTests,
     reaches: exploration.reaches,
