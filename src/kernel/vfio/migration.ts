@@ -18,6 +18,7 @@ import { DeviceStateError } from '../../hardware/devices/migration-state.js';
 import { u32 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EFAULT, EINVAL, EIO, ENODEV, ENOMSG, ENOTTY } from '../../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_ERROR,
@@ -82,6 +83,7 @@ export class VfioMigration {
   }
 
   get state(): number {
+    sharedRead(this, 'state', this.#state);
     return this.#state;
   }
 
@@ -95,9 +97,9 @@ export class VfioMigration {
   *setState(to: number): Task<MigrationStateResult> {
     let file: OpenFile | undefined;
     // A request for the state the device is in still has to be one it has.
-    if (vfio_mig_get_next_state(this.flags, this.#state, to) === undefined) return { rc: -EINVAL };
-    while (this.#state !== to) {
-      const next = vfio_mig_get_next_state(this.flags, this.#state, to);
+    if (vfio_mig_get_next_state(this.flags, this.state, to) === undefined) return { rc: -EINVAL };
+    while (this.state !== to) {
+      const next = vfio_mig_get_next_state(this.flags, this.state, to);
       if (next === undefined) return { rc: -EINVAL };
       const hop = yield* this.#hop(this.#state, next);
       if (typeof hop === 'number' && hop < 0) return { rc: hop };
@@ -109,10 +111,12 @@ export class VfioMigration {
 
   /** Bytes that STOP_COPY would give if the device went there now. */
   stopCopyBytes(): number {
+    sharedRead(this, 'data descriptor');
     return this.unit.stopCopyBytes(this.#saving !== undefined) + (this.#saving?.bufferedBytes ?? 0);
   }
 
   #enter(state: number): void {
+    sharedWrite(this, 'state', this.#state, state);
     if (state === this.#state) return;
     this.#runtime.emit('vfio.mig-state', {
       device: this.#name,
@@ -140,6 +144,8 @@ export class VfioMigration {
     yield 'vfio:mig-arc';
     if (activity !== this.unit.activity) yield* this.unit.setActivity(activity);
     yield 'vfio:mig-arc-done';
+    // The descriptor is only made and ended under the device's lock; that one is there is told to whoever asks for sizes.
+    sharedWrite(this, 'data descriptor');
     const wasSaving = this.#saving !== undefined;
     const isSaving = PRE_COPY_STATES.includes(to) || to === VFIO_DEVICE_STATE_STOP_COPY;
     if (isSaving && !wasSaving) {
@@ -160,6 +166,7 @@ export class VfioMigration {
   /** RESUMING ends: the stream must have been whole. What was refused can be written again from the start after another RESUMING. */
   #load(): number {
     const file = this.#resuming;
+    if (file !== undefined) sharedRead(file, 'data', file.isEmpty);
     try {
       if (file?.error !== undefined) throw file.error;
       this.unit.finishLoad(file?.isEmpty !== false);
@@ -173,6 +180,7 @@ export class VfioMigration {
   }
 
   #disable(): void {
+    sharedWrite(this, 'data descriptor');
     this.#saving?.disable();
     this.#resuming?.disable();
     this.#saving = undefined;
@@ -199,11 +207,13 @@ class SavingFile extends OpenFile {
   }
 
   get bufferedBytes(): number {
+    sharedRead(this, 'data', this.#buffer.length);
     return this.#buffer.length;
   }
 
   /** The device has stopped: what is left of its context, then its state, then the end. */
   finish(): void {
+    sharedWrite(this, 'data', this.#buffer.length);
     this.#isFinal = true;
     const records = [this.#buffer];
     for (let page = this.#unit.takeContext(); page !== undefined; page = this.#unit.takeContext()) records.push(page);
@@ -212,13 +222,16 @@ class SavingFile extends OpenFile {
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
   /** Empty at the end of STOP_COPY; -ENOMSG when pre-copy has nothing at the moment; -ENODEV when the state was left. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
     yield MIG_READ_NS;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled) return -ENODEV;
+    sharedWrite(this, 'data', this.#buffer.length);
     if (!this.#isFinal) this.#fill(lengthBytes);
     if (this.#buffer.length === 0 && !this.#isFinal) return -ENOMSG;
     const bytes = this.#buffer.slice(0, lengthBytes);
@@ -233,6 +246,8 @@ class SavingFile extends OpenFile {
     if (bytes === undefined) return -EFAULT;
     const argsz = u32.read(new DataView(bytes.buffer, bytes.byteOffset), 0);
     if (argsz < VFIO_MIG_GET_PRECOPY_INFO.minimumBytes) return -EINVAL;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
+    sharedRead(this, 'data', this.#buffer.length);
     if (this.#isDisabled) return -ENODEV;
     if (this.#isFinal) return -EINVAL;
     const available = this.#buffer.length + this.#unit.dirtyPages * CONTEXT_RECORD_BYTES;
@@ -273,15 +288,19 @@ class ResumingFile extends OpenFile {
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     // What is looked at before the wait says nothing about what is there after it.
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     const isUnlocked = !this.#isDisabled && this.#runtime.faults.fires('vfio.resume-unlocked');
     yield MIG_READ_NS;
     yield 'vfio:resume-write';
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled && !isUnlocked) return -ENODEV;
+    sharedWrite(this, 'data', this.isEmpty, this.isEmpty && bytes.length === 0);
     if (bytes.length > 0) this.isEmpty = false;
     try {
       invariant(!this.#isDisabled, 'migration data is loaded into a device that is not resuming', 'device-state');
