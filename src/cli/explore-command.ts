@@ -21,9 +21,14 @@ function percent(chance: number): string {
   return `${chance < 0.0001 ? (100 * chance).toPrecision(1) : (100 * chance).toFixed(2)} %`;
 }
 
-function boundText({ preemptions, runs, pruned, isComplete }: Exploration['bounds'][number]): string {
+type Bound = Exploration['bounds'][number];
+
+/** Hosts as a whole do not tell of all that tasks share. */
+function boundText({ preemptions, runs, pruned, isComplete, hasStalls }: Bound, isKernelOnly: boolean): string {
   const within = preemptions === Infinity ? 'any number of pre-emptions' : `${preemptions} pre-emptions at most`;
-  const how = isComplete ? 'every order that matters was seen' : 'not finished';
+  const orders = isKernelOnly ? 'every order that matters' : 'every order that matters to what hosts tell of';
+  const seen = `${orders} was seen${hasStalls ? ', but for stalls' : ''}`;
+  const how = isComplete ? seen : 'not finished';
   return `  ${within}: ${how}, ${runs} runs${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
 }
 
@@ -52,7 +57,7 @@ function exploredText(
         `  d = ${depth}: ${count} runs find any bug of that depth in the first k choices with a chance of at least ${percent(chance)}`,
       ),
     ),
-    ...bounds.map((bound) => colours.faint(boundText(bound))),
+    ...bounds.map((bound) => colours.faint(boundText(bound, scenario.kernelOnly !== undefined))),
   ];
   if (exploration.reaches > 1)
     lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
@@ -98,11 +103,12 @@ function exploredJson(
     choices: exploration.choices,
     change_points: exploration.changePoints,
     guarantees: exploration.guarantees,
-    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete }) => ({
+    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete, hasStalls }) => ({
       preemptions: preemptions === Infinity ? null : preemptions,
       runs,
       pruned,
-      complete: isComplete,
+      complete: isComplete && scenario.kernelOnly !== undefined,
+      stalls_left_out: hasStalls,
     })),
     self_tests: exploration.selfTests,
     reaches: exploration.reaches,

@@ -173,6 +173,7 @@ function requiresDirect(member: GroupMember): boolean {
 export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<number> {
   if (group.domain === domain) return 0;
   if (domain.type === 'blocked' && group.members.some(requiresDirect)) return -EINVAL;
+  sharedWrite(group, 'moves', group.moves, group.moves + 1);
   group.moves++;
   group.isMoving = true;
   const rc = yield* moveMembers(group, domain);
@@ -180,6 +181,7 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
     group.domain = domain;
     for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
   }
+  sharedWrite(group, 'moves', group.moves, group.moves);
   group.isMoving = false;
   return rc;
 }

@@ -1003,6 +1003,7 @@ export class IoPageTable {
     this.#iovaAlignment = alignment;
     sharedWrite(this, 'domains');
     this.#domains.push(domain);
+    sharedWrite(domain, 'check');
     domain.check = this.#check;
     return 0;
   }
@@ -1014,6 +1015,7 @@ export class IoPageTable {
     yield* this.iovaRwsem.down_write();
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
+    sharedWrite(domain, 'check');
     domain.check = undefined;
     sharedWrite(this, 'domains');
     const tail = this.#domains.pop();

@@ -91,6 +91,7 @@ export class VfioMigration {
   }
 
   get state(): number {
+    sharedRead(this, 'state', this.#state);
     return this.#state;
   }
 
@@ -104,9 +105,9 @@ export class VfioMigration {
   *setState(to: number): Task<MigrationStateResult> {
     let file: OpenFile | undefined;
     // A request for the state the device is in still has to be one it has.
-    if (vfio_mig_get_next_state(this.flags, this.#state, to) === undefined) return { rc: -EINVAL };
-    while (this.#state !== to) {
-      const next = vfio_mig_get_next_state(this.flags, this.#state, to);
+    if (vfio_mig_get_next_state(this.flags, this.state, to) === undefined) return { rc: -EINVAL };
+    while (this.state !== to) {
+      const next = vfio_mig_get_next_state(this.flags, this.state, to);
       if (next === undefined) return { rc: -EINVAL };
       const hop = yield* this.#hop(this.#state, next);
       if (typeof hop === 'number' && hop < 0) return { rc: hop };
@@ -118,10 +119,12 @@ export class VfioMigration {
 
   /** Bytes that STOP_COPY would give if the device went there now. */
   stopCopyBytes(): number {
+    sharedRead(this, 'data descriptor');
     return this.unit.stopCopyBytes(this.#saving !== undefined) + (this.#saving?.bufferedBytes ?? 0);
   }
 
   #enter(state: number): void {
+    sharedWrite(this, 'state', this.#state, state);
     if (state === this.#state) return;
     this.#runtime.emit('vfio.mig-state', {
       device: this.#name,
@@ -149,6 +152,8 @@ export class VfioMigration {
     yield 'vfio:mig-arc';
     if (activity !== this.unit.activity) yield* this.unit.setActivity(activity);
     yield 'vfio:mig-arc-done';
+    // The descriptor is only made and ended under the device's lock; that one is there is told to whoever asks for sizes.
+    sharedWrite(this, 'data descriptor');
     const wasSaving = this.#saving !== undefined;
     const isSaving = PRE_COPY_STATES.includes(to) || to === VFIO_DEVICE_STATE_STOP_COPY;
     if (isSaving && !wasSaving) {
@@ -182,6 +187,7 @@ export class VfioMigration {
   }
 
   #disable(): void {
+    sharedWrite(this, 'data descriptor');
     this.#saving?.disable();
     this.#resuming?.disable();
     this.#saving = undefined;
@@ -208,11 +214,13 @@ class SavingFile extends OpenFile {
   }
 
   get bufferedBytes(): number {
+    sharedRead(this, 'data', this.#buffer.length);
     return this.#buffer.length;
   }
 
   /** The device has stopped: what is left of its context, then its state, then the end. */
   finish(): void {
+    sharedWrite(this, 'data', this.#buffer.length);
     this.#isFinal = true;
     const records = [this.#buffer];
     for (let page = this.#unit.takeContext(); page !== undefined; page = this.#unit.takeContext()) records.push(page);
@@ -221,13 +229,16 @@ class SavingFile extends OpenFile {
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
   /** Empty at the end of STOP_COPY; -ENOMSG when pre-copy has nothing at the moment; -ENODEV when the state was left. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
     yield MIG_READ_NS;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled) return -ENODEV;
+    sharedWrite(this, 'data', this.#buffer.length);
     if (!this.#isFinal) this.#fill(lengthBytes);
     if (this.#buffer.length === 0 && !this.#isFinal) return -ENOMSG;
     const bytes = this.#buffer.slice(0, lengthBytes);
@@ -242,6 +253,8 @@ class SavingFile extends OpenFile {
     if (bytes === undefined) return -EFAULT;
     const argsz = u32.read(new DataView(bytes.buffer, bytes.byteOffset), 0);
     if (argsz < VFIO_MIG_GET_PRECOPY_INFO.minimumBytes) return -EINVAL;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
+    sharedRead(this, 'data', this.#buffer.length);
     if (this.#isDisabled) return -ENODEV;
     if (this.#isFinal) return -EINVAL;
     const available = this.#buffer.length + this.#unit.dirtyPages * CONTEXT_RECORD_BYTES;
@@ -288,20 +301,24 @@ class ResumingFile extends OpenFile {
   }
 
   get isEmpty(): boolean {
+    sharedRead(this, 'position', this.#position);
     return this.#position === 0;
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
   /** -ENODEV when the state was left; -ENOMEM for more than there is room for. */
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     // What is looked at before the wait says nothing about what is there after it.
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     const isUnlocked = !this.#isDisabled && this.#runtime.faults.fires('vfio.resume-unlocked');
     const isMeasured = this.#runtime.faults.fires('vfio.resume-bounds-unlocked') && this.#hasRoomFor(bytes);
     yield MIG_READ_NS;
     yield 'vfio:resume-write';
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled && !isUnlocked) return -ENODEV;
     if (!isMeasured && !this.#hasRoomFor(bytes)) return -ENOMEM;
     sharedWrite(this, 'position', this.#position, this.#position + bytes.length);

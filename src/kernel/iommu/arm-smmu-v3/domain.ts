@@ -142,7 +142,7 @@ export class ArmSmmuDomain implements PagingDomain {
       const iovaPage = iova / this.#pageBytes + done;
       const count = Math.min(perStep, pages - done);
       const late = this.driver.faults.fires('smmu.table-before-zero')
-        ? new LateZeroing(this.table, iovaPage)
+        ? new LateZeroing(this, this.table, iovaPage)
         : undefined;
       const mapped = this.table.mapStep(iovaPage, pa / this.#pageBytes + done, count, attrLo, attrHi, gather);
       if (late !== undefined) yield* late.happen(mapped);
