@@ -339,6 +339,7 @@ function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined>
 /** The hardware does not use a page table through an attachment any more: what is in the page table's queue of it is answered. */
 function* endAttachment(hwpt: Hwpt, handle: IommufdAttachHandle): Task<void> {
   if (hwpt.fault !== undefined) yield* hwpt.fault.respondAll(handle);
+  sharedWrite(handle, 'isOver', handle.isOver, true);
   handle.isOver = true;
 }
 

@@ -101,6 +101,7 @@ export class IommufdFault extends IommufdObject {
 
 /** The device that made a request. */
 function deviceOf({ handle }: WaitingFault): IommufdDevice {
+  sharedRead(handle, 'isOver', handle.isOver);
   invariant(!handle.isOver, 'use of a page request whose attachment was freed', 'objects');
   return handle.idev;
 }
@@ -186,6 +187,7 @@ class FaultFile extends EventFile<IommufdFault> {
       const fault = response.get(cookie);
       const isCode = code === IOMMUFD_PAGE_RESP_SUCCESS || code === IOMMUFD_PAGE_RESP_INVALID;
       if (!isCode || fault === undefined) return done === 0 ? -EINVAL : done;
+      sharedRead(fault.handle, 'isOver', fault.handle.isOver);
       invariant(!fault.handle.isOver, 'a stale cookie is found: the attachment of its request was freed', 'objects');
       response.delete(cookie);
       respond(fault, code);
