@@ -94,6 +94,11 @@ const SMMU_DESCRIPTION: HostDescription['iommus'][number] = {
 /** Frames of interrupt controllers; nothing happens there but that messages arrive. */
 const DOORBELLS = [0x8080040, 0x8090040] as const;
 
+function isDoorbell(pa: number): boolean {
+  const pfn = Math.floor(pa / PAGE_BYTES);
+  return DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn);
+}
+
 /** A device's function: it has ATS, which stays off until the driver switches it on. */
 const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100 } as const;
 
@@ -523,10 +528,10 @@ export class KernelMachine {
    * @throws InvariantError INV-3 when the page was given back already
    */
   *dma(device: Device, iova: bigint, write: boolean): Task<number> {
-    const watched = beginAccess(device.group, device.streamIds[0] ?? 0, iova);
+    const watched = beginAccess(device.group, device.streamIds[0] ?? 0, iova, write);
     const pa =
       this.smmu === undefined ? this.#mockAccess(device, iova, write) : yield* this.#access(device, iova, write);
-    endAccess(watched, pa ?? -1);
+    endAccess(watched, pa !== undefined && isDoorbell(pa) ? undefined : (pa ?? -1));
     return pa === undefined ? -EFAULT : 0;
   }
 
@@ -548,7 +553,7 @@ export class KernelMachine {
   #mockAccess(device: Device, iova: bigint, write: boolean): number | undefined {
     const domain = device.group?.domain;
     if (!(domain instanceof MockDomain)) return undefined;
-    const pa = domain.iova_to_phys(Number(iova));
+    const pa = domain.reach(Number(iova), write);
     if (pa === undefined) return undefined;
     if (write && domain.tracksDirty) domain.set_dirty(Number(iova));
     this.#touch(pa, write);
@@ -598,7 +603,7 @@ export class KernelMachine {
 
   #touch(pa: number, write: boolean): void {
     const pfn = Math.floor(pa / PAGE_BYTES);
-    if (DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn)) return;
+    if (isDoorbell(pa)) return;
     sharedRead(this, 'pages without pins');
     const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
     const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';

@@ -86,7 +86,7 @@ export class Kernel {
     this.#pci = new PciCore(runtime, board, this.#iommu, this.#irq, this.#vfio);
     this.#sysfs = new Sysfs(this.#iommu, this.#pci, this.#vfio);
     board.watchDma({
-      began: (bdf, iova) => this.#beginAccess(bdf, iova),
+      began: (bdf, iova, isWrite) => this.#beginAccess(bdf, iova, isWrite),
       translated: (access) => this.#checkReached(access),
       ended: (access, pa) => this.#endAccess(access as WatchedAccess | undefined, pa),
     });
@@ -109,10 +109,10 @@ export class Kernel {
     this.#runtime.invariants.held('INV-3');
   }
 
-  #beginAccess(bdf: string, iova: bigint): WatchedAccess | undefined {
+  #beginAccess(bdf: string, iova: bigint, isWrite: boolean): WatchedAccess | undefined {
     const device = this.#pci.device(bdf);
     const [streamId] = device?.streamIds ?? [];
-    return streamId === undefined ? undefined : beginAccess(device?.group, streamId, iova);
+    return streamId === undefined ? undefined : beginAccess(device?.group, streamId, iova, isWrite);
   }
 
   /** What ended at a doorbell or a BAR is not judged: not every way there came through a mapping. */

@@ -3,17 +3,20 @@
  *
  * The address space tells its MAPs and UNMAPs, whoever carries a device's DMA tells where it went. Pages are 4 KiB. What the checker does
  * not speak of ends the watch for good: mappings that are no whole pages, areas that are split, dma-bufs that are revoked. A
- * DMA during which its device moved between domains is not judged.
+ * DMA during which its device moved between domains is not judged, nor one that ends at a doorbell.
+ *
+ * Answers are judged when nothing is open, and at {@link MappingCheck.finish} whatever is: rules are counted as looked at only then, and no
+ * more once a search was too long, which makes the run inconclusive.
  *
  * Ownership: the address space has the check, its domains point to it while they show everything that is mapped.
  */
 import { AddressSpaceCheck } from '../../checks/address-space-check.js';
-import { FAULT, UNANSWERED, type Operation } from '../../checks/operation.js';
+import { FAULT, operationText, UNANSWERED, type Operation } from '../../checks/operation.js';
 import type { InvariantId } from '../../runtime/invariants.js';
 import { InvariantError } from '../../runtime/task.js';
 import { EDEADLK, ENOENT } from '../../uapi/errno.js';
 import type { IommuGroup } from './group.js';
-import type { IommuDomain } from './domain.js';
+import { IOMMU_READ, IOMMU_WRITE, type IommuDomain } from './domain.js';
 
 const PAGE = 4096n;
 const PAGE_BYTES = 4096;
@@ -23,7 +26,13 @@ export type WatchedCall = Operation | undefined;
 
 /** Where looks at rules are counted. */
 interface Ledger {
-  held(rule: InvariantId): void;
+  held(rule: InvariantId, looks?: number): void;
+  gaveUp(rule: InvariantId, why: string): void;
+}
+
+function allowedBy(prot: number): 'r' | 'w' | 'rw' {
+  if ((prot & IOMMU_WRITE) === 0) return 'r';
+  return (prot & IOMMU_READ) === 0 ? 'w' : 'rw';
 }
 
 /** One address space's check. */
@@ -42,10 +51,22 @@ export class MappingCheck {
     this.#check = undefined;
   }
 
-  /** A MAP at a known place begins. */
-  beginMap(iova: bigint, lengthBytes: bigint): WatchedCall {
+  /**
+   * Nothing is to come, or nothing is known to be at work: what has been told is judged. What is open then never returns, and the watch ends.
+   * @throws InvariantError
+   */
+  finish(): void {
+    const check = this.#check;
+    if (check === undefined) return;
+    check.finish();
+    this.#judge();
+    if (check.open > 0) this.stop();
+  }
+
+  /** A MAP at a known place begins; `prot` is what it allows devices. */
+  beginMap(iova: bigint, lengthBytes: bigint, prot: number): WatchedCall {
     const check = this.#of(iova, lengthBytes);
-    return check?.beginMap(this.#calls++, Number(iova / PAGE), Number(lengthBytes / PAGE));
+    return check?.beginMap(this.#calls++, Number(iova / PAGE), Number(lengthBytes / PAGE), allowedBy(prot));
   }
 
   /** Pages of a MAP go into tables. */
@@ -85,8 +106,8 @@ export class MappingCheck {
   }
 
   /** A device's access begins. */
-  beginAccess(view: number, iova: bigint): WatchedCall {
-    return this.#check?.beginTranslate(view, Number(iova / PAGE));
+  beginAccess(view: number, iova: bigint, isWrite: boolean): WatchedCall {
+    return this.#check?.beginTranslate(view, Number(iova / PAGE), isWrite);
   }
 
   /** An access ends at a physical address, in a fault (-1), or nobody can say (undefined). */
@@ -95,9 +116,6 @@ export class MappingCheck {
     if (pa === undefined) this.#check.end(call, UNANSWERED);
     else this.#check.endTranslate(call, pa < 0 ? FAULT : Math.floor(pa / PAGE_BYTES));
     this.#judge();
-    if (pa === undefined) return;
-    this.#ledger.held('INV-1');
-    this.#ledger.held('INV-2');
   }
 
   #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {
@@ -110,12 +128,29 @@ export class MappingCheck {
     if (check === undefined) return;
     const [violation] = check.violations;
     if (violation === undefined) {
-      this.#ledger.held('linearizability');
+      this.#count(check);
       return;
     }
     const { rule, operation, sentence } = violation;
     const id = rule !== 'translation' ? 'linearizability' : operation.frame === FAULT ? 'INV-1' : 'INV-2';
     throw new InvariantError(sentence, id);
+  }
+
+  #count(check: AddressSpaceCheck): void {
+    const { calls, accesses } = check.takeJudged();
+    const [exhausted] = check.exhaustions;
+    if (exhausted !== undefined) {
+      const { operation } = exhausted;
+      this.#ledger.gaveUp(
+        'linearizability',
+        `too many orders to look through of what overlaps ${operationText(operation)}`,
+      );
+    } else if (calls + accesses > 0) {
+      this.#ledger.held('linearizability', calls + accesses);
+      if (accesses === 0) return;
+      this.#ledger.held('INV-1', accesses);
+      this.#ledger.held('INV-2', accesses);
+    }
   }
 }
 
@@ -129,14 +164,22 @@ export interface WatchedAccess {
 }
 
 /** A device of a group issues an access; undefined where nobody could judge it. */
-export function beginAccess(group: IommuGroup | undefined, view: number, iova: bigint): WatchedAccess | undefined {
+export function beginAccess(
+  group: IommuGroup | undefined,
+  view: number,
+  iova: bigint,
+  isWrite: boolean,
+): WatchedAccess | undefined {
   const check = group?.domain?.check;
   if (group === undefined || check === undefined || group.isMoving) return undefined;
   const { domain, moves } = group;
-  return { check, call: check.beginAccess(view, iova), group, domain, moves };
+  return { check, call: check.beginAccess(view, iova, isWrite), group, domain, moves };
 }
 
-/** The access ended at a physical address, in a fault (-1), or somewhere that no mapping leads to (undefined). */
+/**
+ * The access ended at a physical address, in a fault of translation or permission (-1), or somewhere that is not judged (undefined): at a
+ * doorbell, which no MAP shows.
+ */
 export function endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
   if (access === undefined) return;
   const { check, call, group, domain, moves } = access;

@@ -4,7 +4,7 @@
  * Rules that single steps can break are watched where the steps are; this looks at the whole: what is reserved is what attached devices and
  * domains want (INV-6), nothing mapped or allowed is reserved (INV-7), every page that a table shows is pinned and is the one that
  * the area means (INV-4), pages are pinned exactly while somebody uses them (INV-3), numbers and lists agree with each
- * other (INV-16, objects). An address space whose locks are held is left out.
+ * other (INV-16, objects). An address space whose locks are held is left out. What the histories of address spaces still owe is judged here.
  */
 import type { InvariantLedger } from '../../runtime/invariants.js';
 import { invariant } from '../../runtime/task.js';
@@ -119,6 +119,7 @@ export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: I
     ledger.held('INV-16');
     if (!(object instanceof Ioas)) continue;
     const { iopt, hwpts } = object;
+    iopt.judgeHistory();
     if (iopt.domainsRwsem.isHeld || iopt.iovaRwsem.isHeldForWrite || object.mutex.isHeld) continue;
     const domains = new Set(hwpts.map(({ domain }) => domain));
     const isListed = domains.size === hwpts.length && iopt.domains.every((domain) => domains.has(domain));

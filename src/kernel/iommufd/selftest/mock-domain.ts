@@ -64,6 +64,8 @@ interface Entry {
   readonly iova: number;
   readonly pa: number;
   readonly sizeBytes: number;
+  /** IOMMU_READ, IOMMU_WRITE */
+  readonly prot: number;
   isDirty: boolean;
 }
 
@@ -156,7 +158,7 @@ export class MockDomain implements PagingDomain {
         return sizeBytes === undefined ? -EINVAL : -EEXIST;
       }
       sharedRange(this, '', at, sizeBytes, true, undefined, pa + at - iova);
-      this.#rootOf(at)?.add({ iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
+      this.#rootOf(at)?.add({ iova: at, pa: pa + at - iova, sizeBytes, prot, isDirty: false });
       at += sizeBytes;
     }
     return 0;
@@ -208,6 +210,13 @@ export class MockDomain implements PagingDomain {
   iova_to_phys(iova: number): number | undefined {
     const entry = this.#find(iova);
     return entry === undefined ? undefined : entry.pa + iova - entry.iova;
+  }
+
+  /** Physical address that a device's access reaches; undefined where nothing is mapped, or nothing that allows it. */
+  reach(iova: number, isWrite: boolean): number | undefined {
+    const entry = this.#find(iova);
+    if (entry === undefined || (entry.prot & (isWrite ? IOMMU_WRITE : IOMMU_READ)) === 0) return undefined;
+    return entry.pa + iova - entry.iova;
   }
 
   /** What it maps, ascending, for those who look at a machine. */
