@@ -28,7 +28,6 @@ import {
   iommufd_device_unbind,
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
-import type { PagingDomain } from '../kernel/iommu/domain.js';
 import { HwptPaging } from '../kernel/iommufd/hw-pagetable.js';
 import { Ioas } from '../kernel/iommufd/ioas.js';
 import { IommufdContext, IommufdFile } from '../kernel/iommufd/main.js';
@@ -385,19 +384,11 @@ export class KernelMachine {
     return new Card(this.runtime, `0000:01:${(this.#devices++).toString(16).padStart(2, '0')}.0`, NO_FABRIC);
   }
 
-  /** The domain of a page table; undefined for numbers that are none. */
-  domainOf(hwptId: number): PagingDomain | undefined {
+  /** The page table with a number; undefined for numbers of none. */
+  hwptOf(hwptId: number): HwptPaging | undefined {
     for (const object of this.ictx.objects.objects())
-      if (object instanceof HwptPaging && object.id === hwptId) return object.domain;
+      if (object instanceof HwptPaging && object.id === hwptId) return object;
     return undefined;
-  }
-
-  /** The domains of an address space. */
-  domainsOf(ioasId: number): PagingDomain[] {
-    const domains: PagingDomain[] = [];
-    for (const object of this.ictx.objects.objects())
-      if (object instanceof HwptPaging && object.ioas.id === ioasId) domains.push(object.domain);
-    return domains;
   }
 
   /** The iommufd device of a number. */

@@ -62,6 +62,8 @@ export interface IommuInstance {
 export interface IommuDomain {
   /** Watches an address space while this shows everything that is mapped in it. */
   check?: MappingCheck | undefined;
+  /** Is told of what leaves: an area when it is hidden, and again when it is out of the tables. */
+  onLeave?: ((iova: bigint, lengthBytes: bigint) => void) | undefined;
   readonly type: DomainType;
   /** The driver that made it: only its devices can be attached. */
   readonly driver: IommuInstance;

@@ -680,6 +680,7 @@ export class IoPageTable {
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
     const unmapped = yield* via.unmap(Number(area.iova), length);
+    domain.onLeave?.(area.iova, area.lengthBytes);
     invariant(
       unmapped === length,
       () => `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`,
@@ -869,6 +870,7 @@ export class IoPageTable {
     const pages = area.pages;
     invariant(pages !== undefined, 'io_pagetable: unmap of an area without pages');
     area.pages = undefined;
+    for (const { onLeave } of this.#domainList) onLeave?.(area.iova, area.lengthBytes);
     this.iovaRwsem.up_write(start, last);
     yield 'iommufd:unmap-hidden';
     if (this.#flushBatch > 0 && area.isFilled) {
