@@ -459,16 +459,21 @@ export class KernelMachine {
       add(object.users);
       if (!(object instanceof Ioas)) continue;
       for (const area of object.iopt.areas.overlapping()) {
-        add(Number(area.iova & 0xffff_ffffn));
-        add(Number(area.lengthBytes & 0xffff_ffffn));
+        addHalves(add, area.iova);
+        addHalves(add, area.lengthBytes);
         add(area.numAccesses);
       }
     }
     for (const object of this.ictx.objects.objects()) {
       if (!(object instanceof Ioas)) continue;
       const { reserved, allowed } = object.iopt.ranges;
-      add(reserved.length);
-      add(allowed.length);
+      for (const ranges of [reserved, allowed]) {
+        add(ranges.length);
+        for (const { start, last } of ranges) {
+          addHalves(add, start);
+          addHalves(add, last);
+        }
+      }
       add(object.hwpts.length);
       add(object.iopt.accesses.length);
     }
@@ -481,15 +486,27 @@ export class KernelMachine {
     add(this.pages.freePages);
   }
 
-  /** What devices reach, by numbers: the areas of each one's address space. */
-  addReach(add: (value: number) => void, devices: readonly Device[]): void {
-    for (const { group } of devices) {
-      const { domain } = group ?? {};
+  /** Tells by numbers what is in the tables of every domain: what shows what, and what is dirty. */
+  addContents(add: (value: number) => void): void {
+    for (const object of this.ictx.objects.objects()) {
+      if (!(object instanceof HwptPaging)) continue;
+      add(object.id);
+      for (const { iova, pa, lengthBytes, state } of object.domain.leaves?.() ?? []) {
+        for (const value of [iova, pa, lengthBytes]) addHalves(add, BigInt(value));
+        add(state);
+      }
+    }
+  }
+
+  /** What devices reach, by numbers: the areas of each one's address space; nothing of one that is not there. */
+  addReach(add: (value: number) => void, devices: readonly (Device | undefined)[]): void {
+    for (const device of devices) {
+      const domain = device?.group?.domain;
       for (const object of this.ictx.objects.objects()) {
         if (!(object instanceof Ioas) || !object.iopt.domains.some((shown) => shown === domain)) continue;
         for (const area of object.iopt.areas.overlapping()) {
-          add(Number(area.iova & 0xffff_ffffn));
-          add(Number(area.lengthBytes & 0xffff_ffffn));
+          addHalves(add, area.iova);
+          addHalves(add, area.lengthBytes);
         }
       }
       add(-1);
@@ -602,6 +619,12 @@ export class KernelMachine {
     this.runtime.invariants.held('INV-3');
     if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
   }
+}
+
+/** 64 bits as two numbers. */
+function addHalves(add: (value: number) => void, value: bigint): void {
+  add(Number(value & 0xffff_ffffn));
+  add(Number(value >> 32n));
 }
 
 function* nothing(): Task<void> {

@@ -25,6 +25,7 @@ import {
   IOMMU_WRITE,
   type DirtyOps,
   type DirtyRecorder,
+  type DomainLeaf,
   type IommuDriver,
   type PagingDomain,
 } from '../../iommu/domain.js';
@@ -222,6 +223,11 @@ export class MockDomain implements PagingDomain {
   /** What it maps, ascending, for those who look at a machine. */
   contents(): readonly Readonly<Entry>[] {
     return [...this.#root.entries()].sort((a, b) => a.iova - b.iova);
+  }
+
+  *leaves(): Generator<DomainLeaf> {
+    for (const { iova, pa, sizeBytes, prot, isDirty } of this.contents())
+      yield { iova, pa, lengthBytes: sizeBytes, state: 2 * prot + (isDirty ? 1 : 0) };
   }
 
   /** A device wrote: marks the entry that shows the address. False where nothing is mapped. */
