@@ -29,7 +29,7 @@ import { MmStruct, PAGE_BYTES } from './mm/mm.js';
 import { MemfdFile } from './mm/memfd.js';
 import { PageAllocator, type PageExtent } from './mm/page-allocator.js';
 import { Process, UserStruct } from './mm/process.js';
-import { PciCore } from './pci/pci-core.js';
+import { isDmaDriven, PciCore } from './pci/pci-core.js';
 import { modulesAlias, modulesAliasPath, OSRELEASE_PATH } from './module-aliases.js';
 import { Sysfs, SysfsFile, text, type SysfsNode } from './sysfs.js';
 import { VfioCore } from './vfio/vfio-core.js';
@@ -223,7 +223,8 @@ export class Kernel {
     const contexts = new Set<IommufdContext>();
     for (const { files } of this.#processes.values())
       for (const file of files.open()) if (file instanceof IommufdFile) contexts.add(file.ictx);
-    for (const ictx of contexts) auditIommufd(ictx, (pfn) => this.#pages.pinCount(pfn), this.#runtime.invariants);
+    const pinCount = (pfn: number): number => this.#pages.pinCount(pfn);
+    for (const ictx of contexts) auditIommufd(ictx, pinCount, this.#runtime.invariants, isDmaDriven);
   }
 
   #counters(): Record<string, number> {
