@@ -10,7 +10,7 @@
  * order of the calls.
  */
 import { Linearization, type CheckOptions, type Exhaustion, type Verdict } from './linearization.js';
-import { Operation, type OperationKind } from './operation.js';
+import { Operation, UNANSWERED, type OperationKind } from './operation.js';
 import type { Violation } from './violation.js';
 
 /** Operations kept for explanations: at least this many, at most twice as many. */
@@ -24,6 +24,8 @@ export class AddressSpaceCheck {
   readonly #events: Operation[] = [];
   #open = 0;
   #operations = 0;
+  #judgedCalls = 0;
+  #judgedAccesses = 0;
   #clock = 0;
 
   constructor(options: CheckOptions = {}) {
@@ -33,6 +35,19 @@ export class AddressSpaceCheck {
   /** Operations begun so far. */
   get operations(): number {
     return this.#operations;
+  }
+
+  /** Operations begun and not ended. */
+  get open(): number {
+    return this.#open;
+  }
+
+  /** Operations that were answered and judged, since this was asked last. */
+  takeJudged(): { readonly calls: number; readonly accesses: number } {
+    const judged = { calls: this.#judgedCalls, accesses: this.#judgedAccesses };
+    this.#judgedCalls = 0;
+    this.#judgedAccesses = 0;
+    return judged;
   }
 
   /** Meaningful while nothing is open, and after {@link finish}. */
@@ -55,10 +70,13 @@ export class AddressSpaceCheck {
 
   /**
    * A MAP begins. Tell what it shows by {@link shows} before {@link end}. A call that makes several areas (COPY of several)
-   * is one MAP for each when it ends well, and one of the whole range when it does not.
+   * is one MAP for each when it ends well, and one of the whole range when it does not. `allows`: what devices may do there.
    */
-  beginMap(agent: number, first: number, pages: number): Operation {
-    return this.#begin('map', agent, first, first + pages - 1);
+  beginMap(agent: number, first: number, pages: number, allows: 'r' | 'w' | 'rw' = 'rw'): Operation {
+    const map = this.#begin('map', agent, first, first + pages - 1);
+    map.isReadable = allows !== 'w';
+    map.isWritable = allows !== 'r';
+    return map;
   }
 
   /** An UNMAP begins. Tell what goes by {@link takes} before {@link endUnmap}. */
@@ -67,8 +85,10 @@ export class AddressSpaceCheck {
   }
 
   /** A device (`view`) issues an access of one page. */
-  beginTranslate(view: number, page: number): Operation {
-    return this.#begin('translate', view, page, page);
+  beginTranslate(view: number, page: number, isWrite = false): Operation {
+    const access = this.#begin('translate', view, page, page);
+    access.isWrite = isWrite;
+    return access;
   }
 
   /** A view begins to be attached; from here on it may see what is mapped. Views nobody attaches are attached. */
@@ -133,11 +153,18 @@ export class AddressSpaceCheck {
     if (--this.#open === 0) this.#drain();
   }
 
+  #respond(operation: Operation): void {
+    this.#linearization.respond(operation);
+    if (operation.rc === UNANSWERED) return;
+    if (operation.kind === 'translate') this.#judgedAccesses++;
+    else this.#judgedCalls++;
+  }
+
   #drain(): void {
     const start = this.#clock - this.#events.length;
     for (const [position, operation] of this.#events.entries()) {
       if (operation.invokedAt === start + position) this.#linearization.invoke(operation);
-      else this.#linearization.respond(operation);
+      else this.#respond(operation);
     }
     this.#events.length = 0;
   }

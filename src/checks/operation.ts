@@ -44,6 +44,11 @@ export class Operation {
   answeredPages = 0;
   /** TRANSLATE: the frame, or {@link FAULT}. */
   frame = FAULT;
+  /** MAP: whether devices may read there, and write. */
+  isReadable = true;
+  isWritable = true;
+  /** TRANSLATE: whether it is a write. */
+  isWrite = false;
 
   constructor(kind: OperationKind, number: number, agent: number, first: number, last: number, invokedAt: number) {
     this.kind = kind;
@@ -94,6 +99,22 @@ export class Operation {
   get toldPages(): number {
     return this.extents.reduce((sum, extent) => sum + (extent.last - extent.first + 1), 0);
   }
+}
+
+/**
+ * Whether an access of a page that this MAP shows (undefined: that is free) may end as it did. A write where only reads are allowed is
+ * refused. A read where only writes are allowed may be: stage 1 of VMSAv8-64 cannot say that (io-pgtable-arm.c, arm_lpae_prot_to_pte).
+ */
+export function isAnswerOf(holder: Operation | undefined, access: Operation): boolean {
+  if (holder === undefined) return access.frame === FAULT;
+  if (access.isWrite && !holder.isWritable) return access.frame === FAULT;
+  if (access.frame === FAULT && !access.isWrite && !holder.isReadable) return true;
+  return access.frame === holder.frameAt(access.first);
+}
+
+/** What an access of a page that this MAP shows sees, where there is a choice the frame. */
+export function seenBy(access: Operation, holder: Operation | undefined): number {
+  return holder === undefined || (access.isWrite && !holder.isWritable) ? FAULT : holder.frameAt(access.first);
 }
 
 /** Whether a MAP was refused because something is there: it never touched a page. */

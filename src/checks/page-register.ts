@@ -10,7 +10,7 @@
  * All pages of a contended range saw the same operations; a range with accesses that wait to be explained is one page.
  * Invariant: a register has at least one configuration, and all of them agree with everything answered so far.
  */
-import { FAULT, mayPublish, mayWithdraw, type Operation } from './operation.js';
+import { FAULT, isAnswerOf, mayPublish, mayWithdraw, seenBy, type Operation } from './operation.js';
 import { ConfigurationSet, mix, type Configuration, type Search } from './search.js';
 
 /** Operations that may be open on one page at a time: bits of a number. */
@@ -37,11 +37,6 @@ class PageState implements Configuration<PageState> {
   }
 }
 
-/** What a page with this holder shows. */
-export function shown(holder: Operation | undefined, page: number): number {
-  return holder === undefined ? FAULT : holder.frameAt(page);
-}
-
 /** An access nobody could explain when it came, and the frames that it might have seen so far. */
 interface WaitingAccess {
   readonly operation: Operation;
@@ -60,13 +55,14 @@ class Register {
   }
 
   /** The state with every access that it explains marked. */
-  state(page: number, holder: Operation | undefined, writers: number, accesses: number): PageState {
+  state(holder: Operation | undefined, writers: number, accesses: number): PageState {
     let marked = accesses;
-    const frame = shown(holder, page);
     for (const [slot, access] of this.accesses.entries()) {
-      if (access === undefined || (!this.isVisible && frame !== FAULT)) continue;
+      if (access === undefined) continue;
+      const frame = seenBy(access.operation, holder);
+      if (!this.isVisible && frame !== FAULT) continue;
       access.allowed.add(frame);
-      if (access.operation.frame === frame) marked |= 1 << slot;
+      if (isAnswerOf(holder, access.operation)) marked |= 1 << slot;
     }
     return new PageState(holder, writers, marked);
   }
@@ -112,11 +108,11 @@ export class Contention {
   }
 
   /** A MAP or UNMAP returned; after 'unexplained' its effect is taken for granted. */
-  endWriter(operation: Operation, page: number): Outcome {
+  endWriter(operation: Operation): Outcome {
     const slot = this.#writers.indexOf(operation);
     let outcome: Outcome = 'explained';
     for (const [view, register] of [[undefined, this.#shared] as const, ...this.#own]) {
-      const ended = this.#endWriterIn(register, operation, slot, page);
+      const ended = this.#endWriterIn(register, operation, slot);
       if (ended === undefined) return 'exhausted';
       if (ended) continue;
       outcome = 'unexplained';
@@ -128,19 +124,21 @@ export class Contention {
   }
 
   /** False when nothing explains the answer; undefined without budget. */
-  #endWriterIn(register: Register, operation: Operation, slot: number, page: number): boolean | undefined {
+  #endWriterIn(register: Register, operation: Operation, slot: number): boolean | undefined {
     const bit = 1 << slot;
     const isOptional = operation.kind === 'map' && operation.rc !== 0;
     // A MAP that left nothing behind must be looked at only if an access is still to be explained by it.
-    const isWanted = register.accesses.some((access) => access?.operation.frame === shown(operation, page));
+    const isWanted = register.accesses.some(
+      (access) => access !== undefined && isAnswerOf(operation, access.operation),
+    );
     if (!isOptional || isWanted) {
-      const reached = this.#reach(register, page, (state) => (state.writers & bit) !== 0);
+      const reached = this.#reach(register, (state) => (state.writers & bit) !== 0);
       if (reached === undefined) return undefined;
       if (!isOptional && reached.length === 0) return false;
       register.states = isOptional ? [...register.states, ...reached] : reached;
     }
     register.update(({ holder, writers, accesses }) =>
-      register.state(page, isOptional && holder === operation ? undefined : holder, writers & ~bit, accesses),
+      register.state(isOptional && holder === operation ? undefined : holder, writers & ~bit, accesses),
     );
     return true;
   }
@@ -149,7 +147,7 @@ export class Contention {
   explains(access: Operation, isVisible: boolean): boolean {
     if (!isVisible && access.frame !== FAULT) return false;
     const register = this.#own.get(access.agent) ?? this.#shared;
-    return register.states.every(({ holder }) => shown(holder, access.first) === access.frame);
+    return register.states.every(({ holder }) => isAnswerOf(holder, access));
   }
 
   /** An access that is not explained yet waits; false when too many do. */
@@ -164,7 +162,7 @@ export class Contention {
     const slot = free < 0 ? register.accesses.length : free;
     register.accesses[slot] = { operation: access, allowed: new Set() };
     if (slot >= MAX_SLOTS) return false;
-    this.#markAgain(register, access.first);
+    this.#markAgain(register);
     return true;
   }
 
@@ -174,7 +172,7 @@ export class Contention {
     const slot = register?.accesses.findIndex((waiting) => waiting?.operation === access) ?? -1;
     if (register === undefined || slot < 0) return { outcome: 'explained', allowed: [] };
     const bit = 1 << slot;
-    const reached = this.#reach(register, access.first, (state) => (state.accesses & bit) !== 0);
+    const reached = this.#reach(register, (state) => (state.accesses & bit) !== 0);
     const allowed = [...(register.accesses[slot]?.allowed ?? [])].sort((a, b) => a - b);
     register.accesses[slot] = undefined;
     if (reached === undefined) return { outcome: 'exhausted', allowed };
@@ -187,11 +185,11 @@ export class Contention {
    * The view of a waiting access comes into or goes out of sight. Before it goes, accesses may have seen what they can see
    * now; `faults`: from now on a fault needs no reason. False without budget.
    */
-  setVisible(view: number, page: number, isVisible: boolean, faults: boolean): boolean {
+  setVisible(view: number, isVisible: boolean, faults: boolean): boolean {
     const register = this.#own.get(view);
     if (register === undefined) return true;
     if (register.isVisible && !isVisible) {
-      const everything = this.#reach(register, page, () => false, true);
+      const everything = this.#reach(register, () => false, true);
       if (everything === undefined) return false;
       register.states = everything;
     }
@@ -201,7 +199,7 @@ export class Contention {
       if (faults && access?.operation.frame === FAULT) explained |= 1 << slot;
     }
     register.update((state) => new PageState(state.holder, state.writers, state.accesses | explained));
-    this.#markAgain(register, page);
+    this.#markAgain(register);
     return true;
   }
 
@@ -214,20 +212,19 @@ export class Contention {
     return this.#shared.states[0]?.holder;
   }
 
-  #markAgain(register: Register, page: number): void {
-    register.update(({ holder, writers, accesses }) => register.state(page, holder, writers, accesses));
+  #markAgain(register: Register): void {
+    register.update(({ holder, writers, accesses }) => register.state(holder, writers, accesses));
   }
 
   /** States reached that satisfy the goal; all of them when `keepsAll`. Undefined without budget. */
   #reach(
     register: Register,
-    page: number,
     isGoal: (state: PageState) => boolean,
     keepsAll = false,
   ): readonly PageState[] | undefined {
     const all: PageState[] = [...register.states];
     const goals = this.#search.reach(register.states, isGoal, (state, visit) => {
-      this.#expand(register, page, state, (next) => {
+      this.#expand(register, state, (next) => {
         if (keepsAll) all.push(next);
         visit(next);
       });
@@ -238,15 +235,15 @@ export class Contention {
     return distinct.items;
   }
 
-  #expand(register: Register, page: number, state: PageState, visit: (next: PageState) => void): void {
+  #expand(register: Register, state: PageState, visit: (next: PageState) => void): void {
     const { holder, writers, accesses } = state;
-    if (holder !== undefined && mayWithdraw(holder)) visit(register.state(page, undefined, writers, accesses));
+    if (holder !== undefined && mayWithdraw(holder)) visit(register.state(undefined, writers, accesses));
     for (const [slot, writer] of this.#writers.entries()) {
       if (writer === undefined || (writers & (1 << slot)) !== 0) continue;
       if (writer.kind === 'map') {
-        if (holder === undefined) visit(register.state(page, writer, writers | (1 << slot), accesses));
+        if (holder === undefined) visit(register.state(writer, writers | (1 << slot), accesses));
       } else if (holder !== undefined && mayPublish(holder)) {
-        visit(register.state(page, undefined, writers | (1 << slot), accesses));
+        visit(register.state(undefined, writers | (1 << slot), accesses));
       }
     }
   }

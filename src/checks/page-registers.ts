@@ -8,8 +8,8 @@
  *
  * A view that is not attached sees faults only; while an attach or detach is at work, either.
  */
-import { FAULT, UNANSWERED, isRefused, type Extent, type Operation } from './operation.js';
-import { Contention, shown, type Outcome } from './page-register.js';
+import { FAULT, UNANSWERED, isAnswerOf, isRefused, type Extent, type Operation } from './operation.js';
+import { Contention, type Outcome } from './page-register.js';
 import { RangeIndex } from './range-index.js';
 import type { Search } from './search.js';
 
@@ -132,7 +132,7 @@ export class PageRegisters {
   #endWriter(segment: Segment, operation: Operation): void {
     if (segment.isAbandoned) return;
     if (segment.contention !== undefined) {
-      this.#judge(segment, operation, segment.contention.endWriter(operation, segment.first), segment.first);
+      this.#judge(segment, operation, segment.contention.endWriter(operation), segment.first);
       return;
     }
     segment.writer = undefined;
@@ -177,7 +177,7 @@ export class PageRegisters {
     const found = this.#segments.find(page);
     if (found?.isAbandoned === true) return;
     if (found?.contention === undefined) {
-      if (isVisible && shown(found?.holder, page) === access.frame) return;
+      if (isVisible && isAnswerOf(found?.holder, access)) return;
     } else if (found.contention.explains(access, isVisible)) return;
     for (const segment of this.#tile(page, page)) {
       if (this.#contend(segment).addAccess(access, isVisible)) this.#waiting.push(access);
@@ -208,7 +208,7 @@ export class PageRegisters {
     const pages = new Set(this.#waiting.filter(({ agent }) => agent === view).map(({ first }) => first));
     for (const page of pages) {
       const segment = this.#segments.find(page);
-      const isKnown = segment?.contention?.setVisible(view, page, state !== 'detached', state !== 'attached');
+      const isKnown = segment?.contention?.setVisible(view, state !== 'detached', state !== 'attached');
       const access = this.#waiting.find(({ agent, first }) => agent === view && first === page);
       if (isKnown === false && segment !== undefined && access !== undefined) this.#abandon(segment, access);
     }

@@ -67,6 +67,7 @@ function whyFrame(access: Operation, history: readonly Operation[]): string {
     if (later === undefined) return 'no MAP ever showed that frame there';
     return `${operationName(later)} of it was invoked only after the access had ended`;
   }
+  if (access.isWrite && !map.isWritable) return `${operationName(map)} of it lets devices read only`;
   if (map.respondedAt < access.invokedAt && map.rc !== 0) {
     return `${operationName(map)} of it had failed and returned before the access was issued`;
   }

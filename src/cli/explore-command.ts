@@ -5,7 +5,7 @@ import { failNth, type Sweep } from '../explore/fail-nth.js';
 import { countDeviations } from '../explore/record.js';
 import type { Shrunk } from '../explore/shrink.js';
 import { KERNEL_NODE } from '../explore/subject.js';
-import { INVARIANTS } from '../runtime/invariants.js';
+import { givenUpIn, INVARIANTS } from '../runtime/invariants.js';
 import { readScenario } from '../scenario/load.js';
 import { EXIT } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
@@ -47,7 +47,8 @@ function exploredText(
 ): string {
   const { runs, tasks, choices, changePoints, distinctSchedules, distinctStates, failure, guarantees, bounds } =
     exploration;
-  const mark = failure === undefined ? colours.good('✔') : colours.bad('✖');
+  const mark =
+    failure !== undefined ? colours.bad('✖') : exploration.inconclusive > 0 ? colours.unsure('?') : colours.good('✔');
   const speed = seconds > 0 ? `, ${(runs / seconds).toFixed(0)} a second` : '';
   const lines = [
     `${mark} ${scenario.name}  ${runs} schedules, ${distinctSchedules} distinct, ${distinctStates} final states${speed}`,
@@ -61,6 +62,11 @@ function exploredText(
   ];
   if (exploration.reaches > 1)
     lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
+  const givenUp = givenUpIn(exploration.invariants);
+  if (exploration.inconclusive > 0) {
+    const why = givenUp === undefined ? '' : `: ${givenUp.id}: ${givenUp.why}`;
+    lines.push(`  ${exploration.inconclusive} of them inconclusive${why}`);
+  }
   if (failure !== undefined) {
     lines.push(`  run ${failure.run}, task ${failure.task}: ${failure.message.split('\n')[0] ?? ''}`);
     if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));

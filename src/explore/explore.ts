@@ -95,7 +95,7 @@ export class Collector {
     for (const reach of part.reaches) this.reaches.add(reach);
     for (const [depth, runs] of Object.entries(part.pctRuns))
       this.pctRuns[Number(depth)] = (this.pctRuns[Number(depth)] ?? 0) + runs;
-    for (const { id, looks } of part.invariants) this.#ledger.held(id, looks);
+    for (const report of part.invariants) this.#ledger.add(report);
   }
 
   /** A run, and the depth it had under PCT. */
@@ -111,7 +111,7 @@ export class Collector {
     }
     if (attempt.verdict === 'inconclusive') this.#inconclusive++;
     if (depth !== undefined) this.pctRuns[depth] = (this.pctRuns[depth] ?? 0) + 1;
-    for (const { id, looks } of attempt.invariants) this.#ledger.held(id, looks);
+    for (const report of attempt.invariants) this.#ledger.add(report);
   }
 
   result(failure: FoundFailure | undefined): Sampled {

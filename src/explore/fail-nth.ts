@@ -74,7 +74,7 @@ export async function failNth(scenario: Scenario, seed: number, onProgress?: (ru
       while (calls < MAX_CALLS && failure === undefined) {
         const attempt = await once(calls);
         onProgress?.(++runs);
-        for (const { id, looks } of attempt.invariants) ledger.held(id, looks);
+        for (const report of attempt.invariants) ledger.add(report);
         if (!attempt.lines.some((line) => line.includes(` fault.strikes fault=${fault}`))) break;
         const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
         if (broken !== undefined) failure = { ...broken, nth: calls };

@@ -8,7 +8,7 @@ import type { Program } from '../host/program.js';
 import { runProgram } from '../host/run-program.js';
 import { eventLine } from '../runtime/events.js';
 import { FAULTS, type FaultId, type FaultRule } from '../runtime/faults.js';
-import { INVARIANTS, type InvariantId, type InvariantReport } from '../runtime/invariants.js';
+import { givenUpIn, INVARIANTS, type InvariantId, type InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { signatureOf } from '../runtime/signature.js';
@@ -82,7 +82,7 @@ function kernelOnlySubject(scenario: Scenario, program: Program, seed: number): 
         ...(observer === undefined ? {} : { observer }),
       });
       return {
-        verdict: ran.failure === undefined ? 'pass' : 'fail',
+        verdict: ran.failure !== undefined ? 'fail' : givenUpIn(ran.invariants) === undefined ? 'pass' : 'inconclusive',
         failure: ran.failure,
         choices: { [KERNEL_NODE]: ran.choices },
         tasks: ran.tasks,

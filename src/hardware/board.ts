@@ -320,7 +320,7 @@ export class Board {
       smmus: this.smmus,
       captures: this.#captures(description),
       dmaWatcher: {
-        began: (bdf, iova) => this.#dmaWatcher.began(bdf, iova),
+        began: (bdf, iova, isWrite) => this.#dmaWatcher.began(bdf, iova, isWrite),
         translated: (access) => this.#dmaWatcher.translated(access),
         ended: (access, pa) => this.#dmaWatcher.ended(access, pa),
       },

@@ -2,17 +2,24 @@
  * What devices have written in domains that track dirty pages, and what reports of dirty pages must therefore say (domain.md INV-11):
  * every page that was written before a report began, and that no earlier one had, unless it was unmapped meanwhile.
  *
- * A write that ends while a report is made may be in it or in the next. Where two reports of a domain overlap, each may have what the
- * other lacks, and nothing is checked. A report ends at the first hole.
+ * A domain tells which areas leave it, whoever unmaps them: when one is hidden, from when on reports end before it, and when it is out of the
+ * tables. Only then are writes to it forgotten. A write that ends while a report is made may be in it or in the next. Where two reports of
+ * a domain overlap, each may have what the other lacks, and nothing is checked. A report ends at the first hole: at its beginning what is
+ * not mapped or at work, and whatever leaves while it is made.
  *
- * Those who explore orders are told: a write and a report of its page, or an unmap of it, do not come to the same in either order.
+ * A report may have pages that were not written: a leaf is dirty as a whole, and a translation that was asked for to write is.
+ *
+ * Those who explore orders are told: a write and a report of its page, or its leaving, do not come to the same in either order.
  */
 import type { PagingDomain, IommuDomain } from '../kernel/iommu/domain.js';
+import type { AreaTree } from '../kernel/iommufd/area.js';
+import { IOVA_MAX } from '../kernel/iommufd/io-pagetable.js';
 import type { InvariantLedger } from '../runtime/invariants.js';
 import { invariant } from '../runtime/task.js';
 import { sharedRange, sharedRead, sharedWrite } from '../runtime/watch.js';
 
 const PAGE_BYTES = 4096;
+const PAGE = 4096n;
 
 /** What is longer than this is one shared word with every write. */
 const MARKED_BYTES = 512n * 4096n;
@@ -20,25 +27,31 @@ const MARKED_BYTES = 512n * 4096n;
 interface Tracked {
   /** By page: the number of the last write that no report has had. */
   readonly writes: Map<number, number>;
-  reports: number;
+  readonly reports: Set<DirtyReport>;
 }
 
 /** A report that is being made. */
 export interface DirtyReport {
   readonly domain: PagingDomain;
   readonly first: number;
-  /** The first page of a hole, or the end of the range. */
-  readonly end: number;
+  /** Behind the last page that was asked for. */
+  readonly asked: number;
+  /** The first page of a hole, or {@link asked}. */
+  end: number;
   /** Number of the first write that came after it began. */
   readonly began: number;
-  /** Whether another report was being made then. */
-  readonly isAlone: boolean;
+  /** Whether no other report was being made at any time. */
+  isAlone: boolean;
 }
 
-function firstHole(domain: PagingDomain, first: number, end: number): number {
-  let page = first;
-  while (page < end && domain.iova_to_phys(page * PAGE_BYTES) !== undefined) page++;
-  return page;
+/** Where a walk over areas that are mapped ends. */
+function firstHole(areas: AreaTree, iova: bigint, end: bigint): bigint {
+  let at = iova;
+  for (const area of iova < end && end <= IOVA_MAX ? areas.overlapping(iova, end - 1n) : []) {
+    if (area.iova > at || area.pages === undefined || area.pages.isRevoked) break;
+    at = area.last + 1n;
+  }
+  return at < end ? at : end;
 }
 
 /** The writes of a machine. */
@@ -54,12 +67,19 @@ export class DirtyWrites {
   /** Tracking was switched on: what comes now counts. */
   start(domain: IommuDomain): void {
     sharedWrite(this, 'tracked');
-    this.#tracked.set(domain, { writes: new Map(), reports: 0 });
+    const tracked: Tracked = { writes: new Map(), reports: new Set() };
+    this.#tracked.set(domain, tracked);
+    domain.onLeave = (iova, lengthBytes) => {
+      markRange(tracked, iova, lengthBytes, true);
+      sharedRead(tracked, 'reports', tracked.reports.size);
+      forget(tracked, Number(iova) / PAGE_BYTES, Number(iova + lengthBytes) / PAGE_BYTES);
+    };
   }
 
   stop(domain: IommuDomain): void {
     sharedWrite(this, 'tracked');
     this.#tracked.delete(domain);
+    domain.onLeave = undefined;
   }
 
   /** A device has written to an address of a domain. */
@@ -70,28 +90,20 @@ export class DirtyWrites {
     tracked.writes.set(Math.floor(Number(iova) / PAGE_BYTES), this.#next++);
   }
 
-  /** A range of some domains is unmapped, or about to be. */
-  forget(domains: readonly IommuDomain[], iova: bigint, lengthBytes: bigint): void {
-    for (const domain of domains) {
-      const tracked = this.#of(domain);
-      if (tracked !== undefined) markRange(tracked, iova, lengthBytes, true);
-      const writes = tracked?.writes;
-      for (const page of writes?.keys() ?? []) {
-        const at = BigInt(page * PAGE_BYTES);
-        if (at >= iova && at < iova + lengthBytes) writes?.delete(page);
-      }
-    }
-  }
-
-  /** A report of a range begins; undefined where nothing is tracked. */
-  begin(domain: PagingDomain, iova: bigint, lengthBytes: bigint): DirtyReport | undefined {
+  /** A report of a range of an address space begins; undefined where nothing is tracked. */
+  begin(domain: PagingDomain, areas: AreaTree, iova: bigint, lengthBytes: bigint): DirtyReport | undefined {
     const tracked = this.#of(domain);
     if (tracked === undefined) return undefined;
     markRange(tracked, iova, lengthBytes, false);
-    sharedWrite(tracked, 'reports', tracked.reports, tracked.reports + 1);
+    sharedWrite(tracked, 'reports', tracked.reports.size, tracked.reports.size + 1);
     const first = Number(iova) / PAGE_BYTES;
-    const end = firstHole(domain, first, first + Number(lengthBytes) / PAGE_BYTES);
-    return { domain, first, end, began: this.#next, isAlone: tracked.reports++ === 0 };
+    const asked = first + Number(lengthBytes) / PAGE_BYTES;
+    const end = Number(firstHole(areas, iova, iova + lengthBytes)) / PAGE_BYTES;
+    const isAlone = tracked.reports.size === 0;
+    for (const other of tracked.reports) other.isAlone = false;
+    const report = { domain, first, asked, end, began: this.#next, isAlone };
+    tracked.reports.add(report);
+    return report;
   }
 
   /**
@@ -99,18 +111,15 @@ export class DirtyWrites {
    * @throws InvariantError for a page that is missing
    */
   end(report: DirtyReport, clears: boolean, has: ((page: number) => boolean) | undefined): void {
-    const { domain, first, began } = report;
+    const { domain, first, asked, end, began, isAlone } = report;
     const tracked = this.#of(domain);
     if (tracked === undefined) return;
-    markRange(tracked, BigInt(first) * 4096n, BigInt(report.end - first) * 4096n, true);
-    sharedWrite(tracked, 'reports', tracked.reports, tracked.reports - 1);
-    tracked.reports--;
-    if (has === undefined) return;
-    const end = firstHole(domain, first, report.end);
-    const isAlone = report.isAlone && tracked.reports === 0;
+    markRange(tracked, BigInt(first) * PAGE, BigInt(asked - first) * PAGE, true);
+    sharedWrite(tracked, 'reports', tracked.reports.size, tracked.reports.size - 1);
+    if (!tracked.reports.delete(report) || has === undefined) return;
     for (const [page, number] of tracked.writes) {
-      if (page < first || page >= end) continue;
-      const isDue = number < began && isAlone;
+      if (page < first || page >= asked) continue;
+      const isDue = page < end && number < began && isAlone;
       invariant(
         !isDue || has(page),
         () => `page 0x${page.toString(16)} was written and is not reported as dirty`,
@@ -135,4 +144,11 @@ function markRange(tracked: Tracked, iova: bigint, lengthBytes: bigint, isWrite:
   }
   sharedRead(tracked, 'all pages');
   sharedRange(tracked, '', Number(iova), Number(lengthBytes), isWrite);
+}
+
+/** Pages from `first` to before `end` leave a domain. */
+function forget({ writes, reports }: Tracked, first: number, end: number): void {
+  for (const page of writes.keys()) if (page >= Math.floor(first) && page < end) writes.delete(page);
+  for (const report of reports)
+    if (first < report.end && end > report.first) report.end = Math.max(report.first, first);
 }

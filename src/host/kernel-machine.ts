@@ -28,7 +28,6 @@ import {
   iommufd_device_unbind,
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
-import type { PagingDomain } from '../kernel/iommu/domain.js';
 import { HwptPaging } from '../kernel/iommufd/hw-pagetable.js';
 import { Ioas } from '../kernel/iommufd/ioas.js';
 import { IommufdContext, IommufdFile } from '../kernel/iommufd/main.js';
@@ -93,6 +92,11 @@ const SMMU_DESCRIPTION: HostDescription['iommus'][number] = {
 
 /** Frames of interrupt controllers; nothing happens there but that messages arrive. */
 const DOORBELLS = [0x8080040, 0x8090040] as const;
+
+function isDoorbell(pa: number): boolean {
+  const pfn = Math.floor(pa / PAGE_BYTES);
+  return DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn);
+}
 
 /** A device's function: it has ATS, which stays off until the driver switches it on. */
 const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100 } as const;
@@ -381,19 +385,11 @@ export class KernelMachine {
     return new Card(this.runtime, `0000:01:${(this.#devices++).toString(16).padStart(2, '0')}.0`, NO_FABRIC);
   }
 
-  /** The domain of a page table; undefined for numbers that are none. */
-  domainOf(hwptId: number): PagingDomain | undefined {
+  /** The page table with a number; undefined for numbers of none. */
+  hwptOf(hwptId: number): HwptPaging | undefined {
     for (const object of this.ictx.objects.objects())
-      if (object instanceof HwptPaging && object.id === hwptId) return object.domain;
+      if (object instanceof HwptPaging && object.id === hwptId) return object;
     return undefined;
-  }
-
-  /** The domains of an address space. */
-  domainsOf(ioasId: number): PagingDomain[] {
-    const domains: PagingDomain[] = [];
-    for (const object of this.ictx.objects.objects())
-      if (object instanceof HwptPaging && object.ioas.id === ioasId) domains.push(object.domain);
-    return domains;
   }
 
   /** The iommufd device of a number. */
@@ -464,16 +460,21 @@ export class KernelMachine {
       add(object.users);
       if (!(object instanceof Ioas)) continue;
       for (const area of object.iopt.areas.overlapping()) {
-        add(Number(area.iova & 0xffff_ffffn));
-        add(Number(area.lengthBytes & 0xffff_ffffn));
+        addHalves(add, area.iova);
+        addHalves(add, area.lengthBytes);
         add(area.numAccesses);
       }
     }
     for (const object of this.ictx.objects.objects()) {
       if (!(object instanceof Ioas)) continue;
       const { reserved, allowed } = object.iopt.ranges;
-      add(reserved.length);
-      add(allowed.length);
+      for (const ranges of [reserved, allowed]) {
+        add(ranges.length);
+        for (const { start, last } of ranges) {
+          addHalves(add, start);
+          addHalves(add, last);
+        }
+      }
       add(object.hwpts.length);
       add(object.iopt.accesses.length);
     }
@@ -486,15 +487,27 @@ export class KernelMachine {
     add(this.pages.freePages);
   }
 
-  /** What devices reach, by numbers: the areas of each one's address space. */
-  addReach(add: (value: number) => void, devices: readonly Device[]): void {
-    for (const { group } of devices) {
-      const { domain } = group ?? {};
+  /** Tells by numbers what is in the tables of every domain: what shows what, and what is dirty. */
+  addContents(add: (value: number) => void): void {
+    for (const object of this.ictx.objects.objects()) {
+      if (!(object instanceof HwptPaging)) continue;
+      add(object.id);
+      for (const { iova, pa, lengthBytes, state } of object.domain.leaves?.() ?? []) {
+        for (const value of [iova, pa, lengthBytes]) addHalves(add, BigInt(value));
+        add(state);
+      }
+    }
+  }
+
+  /** What devices reach, by numbers: the areas of each one's address space; nothing of one that is not there. */
+  addReach(add: (value: number) => void, devices: readonly (Device | undefined)[]): void {
+    for (const device of devices) {
+      const domain = device?.group?.domain;
       for (const object of this.ictx.objects.objects()) {
         if (!(object instanceof Ioas) || !object.iopt.domains.some((shown) => shown === domain)) continue;
         for (const area of object.iopt.areas.overlapping()) {
-          add(Number(area.iova & 0xffff_ffffn));
-          add(Number(area.lengthBytes & 0xffff_ffffn));
+          addHalves(add, area.iova);
+          addHalves(add, area.lengthBytes);
         }
       }
       add(-1);
@@ -524,10 +537,10 @@ export class KernelMachine {
    * @throws InvariantError INV-3 when the page was given back already
    */
   *dma(device: Device, iova: bigint, write: boolean): Task<number> {
-    const watched = beginAccess(device.group, device.streamIds[0] ?? 0, iova);
+    const watched = beginAccess(device.group, device.streamIds[0] ?? 0, iova, write);
     const pa =
       this.smmu === undefined ? this.#mockAccess(device, iova, write) : yield* this.#access(device, iova, write);
-    endAccess(watched, pa ?? -1);
+    endAccess(watched, pa !== undefined && isDoorbell(pa) ? undefined : (pa ?? -1));
     return pa === undefined ? -EFAULT : 0;
   }
 
@@ -549,7 +562,7 @@ export class KernelMachine {
   #mockAccess(device: Device, iova: bigint, write: boolean): number | undefined {
     const domain = device.group?.domain;
     if (!(domain instanceof MockDomain)) return undefined;
-    const pa = domain.iova_to_phys(Number(iova));
+    const pa = domain.reach(Number(iova), write);
     if (pa === undefined) return undefined;
     if (write && domain.tracksDirty) domain.set_dirty(Number(iova));
     this.#touch(pa, write);
@@ -599,7 +612,7 @@ export class KernelMachine {
 
   #touch(pa: number, write: boolean): void {
     const pfn = Math.floor(pa / PAGE_BYTES);
-    if (DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn)) return;
+    if (isDoorbell(pa)) return;
     sharedRead(this, 'pages without pins');
     const isReachable = this.pages.pinCount(pfn) > 0 || this.#unpinned.has(pfn);
     const what = this.pages.isFree(pfn) ? 'is free' : 'nobody has pinned';
@@ -607,6 +620,12 @@ export class KernelMachine {
     this.runtime.invariants.held('INV-3');
     if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
   }
+}
+
+/** 64 bits as two numbers. */
+function addHalves(add: (value: number) => void, value: bigint): void {
+  add(Number(value & 0xffff_ffffn));
+  add(Number(value >> 32n));
 }
 
 function* nothing(): Task<void> {

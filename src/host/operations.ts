@@ -200,12 +200,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *unmap(caller, { ioas, iova, length }) {
     const range = iova === undefined ? { iova: 0n, length: EVERYTHING } : { iova, length: length ?? 0n };
-    const { dirtyWrites } = caller.machine;
-    const domains = caller.machine.domainsOf(idOf(caller, ioas));
-    dirtyWrites.forget(domains, range.iova, range.length);
-    const { rc } = yield* ioctl(caller, uapi.IOMMU_IOAS_UNMAP, { ioas_id: idOf(caller, ioas), ...range });
-    dirtyWrites.forget(domains, range.iova, range.length);
-    return rc;
+    return (yield* ioctl(caller, uapi.IOMMU_IOAS_UNMAP, { ioas_id: idOf(caller, ioas), ...range })).rc;
   },
   *copy(caller, { from, to, length }) {
     const { rc } = yield* ioctl(caller, uapi.IOMMU_IOAS_COPY, {
@@ -330,7 +325,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *'track-dirty'(caller, { hwpt, on }) {
     const { machine } = caller;
-    const domain = machine.domainOf(idOf(caller, hwpt));
+    const domain = machine.hwptOf(idOf(caller, hwpt))?.domain;
     if (domain !== undefined && !on) machine.dirtyWrites.stop(domain);
     const fields = { hwpt_id: idOf(caller, hwpt), flags: on ? uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE : 0 };
     const { rc } = yield* ioctl(caller, uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, fields);
@@ -339,8 +334,8 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   },
   *'read-dirty'(caller, { hwpt, iova, length, clear }) {
     const { machine, ctx } = caller;
-    const domain = machine.domainOf(idOf(caller, hwpt));
-    const report = domain && machine.dirtyWrites.begin(domain, iova, length);
+    const table = machine.hwptOf(idOf(caller, hwpt));
+    const report = table && machine.dirtyWrites.begin(table.domain, table.ioas.iopt.areas, iova, length);
     const { rc } = yield* ioctl(
       caller,
       uapi.IOMMU_HWPT_GET_DIRTY_BITMAP,

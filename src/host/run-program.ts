@@ -188,7 +188,7 @@ class ProgramRun {
     for (const call of calls) {
       yield 'program:call';
       const startNs = runtime.now;
-      const before = this.#options.inject === undefined ? 0 : this.stateHash();
+      const before = this.#options.inject === undefined ? 0 : this.#contentsHash();
       const rc = yield* perform(caller, call);
       if (this.#options.inject !== undefined && rc < 0) this.#checkUnchanged(task, call, before);
       const text = nameOf(rc);
@@ -206,7 +206,7 @@ class ProgramRun {
   #checkUnchanged(task: string, { op, args }: Call, before: number): void {
     if (PARTIAL.has(op) || ('times' in args && args.times > 1)) return;
     if (this.machine.runtime.scheduler.unfinished().length > 1) return;
-    invariant(this.stateHash() === before, () => `${task}: ${op} failed and changed something`, 'INV-9');
+    invariant(this.#contentsHash() === before, () => `${task}: ${op} failed and changed something`, 'INV-9');
     this.machine.runtime.invariants.held('INV-9');
   }
 
@@ -221,11 +221,13 @@ class ProgramRun {
     }
   }
 
+  /** A device that was refused, whatever for, reaches nothing: that it came too late is what the order changes. */
   reachHash(): number | undefined {
-    const calls = this.#program.tasks.flatMap((task) => task.calls);
-    if (!calls.every(({ op }) => PLUGS.has(op)) || this.results.some(({ rc }) => rc < 0)) return undefined;
-    const names = [...this.#things.keys()].sort();
-    const devices = names.flatMap((name) => this.#things.get(name)?.device ?? []);
+    const { setup, tasks } = this.#program;
+    const calls = tasks.flatMap((task) => task.calls);
+    if (!calls.every(({ op }) => PLUGS.has(op))) return undefined;
+    const names = [...setup, ...calls].flatMap(({ op, args }) => (op === 'device' && 'as' in args ? [args.as] : []));
+    const devices = [...new Set(names)].sort().map((name) => this.#things.get(name)?.device);
     return hashed((add) => {
       this.machine.addReach(add, devices);
     });
@@ -235,6 +237,14 @@ class ProgramRun {
   stateHash(): number {
     return hashed((add) => {
       this.#addState(add);
+    });
+  }
+
+  /** The same, with what is in the tables. */
+  #contentsHash(): number {
+    return hashed((add) => {
+      this.#addState(add);
+      this.machine.addContents(add);
     });
   }
 

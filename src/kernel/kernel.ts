@@ -29,7 +29,7 @@ import { MmStruct, PAGE_BYTES } from './mm/mm.js';
 import { MemfdFile } from './mm/memfd.js';
 import { PageAllocator, type PageExtent } from './mm/page-allocator.js';
 import { Process, UserStruct } from './mm/process.js';
-import { PciCore } from './pci/pci-core.js';
+import { isDmaDriven, PciCore } from './pci/pci-core.js';
 import { modulesAlias, modulesAliasPath, OSRELEASE_PATH } from './module-aliases.js';
 import { Sysfs, SysfsFile, text, type SysfsNode } from './sysfs.js';
 import { VfioCore } from './vfio/vfio-core.js';
@@ -86,7 +86,7 @@ export class Kernel {
     this.#pci = new PciCore(runtime, board, this.#iommu, this.#irq, this.#vfio);
     this.#sysfs = new Sysfs(this.#iommu, this.#pci, this.#vfio);
     board.watchDma({
-      began: (bdf, iova) => this.#beginAccess(bdf, iova),
+      began: (bdf, iova, isWrite) => this.#beginAccess(bdf, iova, isWrite),
       translated: (access) => this.#checkReached(access),
       ended: (access, pa) => this.#endAccess(access as WatchedAccess | undefined, pa),
     });
@@ -109,10 +109,10 @@ export class Kernel {
     this.#runtime.invariants.held('INV-3');
   }
 
-  #beginAccess(bdf: string, iova: bigint): WatchedAccess | undefined {
+  #beginAccess(bdf: string, iova: bigint, isWrite: boolean): WatchedAccess | undefined {
     const device = this.#pci.device(bdf);
     const [streamId] = device?.streamIds ?? [];
-    return streamId === undefined ? undefined : beginAccess(device?.group, streamId, iova);
+    return streamId === undefined ? undefined : beginAccess(device?.group, streamId, iova, isWrite);
   }
 
   /** What ended at a doorbell or a BAR is not judged: not every way there came through a mapping. */
@@ -223,7 +223,8 @@ export class Kernel {
     const contexts = new Set<IommufdContext>();
     for (const { files } of this.#processes.values())
       for (const file of files.open()) if (file instanceof IommufdFile) contexts.add(file.ictx);
-    for (const ictx of contexts) auditIommufd(ictx, (pfn) => this.#pages.pinCount(pfn), this.#runtime.invariants);
+    const pinCount = (pfn: number): number => this.#pages.pinCount(pfn);
+    for (const ictx of contexts) auditIommufd(ictx, pinCount, this.#runtime.invariants, isDmaDriven);
   }
 
   #counters(): Record<string, number> {

@@ -7,7 +7,7 @@ import type { CheckVerdict } from '../scenario/results.js';
 export interface RuleReport {
   readonly id: InvariantId;
   readonly text: string;
-  /** `inconclusive`: nothing in the run put it to the test. */
+  /** `inconclusive`: nothing in the run put it to the test, or it was given up. */
   readonly verdict: CheckVerdict;
   /** How often it was looked at. */
   readonly looks: number;
@@ -15,10 +15,11 @@ export interface RuleReport {
 
 /** All rules, in the order of the catalogue. */
 export function rulesOf({ invariants, brokenRule }: ScenarioOutcome): RuleReport[] {
-  const looksOf = new Map(invariants.map(({ id, looks }) => [id, looks]));
+  const reportOf = new Map(invariants.map((report) => [report.id, report]));
   return (Object.keys(INVARIANTS) as InvariantId[]).map((id) => {
-    const looks = looksOf.get(id) ?? 0;
-    const verdict = brokenRule === id ? 'fail' : looks > 0 ? 'pass' : 'inconclusive';
+    const { looks = 0, givenUp } = reportOf.get(id) ?? {};
+    const isJudged = looks > 0 && givenUp === undefined;
+    const verdict = brokenRule === id ? 'fail' : isJudged ? 'pass' : 'inconclusive';
     return { id, text: INVARIANTS[id], verdict, looks };
   });
 }

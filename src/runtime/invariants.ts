@@ -19,7 +19,7 @@ export const INVARIANTS = {
   'INV-8': 'all devices of a group are in one domain and have one owner',
   'INV-9': 'a system call that fails leaves the state as it was',
   'INV-10': 'the order of plugging does not change what devices can reach',
-  'INV-11': 'the dirty report has every page that was written since it was cleared, and none that was not',
+  'INV-11': 'the dirty report has every page that was written since it was cleared',
   'INV-12': "the destination's memory equals the source's at switchover",
   'INV-13': 'no device starts DMA while it is stopped, none reaches a peer while that is forbidden',
   'INV-14': 'every fault group gets one response, every event is delivered once or counted as lost',
@@ -47,11 +47,22 @@ export interface InvariantReport {
   readonly id: InvariantId;
   /** How often it was looked at; nothing put it to the test where it is 0. */
   readonly looks: number;
+  /** Why it was looked at no more, where judging it took too long: then the run says nothing of it. */
+  readonly givenUp?: string;
+}
+
+/** A rule that a run gave up, which makes the run inconclusive; undefined where all were judged to the end. */
+export function givenUpIn(
+  reports: readonly InvariantReport[],
+): { readonly id: InvariantId; readonly why: string } | undefined {
+  for (const { id, givenUp } of reports) if (givenUp !== undefined) return { id, why: givenUp };
+  return undefined;
 }
 
 /** The looks of one node. */
 export class InvariantLedger {
   readonly #looks = new Map<InvariantId, number>();
+  readonly #givenUp = new Map<InvariantId, string>();
   /** Whether rules are looked at that cost more than a comparison. Off only where their cost is measured. */
   isOn = true;
 
@@ -60,7 +71,22 @@ export class InvariantLedger {
     this.#looks.set(id, (this.#looks.get(id) ?? 0) + looks);
   }
 
+  /** A rule is not judged to the end; the first reason stays. */
+  gaveUp(id: InvariantId, why: string): void {
+    if (!this.#givenUp.has(id)) this.#givenUp.set(id, why);
+    this.held(id, 0);
+  }
+
+  /** What another ledger says. */
+  add({ id, looks, givenUp }: InvariantReport): void {
+    this.held(id, looks);
+    if (givenUp !== undefined) this.gaveUp(id, givenUp);
+  }
+
   report(): InvariantReport[] {
-    return [...this.#looks].map(([id, looks]) => ({ id, looks }));
+    return [...this.#looks].map(([id, looks]) => {
+      const givenUp = this.#givenUp.get(id);
+      return givenUp === undefined ? { id, looks } : { id, looks, givenUp };
+    });
   }
 }

@@ -5,10 +5,10 @@
  * itself becomes a failed or inconclusive check, so nothing that went wrong below is lost.
  */
 import type { HostDescription } from '../hardware/description.js';
-import type { ProgramFailure } from '../host/run-program.js';
+import type { ProgramOutcome } from '../host/run-program.js';
 import { signatureOf } from '../runtime/signature.js';
 import { eventLine, HistoryDigest, type RunEvent } from '../runtime/events.js';
-import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
+import { givenUpIn, type InvariantId, type InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunFailure } from '../testbed/conductor.js';
 import { runProgramAt } from '../testbed/run-program.js';
@@ -92,6 +92,12 @@ function failureCheck(failure: RunFailure): Check {
     return { name: failure.rule, verdict: 'fail', detail: `in ${where}: ${failure.message}` };
   const verdict: CheckVerdict = failure.kind === 'time-limit' ? 'inconclusive' : 'fail';
   return { name: 'the run ends by itself', verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
+}
+
+/** A rule that was not judged to the end. */
+function givenUpChecks(invariants: readonly InvariantReport[]): Check[] {
+  const rule = givenUpIn(invariants);
+  return rule === undefined ? [] : [{ name: rule.id, verdict: 'inconclusive', detail: rule.why }];
 }
 
 function verdictOf(checks: readonly Check[]): CheckVerdict {
@@ -181,7 +187,7 @@ export async function executeScenario(
   });
   const record = runner?.record;
   const failed = finished.failure === undefined ? [] : [failureCheck(finished.failure)];
-  const found = [...(record?.checks ?? []), ...failed];
+  const found = [...(record?.checks ?? []), ...failed, ...givenUpChecks(finished.invariants)];
   const checks = options.scheduleOf === undefined ? judgeFailure(scenario.fails, found) : found;
   const outcome: ScenarioOutcome = {
     name: scenario.name,
@@ -212,13 +218,14 @@ export async function executeScenario(
 }
 
 /** The verdict on a program's run: whether it broke a rule, and whether it was meant to. */
-function checkOf(failure: ProgramFailure | undefined, wanted: string | undefined): Check {
+function checkOf({ failure, invariants }: ProgramOutcome, wanted: string | undefined): Check {
   if (wanted !== undefined) {
     const isIt = failure?.signature === wanted;
     const detail = failure === undefined ? 'no rule was broken' : failure.message;
     return { name: `it fails: ${wanted}`, verdict: isIt ? 'pass' : 'fail', detail };
   }
-  if (failure === undefined) return { name: 'no rule is broken', verdict: 'pass', detail: '' };
+  const [givenUp] = givenUpChecks(invariants);
+  if (failure === undefined) return givenUp ?? { name: 'no rule is broken', verdict: 'pass', detail: '' };
   return { name: failure.id ?? 'no rule is broken', verdict: 'fail', detail: `${failure.task}: ${failure.message}` };
 }
 
@@ -238,7 +245,7 @@ async function executeKernelOnly(
   });
   const digest = new HistoryDigest();
   for (const event of ran.events) digest.add(event);
-  const checks = [checkOf(ran.failure, scenario.fails)];
+  const checks = [checkOf(ran, scenario.fails)];
   const steps = ran.results.map(({ task, call, text, startNs, endNs }): StepLog => ({
     kind: call.op,
     at: { line: call.line ?? 1, column: 1 },

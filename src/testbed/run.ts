@@ -67,7 +67,7 @@ async function collect(nodes: readonly Node[]): Promise<Pick<RunOutcome, 'choice
   for (const node of nodes) {
     try {
       choices[node.name] = await node.choices();
-      for (const { id, looks } of await node.invariants()) ledger.held(id, looks);
+      for (const report of await node.invariants()) ledger.add(report);
       tasks = Math.max(tasks, await node.tasks());
     } catch (error) {
       if (!(error instanceof NodeFailure)) throw error;

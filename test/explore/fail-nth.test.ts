@@ -3,9 +3,11 @@ import { readdirSync } from 'node:fs';
 import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
 import { failNth, type Injected, type Sweep } from '../../src/explore/fail-nth.js';
+import { IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
 import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
 import { ObjectTable } from '../../src/kernel/iommufd/object.js';
 import { FaultSwitches, type FaultId } from '../../src/runtime/faults.js';
+import { EADDRINUSE, ENOMEM } from '../../src/uapi/errno.js';
 import { loadScenario, readScenario } from '../../src/scenario/load.js';
 import { sabotaged } from '../../src/scenario/sabotage.js';
 
@@ -128,5 +130,51 @@ describe('what is planted is seen', () => {
     forgetAfterStrike(IntervalList.prototype, 'removeIf');
     const [failure] = failuresOf(await failNth(loadScenario('smmu.yaml', SMMU), 1));
     expect(failure).toMatchObject({ id: 'INV-9', message: 'INV-9: setup: device failed and changed something' });
+  });
+
+  test('dirty bits that a report cleared and did not give', async () => {
+    vi.spyOn(IoPageTable.prototype, 'read_and_clear_dirty').mockImplementation(function* (domain, iova, last, noClear) {
+      const lengthBytes = Number(last - iova) + 1;
+      yield* domain.dirtyOps?.read_and_clear_dirty(Number(iova), lengthBytes, noClear, () => undefined) ?? [];
+      return -ENOMEM;
+    });
+    const text = `title: a report that fails
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic, dirty: true }
+  - map: { iova: 0x1000000, length: 4 KiB }
+  - hwpt: { as: tracked, device: nic, dirty: true }
+  - replace: { device: nic, to: tracked }
+  - track-dirty: { hwpt: tracked, on: true }
+tasks:
+  a:
+    - ioas: { as: other }
+    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
+    - read-dirty: { hwpt: tracked, iova: 0x1000000, length: 4 KiB }
+`;
+    const failure = failuresOf(await failNth(loadScenario('report.yaml', text), 1)).at(-1);
+    expect(failure?.message).toBe('INV-9: a: read-dirty failed and changed something');
+  });
+
+  test('allowed ranges that a failed call has exchanged', async () => {
+    // Called with the table as `this`.
+    // eslint-disable-next-line @typescript-eslint/unbound-method
+    const { set_allow_iova: real } = IoPageTable.prototype;
+    vi.spyOn(IoPageTable.prototype, 'set_allow_iova').mockImplementation(function* (this: IoPageTable, allowed) {
+      const isFirst = this.ranges.allowed.length === 0;
+      const rc = yield* real.call(this, allowed);
+      return isFirst ? rc : -EADDRINUSE;
+    });
+    const text = `title: other ranges
+kernel-only: { iommu: mock }
+setup:
+  - allow: { ranges: [{ start: 0x1000000, last: 0x1ffffff }] }
+tasks:
+  a:
+    - ioas: { as: other }
+    - allow: { ranges: [{ start: 0x3000000, last: 0x3ffffff }] }
+`;
+    const failure = failuresOf(await failNth(loadScenario('allow.yaml', text), 1)).at(-1);
+    expect(failure?.message).toBe('INV-9: a: allow failed and changed something');
   });
 });

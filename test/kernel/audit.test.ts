@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import type { KernelMachine } from '../../src/host/kernel-machine.js';
 import { runProgram } from '../../src/host/run-program.js';
 import type { IoptArea } from '../../src/kernel/iommufd/area.js';
+import type { DomainLeaf } from '../../src/kernel/iommu/domain.js';
 import { Ioas } from '../../src/kernel/iommufd/ioas.js';
 import type { InvariantId } from '../../src/runtime/invariants.js';
 import { InvariantError } from '../../src/runtime/task.js';
@@ -58,6 +59,14 @@ function answers(object: object, name: string, value: unknown): void {
   Object.defineProperty(object, name, { configurable: true, get: () => value });
 }
 
+/** The tables of an address space's domains show something else from now on. */
+function tablesOf(ioas: Ioas, change: (leaves: readonly DomainLeaf[]) => readonly DomainLeaf[]): void {
+  for (const domain of ioas.iopt.domains) {
+    const changed = change([...(domain.leaves?.() ?? [])]);
+    domain.leaves = () => changed;
+  }
+}
+
 /** Pins of the page behind an address are given back. */
 function unpin({ machine, ioas }: Broken, iova: number): void {
   const pa = ioas.iopt.domains[0]?.iova_to_phys(iova) ?? 0;
@@ -73,7 +82,7 @@ test('a whole state is passed, every rule is looked at', () => {
     looks = after.filter((rule) => rule.looks > (before.get(rule.id) ?? 0)).map(({ id }) => id);
   });
   expect(error).toBeUndefined();
-  expect(looks.sort()).toEqual(['INV-16', 'INV-3', 'INV-4', 'INV-6', 'INV-7', 'objects']);
+  expect(looks.sort()).toEqual(['INV-16', 'INV-3', 'INV-4', 'INV-6', 'INV-7', 'INV-8', 'objects']);
 });
 
 describe('a state that is broken', () => {
@@ -97,10 +106,7 @@ describe('a state that is broken', () => {
       'INV-4',
       /a table shows 0x[0-9a-f]+ at 0x1001000/,
       ({ ioas }) => {
-        const [domain] = ioas.iopt.domains;
-        const real = domain?.iova_to_phys.bind(domain);
-        if (domain === undefined || real === undefined) throw new Error('a device is attached');
-        domain.iova_to_phys = (iova) => real(iova === 0x1001000 ? 0x2000000 : iova);
+        tablesOf(ioas, (leaves) => leaves.map((leaf) => (leaf.iova === 0x1001000 ? { ...leaf, pa: 0x5000 } : leaf)));
       },
     ],
     [
@@ -108,8 +114,58 @@ describe('a state that is broken', () => {
       'INV-4',
       /a table shows 0x0 at 0x1000000/,
       ({ ioas }) => {
-        const [domain] = ioas.iopt.domains;
-        if (domain !== undefined) domain.iova_to_phys = () => undefined;
+        tablesOf(ioas, () => []);
+      },
+    ],
+    [
+      'a table lacks a page of an area',
+      'INV-4',
+      /a table shows 0x0 at 0x1002000/,
+      ({ ioas }) => {
+        tablesOf(ioas, (leaves) => leaves.filter(({ iova }) => iova !== 0x1002000));
+      },
+    ],
+    [
+      'a table still shows what was unmapped',
+      'INV-4',
+      /a table shows 0x7000 at 0x1800000, where nothing is mapped/,
+      ({ ioas }) => {
+        const stale = { iova: 0x1800000, pa: 0x7000, lengthBytes: 0x1000, state: 0 };
+        tablesOf(ioas, (leaves) => [...leaves, stale].sort((a, b) => a.iova - b.iova));
+      },
+    ],
+    [
+      'a table shows more behind the last area',
+      'INV-4',
+      /a table shows 0x[0-9a-f]+ at 0x2002000, where nothing is mapped/,
+      ({ ioas }) => {
+        tablesOf(ioas, (leaves) =>
+          leaves.map((leaf) => (leaf.iova === 0x2001000 ? { ...leaf, lengthBytes: 0x2000 } : leaf)),
+        );
+      },
+    ],
+    [
+      'a driver of the kernel has come into a group that user space owns',
+      'INV-8',
+      /iommu group \d+ has 2 owners/,
+      ({ machine }) => {
+        for (const group of machine.ictx.groups.list()) group.ownerCount++;
+      },
+    ],
+    [
+      'a group has another owner than who has bound its devices',
+      'INV-8',
+      /of which none is user space/,
+      ({ machine }) => {
+        for (const group of machine.ictx.groups.list()) group.owner = {};
+      },
+    ],
+    [
+      'a group is in another domain than what is attached',
+      'INV-8',
+      /is in another domain than what is attached/,
+      ({ machine }) => {
+        for (const group of machine.ictx.groups.list()) group.domain = group.driver.blockedDomain;
       },
     ],
     [

@@ -7,6 +7,9 @@ import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import type { AtsRequest, AtsResponse } from '../smmu/ats.js';
 import { InFlight } from '../smmu/in-flight.js';
 
+/** What {@link Atc.translation} says of an address that may not be accessed that way. */
+export const NO_ACCESS = 'translation request: no access';
+
 /** Translations a cache holds. */
 const ATC_ENTRIES = 64;
 
@@ -76,7 +79,7 @@ export class Atc {
     const first = iova - (iova % size);
     const pa = answer.pa - Number(iova % size);
     const entry = { first, last: first + size - 1n, pa, read: answer.read, write: answer.write };
-    if (!(write ? entry.write : entry.read)) return 'translation request: no access';
+    if (!(write ? entry.write : entry.read)) return NO_ACCESS;
     sharedRead(this, 'entries');
     if (before === this.#invalidations) this.insert(entry);
     return entry;

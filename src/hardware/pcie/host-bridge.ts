@@ -16,7 +16,7 @@ import { readFrame, writeFrame, type Origin, type SystemBus } from '../bus.js';
 import type { HostBridgeDescription, IdMapping } from '../description.js';
 import type { MsiController } from '../msi/controller.js';
 import type { Smmu } from '../smmu/smmu.js';
-import type { AtcEntry } from './atc.js';
+import { NO_ACCESS, type AtcEntry } from './atc.js';
 import { Fabric, type Capture, type Route } from './fabric.js';
 import type { DmaResult, PciFunction, UpstreamPort } from './function.js';
 import { assignResources } from './resources.js';
@@ -40,10 +40,10 @@ export interface TranslatedAccess {
  */
 export interface DmaWatcher {
   /** A device issues an access; what is returned is given back when it ends. */
-  began(bdf: string, iova: bigint): unknown;
+  began(bdf: string, iova: bigint, isWrite: boolean): unknown;
   /** An IOMMU has let it through; it is about to be done. */
   translated(access: TranslatedAccess): void;
-  /** It was done at a physical address, ended in a translation fault (-1), or some other way. */
+  /** It was done at a physical address, ended in a fault of translation or permission (-1), or some other way. */
   ended(access: unknown, pa: number | undefined): void;
 }
 
@@ -68,10 +68,13 @@ interface Piece {
   readonly bytes?: Uint8Array;
 }
 
+/** How an access ends that nothing is mapped for, or nothing that allows it. */
+const REFUSALS: readonly string[] = ['F_TRANSLATION', 'F_PERMISSION', NO_ACCESS];
+
 /** Where an access ended in memory, -1 where nothing was mapped for it. */
 function reachedBy({ kind, where, address }: TransactionEnd): number | undefined {
   if (kind === 'memory' && address !== undefined) return Number(address);
-  return kind === 'aborted' && where === 'F_TRANSLATION' ? -1 : undefined;
+  return kind === 'aborted' && REFUSALS.includes(where) ? -1 : undefined;
 }
 
 /** Makes the end of the piece at hand. */
@@ -190,7 +193,7 @@ export class HostBridge implements UpstreamPort {
       return ended('nowhere', 'beyond the address bits of the fabric', this.#name);
     const ticket = usesAts ? fn.atc.begin() : undefined;
     const { dmaWatcher } = this.#ports;
-    const watched = direction === 'msi' ? undefined : dmaWatcher.began(fn.bdf, iova);
+    const watched = direction === 'msi' ? undefined : dmaWatcher.began(fn.bdf, iova, direction === 'write');
     let pa: number | undefined;
     try {
       const entry = usesAts ? yield* this.#translation(fn, iova, direction === 'write') : undefined;

@@ -62,6 +62,8 @@ export interface IommuInstance {
 export interface IommuDomain {
   /** Watches an address space while this shows everything that is mapped in it. */
   check?: MappingCheck | undefined;
+  /** Is told of what leaves: an area when it is hidden, and again when it is out of the tables. */
+  onLeave?: ((iova: bigint, lengthBytes: bigint) => void) | undefined;
   readonly type: DomainType;
   /** The driver that made it: only its devices can be attached. */
   readonly driver: IommuInstance;
@@ -90,8 +92,19 @@ export interface PagingDomain extends IommuDomain {
   iotlb_sync(iova: number, lengthBytes: number): Task<void>;
   /** Physical address behind an IOVA; undefined when it is not mapped. */
   iova_to_phys(iova: number): number | undefined;
+  /** Everything its tables show, ascending, for those who look at it while nobody changes it. */
+  leaves?(): Iterable<DomainLeaf>;
   /** Frees the tables. Nothing may be attached. */
   free(): Task<void>;
+}
+
+/** Consecutive addresses that a domain shows as one. */
+export interface DomainLeaf {
+  readonly iova: number;
+  readonly pa: number;
+  readonly lengthBytes: number;
+  /** 32 bits for what is allowed and whether it is dirty: other ones say that something changed. */
+  readonly state: number;
 }
 
 /** `struct iommu_user_data_array`: entries in user memory, one command each. */

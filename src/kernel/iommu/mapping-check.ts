@@ -3,7 +3,10 @@
  *
  * The address space tells its MAPs and UNMAPs, whoever carries a device's DMA tells where it went. Pages are 4 KiB. What the checker does
  * not speak of ends the watch for good: mappings that are no whole pages, areas that are split, dma-bufs that are revoked. A
- * DMA during which its device moved between domains is not judged.
+ * DMA during which its device moved between domains is not judged, nor one that ends at a doorbell.
+ *
+ * Answers are judged when nothing is open, and at {@link MappingCheck.finish} whatever is: rules are counted as looked at only then, and no
+ * more once a search was too long, which makes the run inconclusive.
  *
  * Those who explore orders are told of each operation: which of two comes first matters where one ends before the other begins and both
  * have a page in common (that says which of them may be explained before the other); two that begin, or have no page in common, may
@@ -12,13 +15,13 @@
  * Ownership: the address space has the check, its domains point to it while they show everything that is mapped.
  */
 import { AddressSpaceCheck } from '../../checks/address-space-check.js';
-import { FAULT, UNANSWERED, type Operation } from '../../checks/operation.js';
+import { FAULT, operationText, UNANSWERED, type Operation } from '../../checks/operation.js';
 import type { InvariantId } from '../../runtime/invariants.js';
 import { InvariantError } from '../../runtime/task.js';
 import { isWatched, sharedRange, sharedRead, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EDEADLK, ENOENT } from '../../uapi/errno.js';
 import type { IommuGroup } from './group.js';
-import type { IommuDomain } from './domain.js';
+import { IOMMU_READ, IOMMU_WRITE, type IommuDomain } from './domain.js';
 
 const PAGE = 4096n;
 const PAGE_BYTES = 4096;
@@ -31,7 +34,13 @@ export type WatchedCall = Operation | undefined;
 
 /** Where looks at rules are counted. */
 interface Ledger {
-  held(rule: InvariantId): void;
+  held(rule: InvariantId, looks?: number): void;
+  gaveUp(rule: InvariantId, why: string): void;
+}
+
+function allowedBy(prot: number): 'r' | 'w' | 'rw' {
+  if ((prot & IOMMU_WRITE) === 0) return 'r';
+  return (prot & IOMMU_READ) === 0 ? 'w' : 'rw';
 }
 
 /** One address space's check. */
@@ -51,12 +60,24 @@ export class MappingCheck {
     this.#check = undefined;
   }
 
-  /** A MAP at a known place begins. */
-  beginMap(iova: bigint, lengthBytes: bigint): WatchedCall {
+  /**
+   * Nothing is to come, or nothing is known to be at work: what has been told is judged. What is open then never returns, and the watch ends.
+   * @throws InvariantError
+   */
+  finish(): void {
+    const check = this.#check;
+    if (check === undefined) return;
+    check.finish();
+    this.#judge();
+    if (check.open > 0) this.stop();
+  }
+
+  /** A MAP at a known place begins; `prot` is what it allows devices. */
+  beginMap(iova: bigint, lengthBytes: bigint, prot: number): WatchedCall {
     const check = this.#of(iova, lengthBytes);
     const pages = Number(lengthBytes / PAGE);
     this.#begins(Number(iova / PAGE), pages);
-    return check?.beginMap(this.#calls++, Number(iova / PAGE), pages);
+    return check?.beginMap(this.#calls++, Number(iova / PAGE), pages, allowedBy(prot));
   }
 
   /** Pages of a MAP go into tables. */
@@ -100,9 +121,9 @@ export class MappingCheck {
   }
 
   /** A device's access begins. */
-  beginAccess(view: number, iova: bigint): WatchedCall {
+  beginAccess(view: number, iova: bigint, isWrite: boolean): WatchedCall {
     this.#begins(Number(iova / PAGE), 1);
-    return this.#check?.beginTranslate(view, Number(iova / PAGE));
+    return this.#check?.beginTranslate(view, Number(iova / PAGE), isWrite);
   }
 
   /** An access ends at a physical address, in a fault (-1), or nobody can say (undefined). */
@@ -112,9 +133,6 @@ export class MappingCheck {
     if (pa === undefined) this.#check.end(call, UNANSWERED);
     else this.#check.endTranslate(call, pa < 0 ? FAULT : Math.floor(pa / PAGE_BYTES));
     this.#judge();
-    if (pa === undefined) return;
-    this.#ledger.held('INV-1');
-    this.#ledger.held('INV-2');
   }
 
   /** An operation begins: it sees which have ended. */
@@ -150,12 +168,29 @@ export class MappingCheck {
     if (check === undefined) return;
     const [violation] = check.violations;
     if (violation === undefined) {
-      this.#ledger.held('linearizability');
+      this.#count(check);
       return;
     }
     const { rule, operation, sentence } = violation;
     const id = rule !== 'translation' ? 'linearizability' : operation.frame === FAULT ? 'INV-1' : 'INV-2';
     throw new InvariantError(sentence, id);
+  }
+
+  #count(check: AddressSpaceCheck): void {
+    const { calls, accesses } = check.takeJudged();
+    const [exhausted] = check.exhaustions;
+    if (exhausted !== undefined) {
+      const { operation } = exhausted;
+      this.#ledger.gaveUp(
+        'linearizability',
+        `too many orders to look through of what overlaps ${operationText(operation)}`,
+      );
+    } else if (calls + accesses > 0) {
+      this.#ledger.held('linearizability', calls + accesses);
+      if (accesses === 0) return;
+      this.#ledger.held('INV-1', accesses);
+      this.#ledger.held('INV-2', accesses);
+    }
   }
 }
 
@@ -175,15 +210,23 @@ function checkOf(domain: IommuDomain | undefined): MappingCheck | undefined {
 }
 
 /** A device of a group issues an access; undefined where nobody could judge it. */
-export function beginAccess(group: IommuGroup | undefined, view: number, iova: bigint): WatchedAccess | undefined {
+export function beginAccess(
+  group: IommuGroup | undefined,
+  view: number,
+  iova: bigint,
+  isWrite: boolean,
+): WatchedAccess | undefined {
   const check = checkOf(group?.domain);
   if (group !== undefined) sharedRead(group, 'moves', group.moves);
   if (group === undefined || check === undefined || group.isMoving) return undefined;
   const { domain, moves } = group;
-  return { check, call: check.beginAccess(view, iova), group, domain, moves };
+  return { check, call: check.beginAccess(view, iova, isWrite), group, domain, moves };
 }
 
-/** The access ended at a physical address, in a fault (-1), or somewhere that no mapping leads to (undefined). */
+/**
+ * The access ended at a physical address, in a fault of translation or permission (-1), or somewhere that is not judged (undefined): at a
+ * doorbell, which no MAP shows.
+ */
 export function endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
   if (access === undefined) return;
   const { check, call, group, domain, moves } = access;

@@ -2,15 +2,17 @@
  * What must hold of an iommufd when no call is at work in it: held against everything it keeps.
  *
  * Rules that single steps can break are watched where the steps are; this looks at the whole: what is reserved is what attached devices and
- * domains want (INV-6), nothing mapped or allowed is reserved (INV-7), every page that a table shows is pinned and is the one that
- * the area means (INV-4), pages are pinned exactly while somebody uses them (INV-3), numbers and lists agree with each
- * other (INV-16, objects). An address space whose locks are held is left out.
+ * domains want (INV-6), nothing mapped or allowed is reserved (INV-7), tables show what the areas mean, all of it, pinned, and nothing else but
+ * doorbells (INV-4), groups have one owner and one domain (INV-8), pages are pinned exactly while somebody uses them (INV-3), numbers and lists agree with each
+ * other (INV-16, objects). An address space whose locks are held is left out. What the histories of address spaces still owe is judged here.
  */
 import type { InvariantLedger } from '../../runtime/invariants.js';
-import { invariant } from '../../runtime/task.js';
+import { invariant, InvariantError } from '../../runtime/task.js';
+import type { Device } from '../device.js';
+import type { PagingDomain } from '../iommu/domain.js';
 import type { IommuGroup } from '../iommu/group.js';
-import { IOMMU_NO_PASID } from './device.js';
-import { IOVA_MAX } from './io-pagetable.js';
+import { IOMMU_NO_PASID, IommufdDevice } from './device.js';
+import { IOVA_MAX, type IoPageTable } from './io-pagetable.js';
 import { Ioas } from './ioas.js';
 import type { IoptArea } from './area.js';
 import type { IommufdContext } from './main.js';
@@ -18,9 +20,6 @@ import { PAGE_BYTES, PAGE_SIZE } from './pages.js';
 
 /** Whether a physical page is pinned. */
 type PinCount = (pfn: number) => number;
-
-/** Pages of an area that are looked at in each domain: the first, and so many more evenly spread. */
-const LOOKS_AT_AREA = 16;
 
 function hex(value: bigint): string {
   return `0x${value.toString(16)}`;
@@ -82,7 +81,7 @@ function auditRanges(ictx: IommufdContext, ioas: Ioas, ledger: InvariantLedger):
   ledger.held('INV-7');
 }
 
-function auditArea({ id, iopt }: Ioas, area: IoptArea, pinCount: PinCount, ledger: InvariantLedger): void {
+function auditArea({ id, iopt }: Ioas, area: IoptArea, ledger: InvariantLedger): void {
   const { pages } = area;
   const where = `ioas ${id}: area at ${hex(area.iova)}`;
   invariant(pages !== undefined, () => `${where} has no pages and nobody works on it`, 'objects');
@@ -94,31 +93,115 @@ function auditArea({ id, iopt }: Ioas, area: IoptArea, pinCount: PinCount, ledge
   );
   invariant(!isUsed || pages.source.isDmaBuf || pages.npinned > 0, () => `${where} is used and not pinned`, 'INV-3');
   ledger.held('INV-3');
-  if (!area.isFilled || pages.isRevoked) return;
-  const whole = Number((area.lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
-  const step = BigInt(Math.max(1, Math.floor(whole / LOOKS_AT_AREA))) * PAGE_SIZE;
-  for (const domain of iopt.domains) {
-    for (let iova = area.iova; iova <= area.last; iova += step) {
-      const byte = area.byteAt(iova);
-      const page = Number(byte / PAGE_SIZE);
-      const pfn = pages.runs(page, page)[0]?.pfn ?? -1;
-      const pa = domain.iova_to_phys(Number(iova));
-      const expected = pfn * PAGE_BYTES + Number(byte % PAGE_SIZE);
-      invariant(pa === expected, () => `${where}: a table shows ${hex(BigInt(pa ?? 0))} at ${hex(iova)}`, 'INV-4');
-      invariant(pages.source.isDmaBuf || pinCount(pfn) > 0, () => `${where}: page ${pfn} is not pinned`, 'INV-4');
-      ledger.held('INV-4');
-    }
-  }
 }
 
-/** Holds an iommufd against the rules. @throws InvariantError for the first that is broken */
-export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: InvariantLedger): void {
+/** What every domain of an address space has to show: consecutive pages as one, ascending. */
+interface Shown {
+  readonly area: IoptArea;
+  readonly iova: number;
+  readonly pa: number;
+  readonly lengthBytes: number;
+}
+
+function shownBy(iopt: IoPageTable, pinCount: PinCount): Shown[] {
+  const shown: Shown[] = [];
+  for (const area of iopt.areas.overlapping()) {
+    const { pages } = area;
+    if (!area.isFilled || pages === undefined || pages.isRevoked) continue;
+    let iova = Number(area.iova);
+    const end = Number(area.last) + 1;
+    let offset = Number(area.startByte % PAGE_SIZE);
+    for (const { pfn, pages: count } of pages.runs(area.firstPage, area.lastPage)) {
+      for (let page = pfn; page < pfn + count && !pages.source.isDmaBuf; page++)
+        invariant(pinCount(page) > 0, () => `area at ${hex(area.iova)}: page ${page} is not pinned`, 'INV-4');
+      const lengthBytes = Math.min(count * PAGE_BYTES - offset, end - iova);
+      shown.push({ area, iova, pa: pfn * PAGE_BYTES + offset, lengthBytes });
+      iova += lengthBytes;
+      offset = 0;
+    }
+  }
+  return shown;
+}
+
+/** A domain's tables show what they should: every byte of it, and beside it doorbells only. */
+function auditTables(ictx: IommufdContext, ioas: Ioas, domain: PagingDomain, wanted: readonly Shown[]): void {
+  const wrong = (area: IoptArea, iova: number, pa: number): never => {
+    const text = `ioas ${ioas.id}: area at ${hex(area.iova)}: a table shows ${hex(BigInt(pa))} at ${hex(BigInt(iova))}`;
+    throw new InvariantError(text, 'INV-4');
+  };
+  let next = 0;
+  let at = 0;
+  for (const leaf of domain.leaves?.() ?? []) {
+    let done = 0;
+    while (done < leaf.lengthBytes) {
+      const iova = leaf.iova + done;
+      const pa = leaf.pa + done;
+      const run = wanted[next];
+      if (run === undefined || iova < run.iova + at) {
+        const isDoorbell = ictx.swMsi.shows(iova, pa);
+        invariant(
+          isDoorbell,
+          () => `ioas ${ioas.id}: a table shows ${hex(BigInt(pa))} at ${hex(BigInt(iova))}, where nothing is mapped`,
+          'INV-4',
+        );
+        break;
+      }
+      if (iova > run.iova + at) wrong(run.area, run.iova + at, 0);
+      if (pa !== run.pa + at) wrong(run.area, iova, pa);
+      const bytes = Math.min(leaf.lengthBytes - done, run.lengthBytes - at);
+      done += bytes;
+      at += bytes;
+      if (at < run.lengthBytes) continue;
+      next++;
+      at = 0;
+    }
+  }
+  const missing = wanted[next];
+  if (missing !== undefined && domain.leaves !== undefined) wrong(missing.area, missing.iova + at, 0);
+}
+
+/**
+ * A group's devices are in the domain that this iommufd has attached, and nobody but it owns them: no driver of the kernel's uses their DMA.
+ * A group that is just being bound, attached or given back is left out.
+ */
+function auditGroup(ictx: IommufdContext, group: IommuGroup, bound: number, ledger: InvariantLedger): void {
+  const igroup = ictx.groups.find(group);
+  if (igroup === undefined || bound === 0 || group.mutex.isHeld || igroup.lock.isHeld) return;
+  const { owner, ownerCount, domain } = group;
+  const attached = igroup.attachments.get(IOMMU_NO_PASID)?.hwpt.domain;
+  invariant(
+    owner === ictx && ownerCount >= bound && ownerCount <= igroup.users,
+    () =>
+      `iommu group ${group.id} has ${ownerCount} owners, of which ${owner === ictx ? igroup.users : 'none'} is user space that has bound ${bound} devices of it`,
+    'INV-8',
+  );
+  invariant(
+    attached === undefined || attached === domain,
+    () => `iommu group ${group.id} is in another domain than what is attached`,
+    'INV-8',
+  );
+  ledger.held('INV-8');
+}
+
+/**
+ * Holds an iommufd against the rules. `isDmaDriven`: whether a driver of the kernel's uses a device's DMA.
+ * @throws InvariantError for the first that is broken
+ */
+export function auditIommufd(
+  ictx: IommufdContext,
+  pinCount: PinCount,
+  ledger: InvariantLedger,
+  isDmaDriven: (device: Device) => boolean = () => false,
+): void {
+  const bound = new Map<IommuGroup, number>();
   for (const [index, object] of ictx.objects.entries()) {
     invariant(object.id === index, () => `object ${object.id} is found by number ${index}`, 'INV-16');
     invariant(object.users >= 1 + object.shortTerm, () => `object ${index}: ${object.users} users`, 'objects');
     ledger.held('INV-16');
+    if (object instanceof IommufdDevice) bound.set(object.igroup.group, (bound.get(object.igroup.group) ?? 0) + 1);
     if (!(object instanceof Ioas)) continue;
     const { iopt, hwpts } = object;
+    iopt.judgeHistory();
     if (iopt.domainsRwsem.isHeld || iopt.iovaRwsem.isHeldForWrite || object.mutex.isHeld) continue;
     const domains = new Set(hwpts.map(({ domain }) => domain));
     const isListed = domains.size === hwpts.length && iopt.domains.every((domain) => domains.has(domain));
@@ -129,6 +212,15 @@ export function auditIommufd(ictx: IommufdContext, pinCount: PinCount, ledger: I
     );
     ledger.held('objects');
     auditRanges(ictx, object, ledger);
-    for (const area of iopt.areas.overlapping()) auditArea(object, area, pinCount, ledger);
+    for (const area of iopt.areas.overlapping()) auditArea(object, area, ledger);
+    if (iopt.domains.length === 0) continue;
+    const wanted = shownBy(iopt, pinCount);
+    for (const domain of iopt.domains) auditTables(ictx, object, domain, wanted);
+    ledger.held('INV-4', iopt.domains.length);
+  }
+  for (const [group, devices] of bound) {
+    auditGroup(ictx, group, devices, ledger);
+    const driven = group.members.find(({ device }) => isDmaDriven(device))?.device;
+    invariant(driven === undefined, () => `${driven?.name ?? ''} has a driver, and user space owns its group`, 'INV-8');
   }
 }

@@ -47,6 +47,7 @@ interface WaitingFault {
   readonly request: PageRequest;
   /** The attachment it came through: its end answers. */
   readonly handle: FaultSource;
+  readonly queue: IommufdFault;
   isAnswered: boolean;
 }
 
@@ -56,6 +57,8 @@ export class IommufdFault extends IommufdObject {
   readonly ictx: IommufdContext;
   readonly mutex = new Mutex('iommufd:fault_mutex');
   deliver: WaitingFault[] = [];
+  /** Requests that came and have no answer: also the one that a read has in hand. */
+  outstanding = 0;
   readonly response = new Map<number, WaitingFault>();
 
   constructor(ictx: IommufdContext) {
@@ -67,7 +70,8 @@ export class IommufdFault extends IommufdObject {
   add(request: PageRequest, handle: FaultSource): void {
     this.checkAlive();
     sharedWrite(this, 'queue', this.deliver.length, this.deliver.length + 1);
-    this.deliver.push({ request, handle, isAnswered: false });
+    this.deliver.push({ request, handle, queue: this, isAnswered: false });
+    this.outstanding++;
   }
 
   /** The attachment ends: what came through it is answered as invalid (`iommufd_auto_response_faults`). */
@@ -96,6 +100,12 @@ export class IommufdFault extends IommufdObject {
     sharedTest(this, 'queue', this.deliver.length);
     sharedTest(this, 'unanswered', this.response.size);
     for (const fault of [...this.deliver, ...this.response.values()]) respond(fault, IOMMUFD_PAGE_RESP_INVALID);
+    const { outstanding } = this;
+    invariant(
+      outstanding === 0,
+      () => `${outstanding} page requests of queue ${this.id} were never answered`,
+      'INV-14',
+    );
   }
 }
 
@@ -110,6 +120,7 @@ function respond(fault: WaitingFault, code: number): void {
   const { device, igroup, ictx } = deviceOf(fault);
   invariant(!fault.isAnswered, 'a page request is answered twice', 'INV-14');
   fault.isAnswered = true;
+  fault.queue.outstanding--;
   igroup.group.driver.page_response?.(device, fault.request, code);
   ictx.instruments.held('INV-14');
 }

@@ -11,7 +11,9 @@ export interface Instruments {
   /** Counts a call of a fault switch and says whether it strikes. */
   fires(fault: FaultId): boolean;
   /** A rule was looked at, and held. */
-  held(rule: InvariantId): void;
+  held(rule: InvariantId, looks?: number): void;
+  /** A rule is not judged to the end. */
+  gaveUp(rule: InvariantId, why: string): void;
   /** Whether rules are looked at that take keeping a history. */
   readonly keepsHistory: boolean;
 }
@@ -23,4 +25,9 @@ export function dereference<T>(pointer: T | undefined, what: string): T {
 }
 
 /** Nothing fails and nobody counts. */
-export const NO_INSTRUMENTS: Instruments = { fires: () => false, held: () => undefined, keepsHistory: true };
+export const NO_INSTRUMENTS: Instruments = {
+  fires: () => false,
+  held: () => undefined,
+  gaveUp: () => undefined,
+  keepsHistory: true,
+};

@@ -301,8 +301,14 @@ export class IoPageTable {
     this.#checkAlive();
     const isIdle = this.#domains.length === 0 && this.accesses.length === 0 && this.#unflushed.length === 0;
     invariant(isIdle, 'an io_pagetable is destroyed in use', 'objects');
+    this.judgeHistory();
     this.areas.destroy();
     this.#isDestroyed = true;
+  }
+
+  /** Nothing is at work: what was watched so far is judged. @throws InvariantError */
+  judgeHistory(): void {
+    this.#check?.finish();
   }
 
   // --- ranges ---
@@ -415,13 +421,13 @@ export class IoPageTable {
   ): Task<bigint | number> {
     this.#checkAlive();
     const areas: IoptArea[] = [];
-    const watched: WatchedCall[] = iova === undefined ? [] : this.#beginMaps(slices, iova);
+    const watched: WatchedCall[] = iova === undefined ? [] : this.#beginMaps(slices, iova, prot);
     const end = (rc: number): void => {
       // A call that makes several areas and fails is told as one that might have been there for a while.
       for (const call of watched) this.#check?.endMap(call, rc < 0 && slices.length > 1 ? -ENOMEM : rc);
     };
     const start = yield* this.#takeIovas(slices, iova, prot, areas, sink, (made) => {
-      if (iova === undefined) watched.push(...this.#beginMaps(slices, made));
+      if (iova === undefined) watched.push(...this.#beginMaps(slices, made, prot));
       for (const [i, area] of areas.entries()) area.watched = watched[i];
     });
     if (typeof start === 'number') {
@@ -454,10 +460,10 @@ export class IoPageTable {
     return start;
   }
 
-  #beginMaps(slices: readonly PagesSlice[], start: bigint): WatchedCall[] {
+  #beginMaps(slices: readonly PagesSlice[], start: bigint, prot: number): WatchedCall[] {
     let iova = start;
     return slices.map(({ lengthBytes }) => {
-      const call = this.#check?.beginMap(iova, lengthBytes);
+      const call = this.#check?.beginMap(iova, lengthBytes, prot);
       iova += lengthBytes;
       return call;
     });
@@ -701,6 +707,7 @@ export class IoPageTable {
     pages.untrack(domain, area);
     const length = Number(area.lengthBytes);
     const unmapped = yield* via.unmap(Number(area.iova), length);
+    domain.onLeave?.(area.iova, area.lengthBytes);
     invariant(
       unmapped === length,
       () => `io_pagetable: ${unmapped} of ${length} bytes were mapped in a domain`,
@@ -922,6 +929,7 @@ export class IoPageTable {
     const pages = area.pages;
     invariant(pages !== undefined, 'io_pagetable: unmap of an area without pages');
     area.pages = undefined;
+    for (const { onLeave } of this.#domainList) onLeave?.(area.iova, area.lengthBytes);
     this.iovaRwsem.up_write(start, last);
     yield 'iommufd:unmap-hidden';
     if (this.#flushBatch > 0 && area.isFilled) {

@@ -105,7 +105,8 @@ export class IommufdContext {
     this.swMsi = new SwMsiPages(faults);
     this.instruments = {
       fires: (id) => faults?.fires(id) === true,
-      held: (rule) => ledger?.held(rule),
+      held: (rule, looks) => ledger?.held(rule, looks),
+      gaveUp: (rule, why) => ledger?.gaveUp(rule, why),
       keepsHistory: ledger?.isOn !== false,
     };
     this.objects = new ObjectTable(this.instruments);

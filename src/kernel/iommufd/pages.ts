@@ -368,7 +368,10 @@ export class IoptPages {
     yield* this.mutex.lock();
     this.#checkAlive();
     for (const [area, domains] of this.#domainsOf)
-      for (const domain of domains) yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
+      for (const domain of domains) {
+        yield* domain.unmap(Number(area.iova), Number(area.lengthBytes));
+        domain.onLeave?.(area.iova, area.lengthBytes);
+      }
     sharedWrite(this, 'tracks');
     sharedWrite(this, 'revoked', this.#isRevoked, true);
     this.#domainsOf.clear();

@@ -82,6 +82,14 @@ export class SwMsiPages {
     }
   }
 
+  /** Whether an address of a window leads to the doorbell that has its page. */
+  shows(iova: number, pa: number): boolean {
+    return this.#pages.some(
+      ({ windowStart, pageOffset, doorbellPage }) =>
+        windowStart + pageOffset * PAGE_BYTES === iova && doorbellPage === pa,
+    );
+  }
+
   *#find(windowStart: number, doorbellPage: number): Task<SwMsiPage | undefined> {
     sharedRead(this, 'pages', this.#pages.length);
     const ofWindow = this.#pages.filter((page) => page.windowStart === windowStart);

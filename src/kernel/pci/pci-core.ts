@@ -48,6 +48,11 @@ export const PCI_STUB = 'pci-stub';
 const VFIO_DRIVERS = [VFIO_PCI, VARIANT_VFIO_PCI];
 /** Drivers that do no DMA through the DMA API, or arrange for it themselves (`driver_managed_dma`). */
 const MANAGE_OWN_DMA = [...VFIO_DRIVERS, PCI_STUB, 'pcieport', 'shpchp'];
+
+/** Whether a driver of the kernel's uses a device's DMA. */
+export function isDmaDriven({ driver }: Device): boolean {
+  return driver !== undefined && !MANAGE_OWN_DMA.includes(driver);
+}
 const CLASS_BRIDGE_PCI = 0x060400;
 /** Power Controller Control of Slot Control: 0 is on. */
 const POWER_ON = 0;

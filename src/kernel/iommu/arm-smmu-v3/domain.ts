@@ -26,6 +26,7 @@ import {
   IOMMU_WRITE,
   type DirtyOps,
   type DirtyRecorder,
+  type DomainLeaf,
   type FlushOps,
   type IommuInstance,
   type PagingDomain,
@@ -222,6 +223,17 @@ export class ArmSmmuDomain implements PagingDomain {
     sharedRange(this, '', iova, 1, false);
     const page = this.table.translate(Math.floor(iova / this.#pageBytes));
     return page < 0 ? undefined : page * this.#pageBytes + (iova % this.#pageBytes);
+  }
+
+  *leaves(): Generator<DomainLeaf> {
+    for (const { firstPage, pageCount, paPage, descLo, descHi } of this.table.leaves()) {
+      yield {
+        iova: firstPage * this.#pageBytes,
+        pa: paPage * this.#pageBytes,
+        lengthBytes: pageCount * this.#pageBytes,
+        state: (descLo ^ descHi) >>> 0,
+      };
+    }
   }
 
   *free(): Task<void> {

@@ -25,6 +25,7 @@ import {
   IOMMU_WRITE,
   type DirtyOps,
   type DirtyRecorder,
+  type DomainLeaf,
   type IommuDriver,
   type PagingDomain,
 } from '../../iommu/domain.js';
@@ -64,6 +65,8 @@ interface Entry {
   readonly iova: number;
   readonly pa: number;
   readonly sizeBytes: number;
+  /** IOMMU_READ, IOMMU_WRITE */
+  readonly prot: number;
   isDirty: boolean;
 }
 
@@ -157,7 +160,7 @@ export class MockDomain implements PagingDomain {
         return sizeBytes === undefined ? -EINVAL : -EEXIST;
       }
       sharedRange(this, '', at, sizeBytes, true, undefined, pa + at - iova);
-      this.#rootOf(at)?.add({ iova: at, pa: pa + at - iova, sizeBytes, isDirty: false });
+      this.#rootOf(at)?.add({ iova: at, pa: pa + at - iova, sizeBytes, prot, isDirty: false });
       at += sizeBytes;
     }
     return 0;
@@ -211,9 +214,21 @@ export class MockDomain implements PagingDomain {
     return entry === undefined ? undefined : entry.pa + iova - entry.iova;
   }
 
+  /** Physical address that a device's access reaches; undefined where nothing is mapped, or nothing that allows it. */
+  reach(iova: number, isWrite: boolean): number | undefined {
+    const entry = this.#find(iova);
+    if (entry === undefined || (entry.prot & (isWrite ? IOMMU_WRITE : IOMMU_READ)) === 0) return undefined;
+    return entry.pa + iova - entry.iova;
+  }
+
   /** What it maps, ascending, for those who look at a machine. */
   contents(): readonly Readonly<Entry>[] {
     return [...this.#root.entries()].sort((a, b) => a.iova - b.iova);
+  }
+
+  *leaves(): Generator<DomainLeaf> {
+    for (const { iova, pa, sizeBytes, prot, isDirty } of this.contents())
+      yield { iova, pa, lengthBytes: sizeBytes, state: 2 * prot + (isDirty ? 1 : 0) };
   }
 
   /** A device wrote: marks the entry that shows the address. False where nothing is mapped. */
