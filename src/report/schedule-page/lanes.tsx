@@ -268,7 +268,7 @@ export function Lanes(props: LanesProps) {
               tag={tags[bar.lock] ?? ''}
               isChosen={bar.lock === lock}
               bottom={height}
-              sightTop={top}
+              sightTop={sight.top}
             />
           ))}
         {arrows
