@@ -1,10 +1,19 @@
 /**
  * A failed schedule as text, in the manner of the kernel's KCSAN: the rule, the two accesses with what they found and left, the locks
- * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column.
+ * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column. What failed
+ * outside of every step has a last line of its own.
  */
 import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
 import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
-import { wordText, type Trace, type TraceAccess, type TraceStep } from './trace.js';
+import {
+  callsAt,
+  endText,
+  isUnexpectedAnswer,
+  wordText,
+  type Trace,
+  type TraceAccess,
+  type TraceStep,
+} from './trace.js';
 
 const BAR = '='.repeat(66);
 /** Steps that are printed. */
@@ -29,16 +38,14 @@ export function heldText(trace: Trace, { held }: TraceAccess): string {
 /** What an access is called in a sentence. */
 const VERBS = { read: 'read of', write: 'write to', update: 'update of', test: 'test of' } as const;
 
-function accessLines(trace: Trace, { at, access }: RaceAccess): string[] {
+function accessLines(trace: Trace, when: string, { at, access }: RaceAccess): string[] {
   const step = trace.steps[at];
   const word = trace.words[access.word];
   if (step === undefined || word === undefined) return [];
-  const call = trace.calls.find(
-    ({ task, first, last }) => task === step.task && first <= step.index && step.index <= last,
-  );
-  const inCall = call === undefined ? '' : `, in ${call.op}`;
+  const ops = callsAt(trace, step).map(({ op }) => op);
+  const inCalls = ops.length === 0 ? '' : `, in ${ops.join(' or ')}`;
   const lines = [
-    `${VERBS[access.kind]} ${wordText(word)} by task "${nameOf(trace, step.task)}" at step ${step.index} (${step.from})${inCall}, holding ${heldText(trace, access)}`,
+    `${when}, at step ${step.index}: ${VERBS[access.kind]} ${wordText(word)} by task "${nameOf(trace, step.task)}" (${step.from})${inCalls}, holding ${heldText(trace, access)}`,
   ];
   const { before, after } = access;
   if (before !== after) lines.push(`  value changed: ${before ?? 'nothing'} -> ${after ?? 'nothing'}`);
@@ -47,12 +54,12 @@ function accessLines(trace: Trace, { at, access }: RaceAccess): string[] {
 }
 
 function pairLines(trace: Trace, pair: RacePair): string[] {
-  return [...accessLines(trace, pair.second), '', ...accessLines(trace, pair.first), ''];
+  return [...accessLines(trace, 'later', pair.second), '', ...accessLines(trace, 'earlier', pair.first), ''];
 }
 
 function sectionLines(trace: Trace, { sections }: Race): string[] {
   return [
-    'No two accesses that nothing orders: every step held the locks it needed, and it is their order that went wrong.',
+    'Every recorded pair of conflicting accesses is ordered by locks or wake-ups; the order of these critical sections may be what went wrong.',
     'Critical sections, in the order in which they began:',
     ...sections.map(({ lock, task, shared, from, to }) => {
       const { label = '' } = trace.locks[lock] ?? {};
@@ -63,11 +70,24 @@ function sectionLines(trace: Trace, { sections }: Race): string[] {
   ];
 }
 
+/** What is known of why: no more than that. Without an access that could explain it, a list of locks is no explanation either. */
+function causeLines(trace: Trace, race: Race): string[] {
+  const { failure, steps, omittedSteps } = trace;
+  if (failure === undefined || steps.length === 0) return [];
+  if (race.pairs.length > 0) return race.pairs.flatMap((pair) => pairLines(trace, pair));
+  if (isUnexpectedAnswer(failure)) return [];
+  if (omittedSteps === 0 && steps.every(({ task }) => task === steps[0]?.task))
+    return ['One task alone: no order of tasks is at fault.', ''];
+  if (race.sections.length > 0) return sectionLines(trace, race);
+  return ['No pair of accesses to a recorded word explains it; see the steps.', ''];
+}
+
 function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
   const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
+  if (choices.length === 0) return ['Schedule: no choices', ''];
   return [
-    `Schedule: ${choices.length} choices, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}`,
+    `Schedule: ${choices.length} ${choices.length === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}`,
     ...deviations.map(
       ({ at, of, chosen, default: wanted }) =>
         `  at choice ${at} ${of[chosen] === 'time' ? 'time goes on' : `task ${of[chosen] ?? ''} goes on`} instead of ${of[wanted] ?? ''}`,
@@ -99,6 +119,9 @@ function cut(text: string, width: number): string {
 }
 
 function stepLines(trace: Trace): string[] {
+  const { end } = trace;
+  if (trace.steps.length === 0)
+    return ['No task has made a step.', ...(end === undefined ? [] : [`  X  (${endText(end)})  FAILS`])];
   const steps = trace.steps.slice(-LAST_STEPS);
   const columns = [...new Set(trace.steps.map(({ task }) => task))].sort((a, b) => a - b);
   const legend = columns.map((task, i) => `${i + 1} ${nameOf(trace, task)}`).join(', ');
@@ -111,22 +134,28 @@ function stepLines(trace: Trace): string[] {
       const what = cut(whatHappened(trace, step), WHAT_WIDTH).trimEnd();
       return `  ${String(step.index).padStart(6)} ${String(step.timeNs).padStart(10)} ${marks}  ${cut(step.from, GATE_WIDTH)} ${what}`.trimEnd();
     }),
+    ...(end === undefined
+      ? []
+      : [
+          `  ${'X'.padStart(6)} ${String(end.timeNs).padStart(10)} ${columns.map(() => '·').join(' ')}  ${cut(`(${endText(end)})`, GATE_WIDTH)} FAILS`,
+        ]),
   ];
 }
 
 /** The report. `race` is that of {@link findRace}, where the caller has it already. */
 export function raceReport(trace: Trace, race: Race = findRace(trace)): string {
-  const { failure, calls } = trace;
+  const { failure, calls, end } = trace;
   const id = failure?.id;
-  const op = calls.findLast(({ task }) => nameOf(trace, task) === failure?.task)?.op;
+  const op = end === undefined ? calls.findLast(({ task }) => nameOf(trace, task) === failure?.task)?.op : undefined;
+  const place = end === undefined ? (failure?.task ?? '-') : endText(end);
   const rule = id !== undefined && id in INVARIANTS ? [`Rule: ${INVARIANTS[id as InvariantId]}`] : [];
   const lines = [
     BAR,
-    `==== BUG: ${id ?? 'failure'} in ${failure?.task ?? '-'}${op === undefined ? '' : ` (${op})`}`,
+    `==== BUG: ${id ?? 'failure'} in ${place}${op === undefined ? '' : ` (${op})`}`,
     ...rule,
     failure?.message ?? 'The run did not fail.',
     '',
-    ...(race.pairs.length > 0 ? race.pairs.flatMap((pair) => pairLines(trace, pair)) : sectionLines(trace, race)),
+    ...causeLines(trace, race),
     ...scheduleLines(trace),
     ...stepLines(trace),
     BAR,

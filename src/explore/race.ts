@@ -5,8 +5,9 @@
  * chain of wake-ups, starts, lock hand-overs or register accesses from one to the other. Orders are vector clocks. Of all such pairs the
  * last one of each word counts, and of those the ones nearest to the failure: of words that its message names, in the step that failed.
  *
- * A failure without a race is a matter of order: every access was protected, and the critical sections came in an order that
- * nobody had thought of. Then the sections are told ({@link Section}).
+ * A failure without a race may be a matter of order: every access was protected, and the critical sections came in an order that
+ * nobody had thought of. Then the sections are told ({@link Section}). It may as well be one task's own fault, or about words
+ * that nobody records.
  */
 import type { Trace, TraceAccess, TraceStep, TraceWord } from './trace.js';
 

@@ -14,10 +14,12 @@ import type { Wait } from '../runtime/task.js';
 import { ObjectNames } from './trace-names.js';
 import {
   applyView,
+  isUnexpectedAnswer,
   type Trace,
   type TraceAccess,
   type TraceCall,
   type TraceChoice,
+  type TraceEnd,
   type TraceFailure,
   type TraceLockEvent,
   type TraceView,
@@ -27,6 +29,9 @@ import {
 export const MOST_STEPS = 4000;
 /** Accesses of one step that are kept. */
 const MOST_ACCESSES = 200;
+
+/** Where a task stands between two calls. */
+const CALL_GATE = 'program:call';
 
 type Value = string | { readonly ref: number };
 
@@ -184,7 +189,8 @@ export class TraceRecorder implements SchedulerObserver {
     const known = step.accesses.get(key);
     if (known !== undefined) {
       // A step is atomic: of several accesses under the same locks it is the first that finds and the last that leaves something.
-      if (kind !== 'read' && known.kind !== 'write') known.kind = known.kind === 'read' ? kind : 'write';
+      // Changes of a count commute however many there are; what is changed and decided by is written.
+      if (kind !== 'read' && known.kind !== kind) known.kind = known.kind === 'read' ? kind : 'write';
       if (kind !== 'read') known.after = this.#value(after);
       return;
     }
@@ -226,7 +232,10 @@ export class TraceRecorder implements SchedulerObserver {
   trace({ scenario, title, program, failure, events }: TraceSubject): Trace {
     const machine = this.#machine;
     const last = this.#current;
+    const end = this.#end(failure);
     if (machine !== undefined && last?.to === 'failure') this.#look(machine, last.index);
+    // Teardown goes on after the last step and is nobody's.
+    else if (machine !== undefined && end?.place === 'teardown') this.#look(machine, this.#stepCount);
     const labels = this.#names.names();
     const labelOf = (object: object): string => labels[this.#names.numberOf(object)] ?? '';
     const valueOf = (value: Value | undefined): string | undefined =>
@@ -242,6 +251,7 @@ export class TraceRecorder implements SchedulerObserver {
       scenario,
       title,
       failure,
+      ...optional('end', end),
       tasks: [...this.#tasks]
         .sort(([a], [b]) => a - b)
         .map(([number, { name }]) => ({ number, name, isProgram: programTasks.has(name) })),
@@ -265,7 +275,7 @@ export class TraceRecorder implements SchedulerObserver {
         events: (lines.get(step.index) ?? []).map(eventLine),
       })),
       omittedSteps: this.#steps[0]?.index ?? 0,
-      calls: this.#calls(program, lines, events),
+      calls: this.#calls(program, lines, events, failure),
       start: this.#start,
       views: this.#views,
     };
@@ -359,7 +369,22 @@ export class TraceRecorder implements SchedulerObserver {
     return byStep;
   }
 
-  #calls(program: Program, lines: ReadonlyMap<number, readonly RunEvent[]>, events: readonly RunEvent[]): TraceCall[] {
+  /** Where the run failed, if not in a step. */
+  #end(failure: TraceFailure | undefined): TraceEnd | undefined {
+    if (failure === undefined || this.#current?.to === 'failure') return undefined;
+    const machine = this.#machine;
+    if (machine === undefined) return { place: 'setup', timeNs: 0 };
+    const isStill = failure.id === 'no-deadlock';
+    const place = failure.task === 'teardown' ? 'teardown' : isStill ? 'standstill' : 'audit';
+    return { place, timeNs: machine.runtime.now };
+  }
+
+  #calls(
+    program: Program,
+    lines: ReadonlyMap<number, readonly RunEvent[]>,
+    events: readonly RunEvent[],
+    failure: TraceFailure | undefined,
+  ): TraceCall[] {
     const calls: TraceCall[] = [];
     for (const { name, calls: wanted } of program.tasks) {
       const own = this.#steps.filter(({ task }) => this.#tasks.get(task)?.name === name);
@@ -372,7 +397,7 @@ export class TraceRecorder implements SchedulerObserver {
           .map((event) => ({ index, event })),
       );
       let first = firstStep.index;
-      for (const { index, event } of ended) {
+      for (const [i, { index, event }] of ended.entries()) {
         calls.push({
           task: firstStep.task,
           op: String(event.data['op']),
@@ -380,8 +405,12 @@ export class TraceRecorder implements SchedulerObserver {
           first,
           last: index,
         });
-        first = own.find((step) => step.index > index)?.index ?? index;
+        // Where nobody came between, the next call began in the step in which this one ended.
+        const isParted = ended[i + 1]?.index !== index && own.find((step) => step.index === index)?.to === CALL_GATE;
+        first = (isParted ? own.find((step) => step.index > index)?.index : undefined) ?? index;
       }
+      // Whoever fails by an answer has made no call after it.
+      if (lastStep.to === 'failure' && failure !== undefined && isUnexpectedAnswer(failure)) continue;
       const open = wanted[events.filter(({ kind, task }) => kind === 'program.call' && task === name).length];
       if (open !== undefined && lastStep.to !== 'end')
         calls.push({ task: firstStep.task, op: open.op, first, last: lastStep.index });

@@ -97,10 +97,21 @@ export interface TraceFailure {
   readonly task: string;
 }
 
+/** Where a run fails that does not fail in a step: `standstill` is when nothing goes on any more and somebody still waits. */
+export type EndPlace = 'setup' | 'standstill' | 'audit' | 'teardown';
+
+/** A failure before the first step or after the last. */
+export interface TraceEnd {
+  readonly place: EndPlace;
+  readonly timeNs: number;
+}
+
 export interface Trace {
   readonly scenario: string;
   readonly title: string;
   readonly failure: TraceFailure | undefined;
+  /** Where the run failed, if no step failed. */
+  readonly end?: TraceEnd;
   /** Started by the scenario; the others are the kernel's and the hardware's. */
   readonly tasks: readonly { readonly number: number; readonly name: string; readonly isProgram: boolean }[];
   readonly words: readonly TraceWord[];
@@ -113,6 +124,21 @@ export interface Trace {
   /** How the machine looked before the first step that is there. */
   readonly start: MachineView;
   readonly views: readonly TraceView[];
+}
+
+/** Where a run failed outside its steps, in a few words. */
+export function endText({ place }: TraceEnd): string {
+  return place === 'audit' ? 'audit at the end' : place;
+}
+
+/** Whether a call answered something that the program does not expect. No rule was broken then. */
+export function isUnexpectedAnswer({ id, message }: Pick<TraceFailure, 'id' | 'message'>): boolean {
+  return id === undefined && message.startsWith('UnexpectedAnswer: ');
+}
+
+/** The calls that a step is part of: more than one where a task went on with the next call at once. */
+export function callsAt({ calls }: Pick<Trace, 'calls'>, { task, index }: TraceStep): TraceCall[] {
+  return calls.filter((call) => call.task === task && call.first <= index && index <= call.last);
 }
 
 /** How the machine looked after a step. */

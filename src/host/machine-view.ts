@@ -25,23 +25,17 @@ function hex(value: number | bigint): string {
 type TableRange = Extract<PartView, { kind: 'table' }>['ranges'][number];
 
 /** Appends a leaf, as part of the range before it where that goes on. */
-function appendLeaf(
-  ranges: TableRange[],
-  iova: number,
-  pa: number,
-  lengthBytes: number,
-  flags: string,
-  dirty?: boolean,
-): void {
+function appendLeaf(ranges: TableRange[], iova: number, pa: number, leaf: Omit<TableRange, 'iova' | 'pa'>): void {
   const before = ranges.at(-1);
   const goesOn =
     before !== undefined &&
-    before.flags === flags &&
-    before.dirty === dirty &&
+    before.flags === leaf.flags &&
+    before.dirty === leaf.dirty &&
+    before.isUnreachable === leaf.isUnreachable &&
     Number(before.iova) + before.lengthBytes === iova &&
     Number(before.pa) + before.lengthBytes === pa;
-  if (goesOn) ranges[ranges.length - 1] = { ...before, lengthBytes: before.lengthBytes + lengthBytes };
-  else ranges.push({ iova: hex(iova), pa: hex(pa), lengthBytes, flags, ...(dirty === undefined ? {} : { dirty }) });
+  if (goesOn) ranges[ranges.length - 1] = { ...before, lengthBytes: before.lengthBytes + leaf.lengthBytes };
+  else ranges.push({ iova: hex(iova), pa: hex(pa), ...leaf });
 }
 
 function smmuTable({ table, recordsDirty, stage }: ArmSmmuDomain): TableRange[] {
@@ -53,16 +47,26 @@ function smmuTable({ table, recordsDirty, stage }: ArmSmmuDomain): TableRange[] 
     const isClean = stage === 1 && get('AP2') !== 0;
     const writable = stage === 2 ? get('S2APWrite') !== 0 : !isClean || get('DBM') !== 0;
     const dirty = recordsDirty ? writable && !isClean : undefined;
-    appendLeaf(ranges, firstPage * pageBytes, paPage * pageBytes, pageCount * pageBytes, writable ? 'rw' : 'r', dirty);
+    appendLeaf(ranges, firstPage * pageBytes, paPage * pageBytes, {
+      lengthBytes: pageCount * pageBytes,
+      flags: writable ? 'rw' : 'r',
+      ...(dirty === undefined ? {} : { dirty }),
+    });
   }
   return ranges;
 }
 
+/** All entries there are: one below a root that the table has outgrown is there, and no walk finds it. */
 function mockTable(domain: MockDomain): TableRange[] {
   const ranges: TableRange[] = [];
   for (const { iova, pa, sizeBytes, isDirty } of domain.contents()) {
     if (ranges.length >= MOST_ENTRIES) break;
-    appendLeaf(ranges, iova, pa, sizeBytes, '', domain.dirtyOps === undefined ? undefined : isDirty);
+    appendLeaf(ranges, iova, pa, {
+      lengthBytes: sizeBytes,
+      flags: '',
+      ...(domain.dirtyOps === undefined ? {} : { dirty: isDirty }),
+      ...(domain.iova_to_phys(iova) === pa ? {} : { isUnreachable: true }),
+    });
   }
   return ranges;
 }

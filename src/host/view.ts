@@ -28,6 +28,8 @@ export type PartView =
         readonly flags: string;
         /** Undefined where nobody tracks. */
         readonly dirty?: boolean;
+        /** An entry that a walk from the root does not find. */
+        readonly isUnreachable?: true;
       }[];
     }
   | {

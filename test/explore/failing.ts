@@ -1,6 +1,6 @@
 /** A schedule that fails: an invalidation is lost, so a device reaches a page that was given back. */
 import { explain, type Explanation } from '../../src/explore/explain.js';
-import { loadScenario } from '../../src/scenario/load.js';
+import { loadScenario, readScenario } from '../../src/scenario/load.js';
 import { sabotaged } from '../../src/scenario/sabotage.js';
 import type { Scenario } from '../../src/scenario/load.js';
 import type { ScheduleSpec } from '../../src/runtime/node-runtime.js';
@@ -27,6 +27,17 @@ export function lostInvalidation(): Scenario {
   const scenario = sabotaged(loadScenario('lost.yaml', LOST));
   if (scenario === undefined) throw new Error('the scenario names its fault');
   return scenario;
+}
+
+/** A case of the corpus, under the schedule it holds. */
+export function corpusFailure(name: string): Explanation {
+  const scenario = readScenario(`scenarios/corpus/${name}.yaml`);
+  return explained(scenario, { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] });
+}
+
+/** A text of a kernel-only scenario, nobody pre-empted. */
+export function inOrder(text: string): Explanation {
+  return explained(loadScenario('case.yaml', text), { strategy: 'deviating', deviations: [] });
 }
 
 /** Explains a run under a schedule. */

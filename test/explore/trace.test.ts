@@ -3,8 +3,8 @@ import { describe, expect, test } from 'vitest';
 import { runProgram } from '../../src/host/run-program.js';
 import { findRace } from '../../src/explore/race.js';
 import { raceReport } from '../../src/explore/race-report.js';
-import { viewAt, wordText, type Trace, type TraceStep } from '../../src/explore/trace.js';
-import { explained, firstFailure, lostInvalidation } from './failing.js';
+import { callsAt, viewAt, wordText, type Trace, type TraceStep } from '../../src/explore/trace.js';
+import { corpusFailure, explained, firstFailure, inOrder, lostInvalidation } from './failing.js';
 
 const scenario = lostInvalidation();
 const { trace, race, raceText } = firstFailure(scenario);
@@ -59,6 +59,21 @@ describe('a recorded run', () => {
   });
 });
 
+test('an entry that no walk finds is not shown as one that maps', () => {
+  const { trace: grown } = corpusFailure('growing-root');
+  const ranges = (at: number): unknown => viewAt(grown, at)['page table of hwpt 4'];
+  const low = { iova: '0x1000000', pa: '0x40000000' };
+  const published = grown.steps.findIndex(({ from }) => from === 'mock:root-published');
+  expect(ranges(published - 1)).toEqual({ kind: 'table', ranges: [{ ...low, lengthBytes: 4096, flags: '' }] });
+  expect(ranges(Infinity)).toMatchObject({ ranges: [{ ...low, isUnreachable: true }, { iova: '0x40000000' }] });
+});
+
+const MOCK = `title: A case
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic }
+`;
+
 describe('the race report', () => {
   test('finds the page that was given back while the device could still reach it', () => {
     const [pair] = race.pairs;
@@ -66,10 +81,10 @@ describe('the race report', () => {
     expect(pair?.second.at).toBe(trace.steps.length - 1);
     expect(raceText).toContain('==== BUG: INV-3 in dma (dma)');
     expect(raceText).toMatch(
-      /^read of page allocator pins of 0x40000000 by task "dma" at step \d+ \(dma:translated\), in dma, holding no lock$/m,
+      /^later, at step \d+: read of page allocator pins of 0x40000000 by task "dma" \(dma:translated\), in dma, holding no lock$/m,
     );
     expect(raceText).toMatch(
-      /^write to .* by task "unmapper" .* holding iopt:domains_rwsem\(read\), iopt:pages_mutex$/m,
+      /^earlier, at step \d+: write to .* by task "unmapper" .* holding iopt:domains_rwsem\(read\), iopt:pages_mutex$/m,
     );
     expect(raceText).toContain('  value changed: 1 -> 0');
     expect(raceText).toMatch(/^ {2}at choice \d+ (task \S+ goes|time goes) on instead of \S+$/m);
@@ -147,7 +162,54 @@ describe('the race report', () => {
       { task: 0, from: 0, to: 0 },
       { task: 1, from: 1, to: 1 },
     ]);
-    expect(raceReport(ordered)).toContain('No two accesses that nothing orders');
+    expect(raceReport(ordered)).toContain('the order of these critical sections may be what went wrong');
+  });
+
+  test('says no more than is known where no pair of accesses explains a failure', () => {
+    const claims = /One task alone|No pair of accesses|Every recorded pair|critical sections/i;
+    const alone = planted([step(0, 1, { accesses: [write], to: 'failure' })]);
+    expect(raceReport(alone)).toContain('One task alone: no order of tasks is at fault.');
+    const unlocked = corpusFailure('resume-write').raceText;
+    expect(unlocked).toContain('No pair of accesses to a recorded word explains it; see the steps.');
+    expect(unlocked).not.toMatch(/critical sections/i);
+    const wrong = inOrder(`${MOCK}tasks: { a: [ { map: { iova: 0x1000000, length: 4 KiB }, expect: EINVAL } ] }\n`);
+    expect(wrong.trace.failure?.message).toMatch(/^UnexpectedAnswer/);
+    expect(wrong.raceText).not.toMatch(claims);
+  });
+
+  test('has a line for a failure that is in no step', () => {
+    const { trace: lost, raceText: teardown } = corpusFailure('lost-event');
+    expect(lost.end?.place).toBe('teardown');
+    expect(teardown).toMatch(/^ +X +\d+ · · · {2}\(teardown\) +FAILS$/m);
+    const failing = inOrder(`${MOCK}  - unmap: { iova: 0x1000000 }\ntasks: { a: [ { map: { length: 4 KiB } } ] }\n`);
+    expect(failing.raceText).toContain('BUG: failure in setup\n');
+    expect(failing.raceText).toMatch(/^ +X {2}\(setup\) {2}FAILS$/m);
+    expect(failing.raceText).not.toContain('tasks by column');
+    // The last task that ran did nothing wrong when the machine is looked through.
+    const audited: Trace = { ...planted([step(0, 0, {}), step(1, 1, {})]), end: { place: 'audit', timeNs: 7 } };
+    expect(raceReport(audited)).toContain('BUG: INV-5 in audit at the end\n');
+    expect(raceReport(audited)).toMatch(/^ +X +7 · · {2}\(audit at the end\) +FAILS$/m);
+  });
+
+  test('blames the call that fails, also where it began in the step in which another ended', () => {
+    const { trace: grown, raceText: text } = corpusFailure('growing-root');
+    const last = grown.steps.at(-1);
+    expect(last && callsAt(grown, last).map(({ op, answer }) => `${op} ${answer ?? '?'}`)).toEqual([
+      'map ok',
+      'unmap ?',
+    ]);
+    expect(text).toContain('in low (unmap)');
+    const wrong = `tasks: { a: [ { map: { length: 4 KiB }, expect: EINVAL }, { unmap: {} } ] }\n`;
+    expect(inOrder(`${MOCK}${wrong}`).raceText).toContain('in a (map)');
+  });
+
+  test('is of no counts that are only counted up and down, twice in a step or not', () => {
+    const words = findRace(corpusFailure('growing-root').trace).pairs.map(({ word }) => word);
+    const grown = corpusFailure('growing-root').trace;
+    expect(words.map((word) => wordText(wordOf(grown, word)))).toEqual([
+      'page table of hwpt 4 .level',
+      'page table of hwpt 4 .root',
+    ]);
   });
 });
 

@@ -5,11 +5,12 @@
  * no harder than going on.
  */
 import { useEffect, useMemo, useState } from 'preact/hooks';
-import { wordText } from '../../explore/trace.js';
+import { endText, wordText } from '../../explore/trace.js';
 import type { SchedulePageData } from './data.js';
 import { Details } from './details.js';
-import { Lanes } from './lanes.js';
-import { arrowsOf, holdBars, isDeviation, lanesOf, rowAt, rowsOf } from './model.js';
+import { Lanes, wantedWidth } from './lanes.js';
+import { arrowsOf, holdBars, isDeviation, lanesOf, lastAt, rowAt, rowsOf } from './model.js';
+import { countText } from './tables.js';
 
 /** Steps that Page Up and Page Down go. */
 const PAGE_STEPS = 20;
@@ -28,7 +29,7 @@ export function App({ data }: { readonly data: SchedulePageData }) {
   const lanes = useMemo(() => lanesOf(trace), [trace]);
   const bars = useMemo(() => holdBars(trace), [trace]);
   const arrows = useMemo(() => arrowsOf(trace), [trace]);
-  const [cursor, setCursor] = useState(trace.steps.length - 1);
+  const [cursor, setCursor] = useState(lastAt(trace));
   const [hidden, setHidden] = useState<ReadonlySet<number>>(new Set());
   const [word, setWord] = useState<number>();
   const [lock, setLock] = useState<number>();
@@ -88,14 +89,15 @@ export function App({ data }: { readonly data: SchedulePageData }) {
             'The run did not fail.'
           ) : (
             <>
-              <b>✖ {trace.failure.task}</b> {trace.failure.message}
+              <b>✖ {trace.end === undefined ? trace.failure.task : endText(trace.end)}</b> {trace.failure.message}
             </>
           )}
         </p>
         {rule !== '' && <p class="note">The rule: {rule}.</p>}
         {trace.omittedSteps > 0 && (
           <p class="note">
-            The first {trace.omittedSteps} steps are left out; the machine is drawn as it was after them.
+            {countText(trace.omittedSteps, 'step')} before the first one here {trace.omittedSteps === 1 ? 'is' : 'are'}{' '}
+            left out; the machine is drawn as it was after them.
           </p>
         )}
       </header>
@@ -110,13 +112,13 @@ export function App({ data }: { readonly data: SchedulePageData }) {
             max={Math.max(0, rows.length - 1)}
             value={row}
             aria-label="step"
-            aria-valuetext={`step ${step?.index ?? 0}`}
+            aria-valuetext={step === undefined ? 'the end' : `step ${step.index}`}
             onInput={({ currentTarget }) => setCursor(rows[Number(currentTarget.value)] ?? 0)}
           />
           <button type="button" onClick={() => goBy(1)} aria-label="one step on">
             ▶
           </button>
-          <button type="button" onClick={() => setCursor(trace.steps.length - 1)}>
+          <button type="button" onClick={() => setCursor(lastAt(trace))}>
             ✖ end
           </button>
           <button type="button" onClick={() => goToDeviation(-1)} aria-label="the deviation before">
@@ -127,8 +129,8 @@ export function App({ data }: { readonly data: SchedulePageData }) {
           </button>
         </span>
         <span class="note">
-          {rows.length} of {trace.steps.length} steps, {deviations} <span class="deviation">◆</span> not the default;
-          keys: arrows, Page, Home, End, d
+          {rows.filter((at) => at < trace.steps.length).length} of {countText(trace.steps.length, 'step')}, {deviations}{' '}
+          <span class="deviation">◆</span> not the default; keys: arrows, Page, Home, End, d
         </span>
         <span class="filters">
           {lanes
@@ -194,7 +196,7 @@ export function App({ data }: { readonly data: SchedulePageData }) {
           </label>
         </span>
       </div>
-      <div class="panes">
+      <div class="panes" style={{ '--wanted': `${wantedWidth(trace, lanes, bars)}px` }}>
         <Lanes
           {...{ trace, race, lanes, bars, rows, word, lock, hidden }}
           arrows={hasArrows ? arrows : []}

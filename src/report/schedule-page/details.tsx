@@ -1,10 +1,10 @@
 /** What there is to say of the step under the cursor: who is where, what was touched, how the machine looks now. */
 import { useMemo } from 'preact/hooks';
 import type { Race } from '../../explore/race.js';
-import { viewAt, wordText, type Trace, type TraceAccess, type TraceStep } from '../../explore/trace.js';
-import { lockClasses, lockColour } from './lanes.js';
-import { statesAt, touch, type Lane } from './model.js';
-import { drawnParts, type DrawnPart } from './tables.js';
+import { endText, viewAt, wordText, type Trace, type TraceAccess, type TraceStep } from '../../explore/trace.js';
+import { lockColour } from './lanes.js';
+import { callsText, lockTags, statesAt, touch, type Lane } from './model.js';
+import { countText, drawnParts, type DrawnPart } from './tables.js';
 
 interface DetailsProps {
   readonly trace: Trace;
@@ -25,14 +25,13 @@ const DULL = /^(mutex|rwsem|waiters|checks of|table checks|name|machine)/;
 export function Details(props: DetailsProps) {
   const { trace, cursor, lanes, text } = props;
   const step = trace.steps[cursor];
-  const parts = useMemo(
-    () => drawnParts(step === undefined ? trace.start : viewAt(trace, step.index - 1), viewAt(trace, step?.index ?? 0)),
-    [trace, step],
-  );
-  if (step === undefined) return null;
-  const call = trace.calls.find(
-    ({ task, first, last }) => task === step.task && first <= step.index && step.index <= last,
-  );
+  const parts = useMemo(() => {
+    // After the last step there is only what a failure outside of all steps left.
+    const [before, now] = step === undefined ? [lastIndex(trace), Infinity] : [step.index - 1, step.index];
+    return drawnParts(viewAt(trace, before), viewAt(trace, now));
+  }, [trace, step]);
+  if (step === undefined) return <EndDetails {...props} parts={parts} />;
+  const calls = callsText(trace, step);
   return (
     <section class="details" aria-label="step">
       <h2>
@@ -40,7 +39,7 @@ export function Details(props: DetailsProps) {
       </h2>
       <p>
         <code>{step.from}</code> → <code>{step.to}</code>
-        {call !== undefined && ` · in ${call.op}${call.answer === undefined ? '' : `, which answers ${call.answer}`}`}
+        {calls !== '' && ` · ${calls}`}
       </p>
       <Choices step={step} />
       <Pairs {...props} />
@@ -53,14 +52,54 @@ export function Details(props: DetailsProps) {
         </>
       )}
       <h3>The machine after this step</h3>
+      <Foot {...props} {...{ parts, text }} />
+    </section>
+  );
+}
+
+/** Number of the last step that is there, -1 where there is none. */
+function lastIndex({ steps }: Trace): number {
+  return steps.at(-1)?.index ?? -1;
+}
+
+/** What is below the details of every step. */
+function Foot({ parts, ...props }: DetailsProps & { readonly parts: readonly DrawnPart[] }) {
+  return (
+    <>
       {parts.map((part) => (
         <Part key={part.name} part={part} />
       ))}
       {props.word !== undefined && <WordHistory {...props} word={props.word} />}
       <details>
         <summary>The report as text</summary>
-        <pre>{text}</pre>
+        <pre>{props.text}</pre>
       </details>
+    </>
+  );
+}
+
+const END_SENTENCES = {
+  setup: 'No task has made a step: it failed while everything was set up for them.',
+  standstill: 'It failed after the last step: nothing could go on, and somebody still waited.',
+  audit: 'It failed after the last step, when the machine was looked through.',
+  teardown: 'It failed after the last step, while everything was given back.',
+} as const;
+
+/** For a failure outside of all steps. */
+function EndDetails(props: DetailsProps & { readonly parts: readonly DrawnPart[] }) {
+  const { end, failure, steps } = props.trace;
+  if (end === undefined) return null;
+  return (
+    <section class="details" aria-label="step">
+      <h2>
+        ({endText(end)}) · {end.timeNs} ns
+      </h2>
+      <p>{END_SENTENCES[end.place]}</p>
+      <p class="failure">{failure?.message}</p>
+      <Pairs {...props} />
+      {steps.length > 0 && <States {...props} />}
+      {props.parts.length > 0 && <h3>The machine where it failed</h3>}
+      <Foot {...props} />
     </section>
   );
 }
@@ -85,9 +124,9 @@ function Pairs({ trace, race, onMove }: DetailsProps) {
       {race.pairs.map(({ word, first, second }, i) => (
         <span key={word}>
           <b>R{i + 1}</b> {wordText(trace.words[word] ?? { object: '', field: '' })}:{' '}
-          {[first, second].map(({ at, access }) => (
+          {[first, second].map(({ at, access }, side) => (
             <button key={at} type="button" onClick={() => onMove(at)}>
-              {access.kind} at {trace.steps[at]?.index}
+              {side === 0 ? 'earlier' : 'later'}: {access.kind} at {trace.steps[at]?.index}
             </button>
           ))}
         </span>
@@ -110,8 +149,8 @@ function States({ trace, lanes, cursor }: DetailsProps) {
               <td>
                 {holds.map(({ lock, shared }) => (
                   <span key={lock} class="held">
-                    <Swatch trace={trace} lockClass={trace.locks[lock]?.lockClass ?? ''} shared={shared} />
-                    {trace.locks[lock]?.label}
+                    <Swatch lock={lock} shared={shared} />
+                    {lockTags(trace)[lock]} {trace.locks[lock]?.label}
                     {shared && ' (read)'}
                   </span>
                 ))}
@@ -120,30 +159,24 @@ function States({ trace, lanes, cursor }: DetailsProps) {
           ))}
         </tbody>
       </table>
-      <p class="note">
-        Bars beside the lanes:{' '}
-        {lockClasses(trace).map((lockClass, i) => (
-          <span key={lockClass}>
-            <Swatch trace={trace} lockClass={lockClass} shared={false} />
-            {i + 1} {lockClass};{' '}
-          </span>
-        ))}
-        hollow: for reading
-      </p>
+      {trace.locks.length > 0 && (
+        <p class="note">
+          Bars beside the lanes:{' '}
+          {lockTags(trace).map((tag, lock) => (
+            <span key={lock} class="key">
+              <Swatch lock={lock} shared={false} />
+              {tag} {trace.locks[lock]?.label};{' '}
+            </span>
+          ))}
+          hollow: for reading
+        </p>
+      )}
     </>
   );
 }
 
-function Swatch({
-  trace,
-  lockClass,
-  shared,
-}: {
-  readonly trace: Trace;
-  readonly lockClass: string;
-  readonly shared: boolean;
-}) {
-  const colour = lockColour(trace, lockClass);
+function Swatch({ lock, shared }: { readonly lock: number; readonly shared: boolean }) {
+  const colour = lockColour(lock);
   return <i class="swatch" style={{ borderColor: colour, background: shared ? 'none' : colour }} />;
 }
 
@@ -178,7 +211,7 @@ function Accesses({ step, trace, word, onWord }: DetailsProps & { readonly step:
                 <button type="button" class="word" aria-pressed={index === word} onClick={() => onWord(index)}>
                   {wordText(trace.words[index] ?? { object: '', field: '' })}
                 </button>
-                {pages > 1 && <span class="note"> and {pages - 1} more pages</span>}
+                {pages > 1 && <span class="note"> and {countText(pages - 1, 'more page')}</span>}
               </td>
               <td>{before === after ? before : `${before ?? '∅'} → ${after ?? '∅'}`}</td>
               <td class="note">
@@ -203,7 +236,7 @@ function Part({ part }: { readonly part: DrawnPart }) {
     <table class={isChanged ? 'part changed' : 'part'} data-part={name}>
       <caption>
         {name}
-        {isChanged && <span class="deviation"> changed in this step</span>}
+        {isChanged && <span class="deviation"> changed here</span>}
       </caption>
       {rows.length > 0 && (
         <thead>
@@ -248,6 +281,7 @@ function WordHistory({ trace, word, cursor, onMove, onWord }: DetailsProps & { r
           close
         </button>
       </h3>
+      {touching.length === 0 && <p class="note">none in these steps: no step changes it</p>}
       <ol>
         {touching.map((at) => {
           const step = trace.steps[at];

@@ -1,10 +1,11 @@
 /**
  * What the drawing is made of: lanes, bars of held locks, arrows, and who is where at a step. Pure functions of the trace.
  *
- * Steps are named by their index in `trace.steps` (`at`), rows by their place among the steps that are shown.
+ * Steps are named by their index in `trace.steps` (`at`), rows by their place among the steps that are shown. A failure outside of all
+ * steps has a row of its own after them; its `at` is the number of steps.
  */
 import { sectionsOf, type Section } from '../../explore/race.js';
-import type { AccessKind, Trace, TraceStep } from '../../explore/trace.js';
+import { callsAt, type AccessKind, type Trace, type TraceStep } from '../../explore/trace.js';
 
 /** A column of the drawing. */
 export interface Lane {
@@ -36,6 +37,43 @@ export function holdBars(trace: Trace): HoldBar[] {
     ends[depth] = section.to ?? Infinity;
     return { ...section, depth };
   });
+}
+
+/** What a lock is called beside its bar, by its index: its class's number, and a letter where the class has several. */
+export function lockTags({ locks }: Pick<Trace, 'locks'>): string[] {
+  const classes = [...new Set(locks.map(({ lockClass }) => lockClass))];
+  const counts = new Map<string, number>();
+  return locks.map(({ lockClass }) => {
+    const place = counts.get(lockClass) ?? 0;
+    counts.set(lockClass, place + 1);
+    const number = String(classes.indexOf(lockClass) + 1);
+    const isOnly = locks.filter((other) => other.lockClass === lockClass).length === 1;
+    return isOnly ? number : `${number}${letters(place)}`;
+  });
+}
+
+/** a … z, aa, ab, … */
+function letters(place: number): string {
+  const last = String.fromCharCode('a'.charCodeAt(0) + (place % 26));
+  return place < 26 ? last : `${letters(Math.floor(place / 26) - 1)}${last}`;
+}
+
+/** What is written on a block. A gate says what comes next; having waited for time says nothing, so it is where the step got to. */
+export function blockText({ from, to }: TraceStep): string {
+  if (from !== 'time' && from !== 'waiting') return from;
+  return to === 'time' ? '…' : `→ ${to.replace('waits for ', '')}`;
+}
+
+/** Which calls a step is part of, as the end of a sentence. */
+export function callsText(trace: Trace, step: TraceStep): string {
+  const isFailure = step.to === 'failure';
+  return callsAt(trace, step)
+    .map(({ op, answer }) => {
+      const how =
+        answer !== undefined ? `which answers ${answer}` : isFailure ? 'which fails here' : 'which does not return';
+      return `in ${op}, ${how}`;
+    })
+    .join('; then ');
 }
 
 export type ArrowKind = 'wake' | 'start' | 'hand-over';
@@ -79,11 +117,11 @@ export interface TaskState {
 
 function whereabouts(step: TraceStep | undefined, at: number, cursor: number, wokenAt: number | undefined): string {
   if (step === undefined) return 'has not run yet';
-  if (at === cursor) return step.to === 'failure' ? 'breaks the rule here' : `runs; stops at ${step.to}`;
+  if (at === cursor) return step.to === 'failure' ? 'fails here' : `runs; stops at ${step.to}`;
   if (step.to === 'end') return 'has ended';
   const isParked = step.to.startsWith('waits for') || step.to === 'time';
   if (wokenAt !== undefined) return 'ready: was woken';
-  if (step.to === 'time') return 'waits for time, or ready since';
+  if (step.to === 'time') return 'waits until a set time, which may have come';
   return isParked ? step.to : `ready at ${step.to}`;
 }
 
@@ -110,7 +148,7 @@ export function statesAt({ steps }: Trace, lanes: readonly Lane[], cursor: numbe
   return lanes.map((lane) => {
     const at = last.get(lane.task) ?? -1;
     const words = whereabouts(steps[at], at, cursor, woken.get(lane.task));
-    return { lane, words, isWaiting: words.startsWith('waits for'), holds: holds.get(lane.task) ?? [] };
+    return { lane, words, isWaiting: words.startsWith('waits '), holds: holds.get(lane.task) ?? [] };
   });
 }
 
@@ -128,14 +166,19 @@ export interface Filter {
   readonly isOnly: boolean;
 }
 
-export function rowsOf({ steps }: Trace, { hidden, word, lock, isOnly }: Filter): number[] {
+export function rowsOf({ steps, end }: Trace, { hidden, word, lock, isOnly }: Filter): number[] {
   const isShown = (step: TraceStep): boolean => {
     if (step.to === 'failure') return true;
     if (hidden.has(step.task)) return false;
     if (!isOnly || (word === undefined && lock === undefined)) return true;
     return touch(step, word) !== undefined || step.locks.some((event) => event.lock === lock);
   };
-  return steps.flatMap((step, at) => (isShown(step) ? [at] : []));
+  return [...steps.flatMap((step, at) => (isShown(step) ? [at] : [])), ...(end === undefined ? [] : [steps.length])];
+}
+
+/** Where the run failed, or ended. */
+export function lastAt({ steps, end }: Trace): number {
+  return end === undefined ? steps.length - 1 : steps.length;
 }
 
 /** The first row whose step is not before `at`. */

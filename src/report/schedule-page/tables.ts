@@ -22,19 +22,24 @@ export interface DrawnPart {
   readonly isChanged: boolean;
 }
 
+/** `1 page`, `2 pages`. */
+export function countText(count: number, one: string): string {
+  return `${count} ${count === 1 ? one : `${one}s`}`;
+}
+
 function rangeText(start: string, lengthBytes: number): string {
   return `${start}–0x${(BigInt(start) + BigInt(lengthBytes) - 1n).toString(16)}`;
 }
 
 const COLUMNS: Readonly<Record<PartView['kind'], readonly string[]>> = {
   ioas: ['area', 'state', 'pinned', 'accesses'],
-  table: ['IOVA', 'to', 'may', 'dirty'],
+  table: ['IOVA', 'to', 'access', 'dirty', ''],
   tlb: ['IOVA', 'to', 'tag', ''],
-  atc: ['IOVA', 'to', 'may', ''],
+  atc: ['IOVA', 'to', 'access', ''],
   counts: ['count', 'pages'],
 };
 
-/** Whether a page table still says what a cache does. */
+/** Whether a walk of a page table still says what a cache does. */
 function isInTables(view: MachineView, iova: string, pa: string): boolean {
   const offset = BigInt(pa) - BigInt(iova);
   return Object.values(view).some(
@@ -42,6 +47,7 @@ function isInTables(view: MachineView, iova: string, pa: string): boolean {
       part.kind === 'table' &&
       part.ranges.some(
         (range) =>
+          range.isUnreachable !== true &&
           BigInt(range.iova) <= BigInt(iova) &&
           BigInt(iova) < BigInt(range.iova) + BigInt(range.lengthBytes) &&
           BigInt(range.pa) - BigInt(range.iova) === offset,
@@ -57,7 +63,7 @@ function rowsOf(part: PartView | undefined, view: MachineView): Row[] {
       return [
         ...part.areas.map(({ iova, lengthBytes, state, pins, accesses }) => ({
           key: `area ${iova}`,
-          cells: [rangeText(iova, lengthBytes), state, pins === 0 ? '–' : `${pins} pages`, String(accesses)],
+          cells: [rangeText(iova, lengthBytes), state, pins === 0 ? '–' : countText(pins, 'page'), String(accesses)],
         })),
         ...part.reserved.map(([start, last]) => ({
           key: `reserved ${start}`,
@@ -65,9 +71,15 @@ function rowsOf(part: PartView | undefined, view: MachineView): Row[] {
         })),
       ];
     case 'table':
-      return part.ranges.map(({ iova, pa, lengthBytes, flags, dirty }) => ({
+      return part.ranges.map(({ iova, pa, lengthBytes, flags, dirty, isUnreachable }) => ({
         key: iova,
-        cells: [rangeText(iova, lengthBytes), pa, flags, dirty === undefined ? '' : dirty ? 'dirty' : 'clean'],
+        cells: [
+          rangeText(iova, lengthBytes),
+          pa,
+          flags,
+          dirty === undefined ? '' : dirty ? 'dirty' : 'clean',
+          isUnreachable === true ? '⚠ unreachable from the root' : '',
+        ],
       }));
     case 'tlb':
     case 'atc':
@@ -92,8 +104,17 @@ function drawnPart(name: string, before: MachineView, now: MachineView): DrawnPa
   });
   const gone: DrawnRow[] = [...old.values()].map((row) => ({ ...row, change: 'removed' }));
   const all = [...rows, ...gone];
-  const columns = COLUMNS[kind];
-  return { name, columns, rows: all, isChanged: all.some(({ change }) => change !== 'same') };
+  // A column that says nothing of any row is left out.
+  const says = COLUMNS[kind].map((_, i) =>
+    all.some(({ cells, before: was }) => cells[i] !== '' || (was?.[i] !== undefined && was[i] !== '')),
+  );
+  const told = <T>(cells: readonly T[]): T[] => cells.filter((_, i) => says[i] === true);
+  const drawn = all.map((row) => ({
+    ...row,
+    cells: told(row.cells),
+    ...(row.change === 'changed' ? { before: told(row.before ?? []) } : {}),
+  }));
+  return { name, columns: told(COLUMNS[kind]), rows: drawn, isChanged: all.some(({ change }) => change !== 'same') };
 }
 
 /** All parts of a machine, with what is different from before. */
