@@ -275,7 +275,6 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
   let failure: ProgramFailure | undefined;
   let stateHash = 0;
   let reachHash: number | undefined;
-  let choices: readonly number[] = [];
   const attempt = (body: () => void): void => {
     if (failure !== undefined) return;
     try {
@@ -285,7 +284,9 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     }
   };
   attempt(() => run.run());
-  choices = [...runtime.scheduler.choices];
+  // Before the tear-down, which has a schedule of its own.
+  const choices = [...runtime.scheduler.choices];
+  const tasks = runtime.scheduler.tasksSeen;
   attempt(() => {
     if (options.checks !== false) run.machine.audit();
     stateHash = run.stateHash();
@@ -297,7 +298,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     failure,
     results: run.results,
     choices,
-    tasks: runtime.scheduler.tasksSeen,
+    tasks,
     invariants: runtime.invariantReport(),
     events: runtime.drainEvents(),
     stateHash,
