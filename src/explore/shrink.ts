@@ -132,16 +132,23 @@ function parse(text: string): Document {
 class Shrinker {
   readonly #case: FailingCase;
   readonly #budget: ShrinkBudget;
+  readonly #onProgress: ((attempts: number) => void) | undefined;
   attempts = 0;
   text: string;
   deviations: Deviations;
   attempt: Attempt | undefined;
 
-  constructor(failing: FailingCase, budget: ShrinkBudget) {
+  constructor(failing: FailingCase, budget: ShrinkBudget, onProgress?: (attempts: number) => void) {
     this.#case = failing;
     this.#budget = budget;
+    this.#onProgress = onProgress;
     this.text = failing.text;
     this.deviations = failing.deviations;
+  }
+
+  #count(): void {
+    this.attempts++;
+    this.#onProgress?.(this.attempts);
   }
 
   get #isSpent(): boolean {
@@ -159,7 +166,7 @@ class Shrinker {
 
   /** Whether a run under these deviations fails as the case does; then they are noted as they really were. */
   async #fails(subject: Subject, deviations: Deviations): Promise<Deviations | undefined> {
-    this.attempts++;
+    this.#count();
     const ran = await record(subject, this.#case.seed, deviating(deviations));
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
@@ -181,7 +188,7 @@ class Shrinker {
 
   /** The `index`-th schedule of an exploration, if the subject fails under it as the case does. */
   async #sampled(subject: Subject, index: number): Promise<Deviations | undefined> {
-    this.attempts++;
+    this.#count();
     const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
     const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
     if (ran.failure?.signature !== this.#case.signature) return undefined;
@@ -254,7 +261,7 @@ class Shrinker {
       if (countDeviations(this.deviations) <= preemptions) return;
       const search = new BoundedSearch(preemptions);
       for (let runs = 0; runs < SEARCHED_RUNS && !search.isDone && !this.#isSpent; runs++) {
-        this.attempts++;
+        this.#count();
         const { failure, choices } = await subject.attempt({ scheduleOf: search.next() });
         search.ended(isPruned(failure?.message ?? ''));
         if (failure?.signature !== this.#case.signature) continue;
@@ -343,9 +350,13 @@ export function withFault(scenario: Scenario): string {
   return String(document);
 }
 
-/** Shrinks a failing case; undefined when it does not fail again to begin with. */
-export async function shrink(failing: FailingCase, budget: ShrinkBudget): Promise<Shrunk | undefined> {
-  const shrinker = new Shrinker(failing, budget);
+/** Shrinks a failing case; undefined when it does not fail again to begin with. `onProgress` is told how many runs that has taken. */
+export async function shrink(
+  failing: FailingCase,
+  budget: ShrinkBudget,
+  onProgress?: (attempts: number) => void,
+): Promise<Shrunk | undefined> {
+  const shrinker = new Shrinker(failing, budget, onProgress);
   await shrinker.begin();
   await shrinker.shrinkText();
   await shrinker.shrinkSchedule();

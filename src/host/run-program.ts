@@ -197,7 +197,8 @@ class ProgramRun {
       if (this.#options.inject !== undefined) continue;
       const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
-        throw new UnexpectedAnswer(`${task}: ${call.op} answered ${text} instead of ${allowed.join(' or ')}`);
+        const what = `unexpected answer in ${task === 'setup' ? task : `task ${task}`}`;
+        throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`);
       }
     }
   }
@@ -263,7 +264,8 @@ function hashed(tell: (add: (value: number) => void) => void): number {
 function failureOf(error: unknown, task: string): ProgramFailure {
   const thrown = error instanceof Error ? error : new Error(String(error));
   const id = thrown instanceof InvariantError ? thrown.id : undefined;
-  const kind = thrown instanceof InvariantError ? '' : `${thrown.name}: `;
+  const isTold = thrown instanceof InvariantError || thrown instanceof UnexpectedAnswer;
+  const kind = isTold ? '' : `${thrown.name}: `;
   const message = `${kind}${thrown.message}`;
   return { signature: signatureOf(message), id, message, stack: thrown.stack, task };
 }
