@@ -33,10 +33,15 @@ function guaranteeText({ kernelOnly }: Scenario, { depth, runs, chance }: Explor
     : `${made} find ${what} with a chance of at least ${percent(chance)}`;
 }
 
-function boundText({ preemptions, runs, pruned, isComplete }: Exploration['bounds'][number]): string {
+type Bound = Exploration['bounds'][number];
+
+/** Hosts as a whole do not tell of all that tasks share. */
+function boundText({ preemptions, runs, pruned, isComplete, hasStalls }: Bound, isKernelOnly: boolean): string {
   const within =
     preemptions === Infinity ? 'any number of pre-emptions' : `${many(preemptions, 'pre-emption')} at most`;
-  const how = isComplete ? 'every order that matters was seen' : 'not finished';
+  const orders = isKernelOnly ? 'every order that matters' : 'every order that matters to what hosts tell of';
+  const seen = `${orders} was seen${hasStalls ? ', but for stalls' : ''}`;
+  const how = isComplete ? seen : 'not finished';
   return `  ${within}: ${how}, ${many(runs, 'run')}${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
 }
 
@@ -66,7 +71,7 @@ function exploredText(
       `  n = ${many(tasks, 'task')} and time, k = ${many(changePoints, 'choice')}, at most ${choices} in a run`,
     ),
     ...(failure === undefined ? guarantees : []).map((one) => colours.faint(guaranteeText(scenario, one))),
-    ...bounds.map((bound) => colours.faint(boundText(bound))),
+    ...bounds.map((bound) => colours.faint(boundText(bound, scenario.kernelOnly !== undefined))),
   ];
   if (exploration.reaches > 1)
     lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
@@ -119,11 +124,12 @@ function exploredJson(
     choices: exploration.choices,
     change_points: exploration.changePoints,
     guarantees: exploration.guarantees,
-    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete }) => ({
+    bounds: exploration.bounds.map(({ preemptions, runs, pruned, isComplete, hasStalls }) => ({
       preemptions: preemptions === Infinity ? null : preemptions,
       runs,
       pruned,
-      complete: isComplete,
+      complete: isComplete && scenario.kernelOnly !== undefined,
+      stalls_left_out: hasStalls,
     })),
     self_tests: exploration.selfTests,
     reaches: exploration.reaches,

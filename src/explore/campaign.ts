@@ -16,7 +16,7 @@ import { subjectOf, type Attempt, type AttemptFailure, type Subject } from './su
 export interface Campaign {
   readonly scenario: Scenario;
   readonly strategy: StrategyName;
-  /** Runs at most. */
+  /** Runs at most, those included that an exhaustive search gives up. */
   readonly runs: number;
   /** d of PCT; the most pre-emptions of an exhaustive search, beyond which it is not bounded. */
   readonly depth: number;
@@ -186,24 +186,26 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
   const collector = new Collector();
   const bounds: BoundReport[] = [];
   let failure: CampaignFailure | undefined;
+  let started = 0;
   for (const bound of [...BOUNDS.filter((preemptions) => preemptions <= campaign.depth), Infinity]) {
     const search = new BoundedSearch(bound);
-    while (!search.isDone && failure === undefined && collector.runs < campaign.runs) {
+    while (!search.isDone && failure === undefined && started < campaign.runs) {
+      started++;
       const schedule = search.next();
       const attempt = await subject.attempt({ scheduleOf: schedule });
       const wasPruned = isPruned(attempt.failure?.message ?? '');
       search.ended(wasPruned);
+      if (started % 64 === 0) report(campaign, started);
       if (wasPruned) continue;
       collector.add(attempt, undefined);
       if (attempt.failure !== undefined) {
         const { choices } = attempt;
         failure = await failureOf(subject, campaign.seed, collector.runs - 1, attempt, (node) => ({
           strategy: 'recorded',
-          of: 'random',
+          of: 'explored',
           choices: choices[node] ?? [],
         }));
       }
-      if (collector.runs % 64 === 0) report(campaign, collector.runs);
     }
     const reached = search.report();
     bounds.push(reached);

@@ -6,13 +6,22 @@
  * and that nothing orders, the search goes back to before the first and lets the second's task go on there (dynamic partial-order
  * reduction); what was tried already and depends on nothing that happened since is asleep and is not tried again (sleep sets).
  *
+ * What a sleeping task would touch is known from another run, and objects have no names that outlive a run. They are numbered in the order
+ * in which a run meets them, and so are words. Two runs that made the same choices up to a branch have met the same things there, in the same
+ * order: numbers given before the branch mean the same in both. Of a word met later the number says nothing; it goes by its field and its
+ * object's number, or, where the object was met later as well, by the kind of the object. Such names may be one for several words, so a
+ * task may be woken for nothing (it costs a run), but two names of one word are never different: none sleeps on that should not.
+ *
  * Under a bound of c pre-emptions a reduction may not be the plain one: going back is also tried where the first task's stretch
  * began, which costs no pre-emption, and nothing sleeps. Bounds are tried in turn, 0, 1, 2, …, so that the simplest failure comes first; a bound under which
  * nothing had to be left out ends the search: everything was seen.
  *
- * What code touches it says itself (runtime/watch.ts). Time passes only when nothing is ready.
+ * What code touches it says itself (runtime/watch.ts). Time passes only when nothing is ready; so it orders all that came before it and
+ * all that comes after. Choices are numbered as if it could pass, as in every other strategy's schedules: what this search finds is
+ * replayed, shrunk and kept like the rest.
  *
- * Source: Flanagan, Godefroid, POPL 2005; Godefroid 1996 (sleep sets); Coons, Musuvathi, McKinley, OOPSLA 2013 (bounded).
+ * Source: Flanagan, Godefroid, POPL 2005; Godefroid 1996 (sleep sets); Abdulla et al., POPL 2014 (which task to go back with); Coons,
+ * Musuvathi, McKinley, OOPSLA 2013 (bounded).
  */
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { Candidates, SchedulingPolicy } from '../runtime/policies.js';
@@ -30,6 +39,22 @@ function depends(a: Footprint, b: Footprint): boolean {
   return false;
 }
 
+/** How many words and objects a run has met somewhere. */
+interface Met {
+  readonly words: number;
+  readonly objects: number;
+}
+
+/** What a transition touched, as runs can tell that made the same choices before it. */
+interface TriedFootprint {
+  /** What was met before it. */
+  readonly met: Met;
+  /** Words met before it, by number. */
+  readonly known: Footprint;
+  /** Others, by name. */
+  readonly later: ReadonlyMap<string, boolean>;
+}
+
 /** A choice on the way that is being explored. Tasks go by number. */
 interface Branch {
   readonly ready: readonly number[];
@@ -37,13 +62,15 @@ interface Branch {
   readonly running: number | undefined;
   /** Pre-emptions before this choice. */
   readonly preemptions: number;
+  /** What the way here has met. */
+  readonly met: Met;
   /** Tasks that were asleep already: they need not be tried. */
   readonly asleep: ReadonlySet<number>;
   chosen: number;
   /** Tasks to try. */
   readonly wanted: Set<number>;
   /** Tasks tried, with what their transition touched. */
-  readonly tried: Map<number, Footprint>;
+  readonly tried: Map<number, TriedFootprint>;
 }
 
 /** A transition of the run under way. */
@@ -92,6 +119,8 @@ export interface BoundReport {
   readonly isComplete: boolean;
   /** Something was left out for the bound's sake. */
   readonly isBounded: boolean;
+  /** Time could have passed while a task was ready; such stalls are left out, always. */
+  readonly hasStalls: boolean;
 }
 
 /** A depth-first search under one bound. */
@@ -100,6 +129,7 @@ export class BoundedSearch {
   readonly #stack: Branch[] = [];
   #run: ExploringRun | undefined;
   #isBounded = false;
+  #hasStalls = false;
   #isDone = false;
   #runs = 0;
   #pruned = 0;
@@ -114,7 +144,10 @@ export class BoundedSearch {
 
   /** The schedule of the next run, by node. Nodes take turns in one order, so their choices are one sequence. */
   next(): (node: string) => ScheduleSpec {
-    const run = new ExploringRun(this.#stack, this.#bound, () => (this.#isBounded = true));
+    const run = new ExploringRun(this.#stack, this.#bound, {
+      bounded: () => (this.#isBounded = true),
+      stall: () => (this.#hasStalls = true),
+    });
     this.#run = run;
     let nodes = 0;
     return () => {
@@ -151,6 +184,7 @@ export class BoundedSearch {
       pruned: this.#pruned,
       isComplete: this.#isDone,
       isBounded: this.#isBounded,
+      hasStalls: this.#hasStalls,
     };
   }
 }
@@ -162,7 +196,8 @@ const TASKS_OF_A_NODE = 2 ** 24;
 class NodeView implements SchedulingPolicy, SchedulerObserver {
   readonly name = 'exhaustive';
   readonly preemptsAtGates = true;
-  readonly stalls = false;
+  /** Time is never chosen, but it is a candidate: see above. */
+  readonly stalls = true;
   readonly #run: ExploringRun;
   readonly #offset: number;
 
@@ -171,7 +206,9 @@ class NodeView implements SchedulingPolicy, SchedulerObserver {
     this.#offset = offset;
   }
 
-  choose({ ready, running }: Candidates): number {
+  choose({ ready, running, canStall }: Candidates): number {
+    if (canStall) this.#run.stallLeftOut();
+    if (ready.length === 1) return 0;
     const numbers = ready.map(({ number }) => this.#offset + number);
     return this.#run.choose(numbers, running === undefined ? undefined : this.#offset + running.number);
   }
@@ -185,7 +222,8 @@ class NodeView implements SchedulingPolicy, SchedulerObserver {
   }
 
   woken({ number }: TaskHandle<unknown>, by: TaskHandle<unknown> | undefined): void {
-    if (by !== undefined) this.#run.woken(this.#offset + number, this.#offset + by.number);
+    if (by === undefined) this.#run.wokenByTime(this.#offset + number, this.#offset);
+    else this.#run.woken(this.#offset + number);
   }
 
   resumed({ number }: TaskHandle<unknown>): void {
@@ -205,18 +243,23 @@ class NodeView implements SchedulingPolicy, SchedulerObserver {
   }
 }
 
+/** Is told what is left out. */
+interface LeftOut {
+  bounded(): void;
+  stall(): void;
+}
+
 /** One run of a search: chooses, looks on, and notes where to go back to. */
 class ExploringRun {
   readonly #stack: Branch[];
   readonly #bound: number;
-  readonly #leaveOut: () => void;
+  readonly #leftOut: LeftOut;
   /** Choices made so far in this run. */
   #depth = 0;
   #preemptions = 0;
   /** Tasks that need not go on until something they depend on happened. */
-  #asleep = new Map<number, Footprint>();
-  readonly #words = new Map<object, Map<string, number>>();
-  #wordCount = 0;
+  #asleep = new Map<number, TriedFootprint>();
+  readonly #words = new Words();
   readonly #last = new Map<number, LastTouches>();
   /** What each task knows of the others: by task, how many of its transitions came before. */
   readonly #clocks = new Map<number, Map<number, number>>();
@@ -225,14 +268,16 @@ class ExploringRun {
   #current: Transition | undefined;
   /** Transitions that the current one depends on. */
   readonly #conflicts = new Set<Transition>();
+  /** Tasks that the current transition has woken or started. */
+  readonly #woken = new Set<number>();
   #nextBranch = -1;
   #lastTask: number | undefined;
   #stretch = -1;
 
-  constructor(stack: Branch[], bound: number, leaveOut: () => void) {
+  constructor(stack: Branch[], bound: number, leftOut: LeftOut) {
     this.#stack = stack;
     this.#bound = bound;
-    this.#leaveOut = leaveOut;
+    this.#leftOut = leftOut;
   }
 
   /** Index of the task that goes on. */
@@ -245,6 +290,7 @@ class ExploringRun {
         ready,
         running,
         preemptions: this.#preemptions,
+        met: this.#words.met,
         asleep: new Set(this.#asleep.keys()),
         chosen,
         wanted: new Set([chosen]),
@@ -267,7 +313,7 @@ class ExploringRun {
     const [first] = awake;
     if (first === undefined) throw new Pruned('every task is asleep');
     if (running !== undefined && this.#preemptions >= this.#bound) {
-      this.#leaveOut();
+      this.#leftOut.bounded();
       return running;
     }
     return first;
@@ -275,11 +321,22 @@ class ExploringRun {
 
   // --- looking on ---
 
-  woken(task: number, by: number): void {
-    this.#learn(task, this.#clockOf(by));
+  stallLeftOut(): void {
+    this.#leftOut.stall();
+  }
+
+  woken(task: number): void {
+    this.#woken.add(task);
+  }
+
+  /** Time has passed, so nothing was ready: everything of this node comes before what the task does now. */
+  wokenByTime(task: number, firstOfNode: number): void {
+    for (const [other, clock] of this.#clocks)
+      if (other >= firstOfNode && other < firstOfNode + TASKS_OF_A_NODE) this.#learn(task, clock);
   }
 
   resumed(number: number): void {
+    this.suspended();
     if (this.#nextBranch < 0 && this.#asleep.has(number)) throw new Pruned('the only task is asleep');
     if (this.#lastTask !== number) this.#stretch = this.#nextBranch;
     this.#lastTask = number;
@@ -307,16 +364,31 @@ class ExploringRun {
     for (const before of this.#conflicts) this.#learn(current.task, before.clock);
     this.#conflicts.clear();
     current.clock = new Map(this.#clockOf(current.task));
+    for (const task of this.#woken) this.#learn(task, current.clock);
+    this.#woken.clear();
     for (const before of races) this.#reverse(before, current);
     this.#trace.push(current);
-    for (const [task, footprint] of this.#asleep) if (depends(footprint, current.footprint)) this.#asleep.delete(task);
-    this.#stack[current.branch]?.tried.set(current.task, current.footprint);
+    for (const [task, tried] of this.#asleep) if (this.#wakes(tried, current.footprint)) this.#asleep.delete(task);
+    const branch = this.#stack[current.branch];
+    if (branch !== undefined) branch.tried.set(current.task, this.#words.since(branch.met, current.footprint));
+  }
+
+  /** Whether what a sleeping task would touch depends on a transition of this run. */
+  #wakes({ met, known, later }: TriedFootprint, footprint: Footprint): boolean {
+    if (depends(known, footprint)) return true;
+    if (later.size === 0) return false;
+    for (const [word, changes] of footprint) {
+      if (word < met.words) continue;
+      const other = later.get(this.#words.nameOf(word, met));
+      if (other !== undefined && (changes || other)) return true;
+    }
+    return false;
   }
 
   access(object: object, field: string, isWrite: boolean): void {
     const current = this.#current;
     if (current === undefined) return;
-    const word = this.#wordOf(object, field);
+    const word = this.#words.numberOf(object, field);
     const { footprint, task } = current;
     const known = footprint.get(word);
     if (known === true || known === isWrite) return;
@@ -374,7 +446,7 @@ class ExploringRun {
     if (this.#bound === Infinity && able.some((task) => branch.wanted.has(task) || branch.asleep.has(task))) return;
     for (const wanted of able.length > 0 ? able.slice(-1) : branch.ready) {
       const isPreemption = branch.running !== undefined && wanted !== branch.running;
-      if (isPreemption && branch.preemptions >= this.#bound) this.#leaveOut();
+      if (isPreemption && branch.preemptions >= this.#bound) this.#leftOut.bounded();
       else branch.wanted.add(wanted);
     }
   }
@@ -394,13 +466,51 @@ class ExploringRun {
     this.#clocks.set(task, clock);
     return clock;
   }
+}
 
-  #wordOf(object: object, field: string): number {
-    const fields = this.#words.get(object) ?? new Map<string, number>();
-    this.#words.set(object, fields);
-    const known = fields.get(field);
-    if (known !== undefined) return known;
-    fields.set(field, ++this.#wordCount);
-    return this.#wordCount;
+/** The words of a run. */
+class Words {
+  readonly #objects = new Map<object, { readonly number: number; readonly fields: Map<string, number> }>();
+  /** By word: number and kind of its object, and its field. */
+  readonly #list: { readonly object: number; readonly kind: string; readonly field: string }[] = [];
+
+  get met(): Met {
+    return { words: this.#list.length, objects: this.#objects.size };
+  }
+
+  numberOf(object: object, field: string): number {
+    let known = this.#objects.get(object);
+    if (known === undefined) {
+      known = { number: this.#objects.size, fields: new Map() };
+      this.#objects.set(object, known);
+    }
+    let word = known.fields.get(field);
+    if (word === undefined) {
+      word = this.#list.push({ object: known.number, kind: object.constructor.name, field }) - 1;
+      known.fields.set(field, word);
+    }
+    return word;
+  }
+
+  /** The name of a word that was met later. */
+  nameOf(word: number, met: Met): string {
+    const { object, kind, field } = this.#list[word] ?? NO_WORD;
+    return object < met.objects ? `${object} ${field}` : `${kind} ${field}`;
+  }
+
+  /** A footprint in words that runs can tell that had met the same. */
+  since(met: Met, footprint: Footprint): TriedFootprint {
+    const known = new Map<number, boolean>();
+    const later = new Map<string, boolean>();
+    for (const [word, changes] of footprint) {
+      if (word < met.words) known.set(word, changes);
+      else {
+        const name = this.nameOf(word, met);
+        later.set(name, changes || later.get(name) === true);
+      }
+    }
+    return { met, known, later };
   }
 }
+
+const NO_WORD = { object: -1, kind: '', field: '' };

@@ -55,7 +55,7 @@ const ROLES: readonly (readonly [RegExp, Role])[] = [
 function roleOf({ object, field }: TraceWord): Role {
   if (field === 'invalidations') return 'orders';
   if (field === 'free' || field === 'numbers' || field === 'next address') return 'ignored';
-  if (/^(pins of |locked_vm|pinned_vm)/.test(field)) return 'count';
+  if (/^(pins of |locked_vm|pinned_vm)| in flight$/.test(field)) return 'count';
   const found = ROLES.find(([pattern]) => pattern.test(object))?.[1];
   return found ?? (field === 'users' || field === 'references' ? 'count' : 'data');
 }

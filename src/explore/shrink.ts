@@ -265,7 +265,7 @@ class Shrinker {
         const { failure, choices } = await subject.attempt({ scheduleOf: search.next() });
         search.ended(isPruned(failure?.message ?? ''));
         if (failure?.signature !== this.#case.signature) continue;
-        const schedule = { strategy: 'recorded', of: 'random', choices: choices[KERNEL_NODE] ?? [] } as const;
+        const schedule = { strategy: 'recorded', of: 'explored', choices: choices[KERNEL_NODE] ?? [] } as const;
         const { deviations } = await record(subject, this.#case.seed, () => schedule);
         if (countDeviations(deviations) < countDeviations(this.deviations)) {
           await this.#tryDeviations(subject, deviations);

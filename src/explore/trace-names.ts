@@ -43,6 +43,16 @@ const KINDS: Readonly<Record<string, string>> = {
   IoPageTable: 'ioas',
   AreaTree: 'ioas',
   Object: 'table checks',
+  MappingCheck: 'checks of mappings',
+  DirtyWrites: 'checks of dirty pages',
+  SwMsiPages: 'MSI doorbell pages',
+  Set: 'MSI doorbells of a group',
+  VfioMigration: 'migration',
+  MigrationUnit: 'card',
+  DmaEngine: 'DMA engine',
+  Card: 'file of the card',
+  SavingFile: 'saved data',
+  ResumingFile: 'resuming data',
 };
 
 /** Kinds of which there may be several. */

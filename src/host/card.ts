@@ -7,6 +7,7 @@ import { VfioMigration } from '../kernel/vfio/migration.js';
 import { Mutex } from '../runtime/locks.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
+import { sharedRead, sharedWrite } from '../runtime/watch.js';
 import { EBADF, EIO } from '../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_RESUMING,
@@ -41,7 +42,7 @@ export class Card {
     const unit = new MigrationUnit(runtime, fn, model, MIGRATION);
     fn.model = model;
     fn.migration = unit;
-    this.#migration = new VfioMigration(runtime, bdf, unit, () => true);
+    this.#migration = new VfioMigration(runtime, bdf, unit, () => true, unit.stopCopyBytes(false));
   }
 
   /** The card writes to memory, once it may. */
@@ -58,7 +59,10 @@ export class Card {
   *setState(to: CardState): Task<number> {
     yield* this.#lock.lock();
     const { rc, file } = yield* this.#migration.setState(STATES[to]);
-    if (file !== undefined) this.#file = file;
+    if (file !== undefined) {
+      sharedWrite(this, 'data descriptor', this.#file, file);
+      this.#file = file;
+    }
     this.#lock.unlock();
     return rc;
   }
@@ -67,7 +71,8 @@ export class Card {
   *save(ctx: SyscallContext): Task<Uint8Array | number> {
     const parts: Uint8Array[] = [];
     for (;;) {
-      const read = this.#file === undefined ? -EBADF : yield* this.#file.read(ctx, READ_BYTES);
+      const file = this.#dataFile();
+      const read = file === undefined ? -EBADF : yield* file.read(ctx, READ_BYTES);
       if (typeof read === 'number') return read;
       if (read.length === 0) return Buffer.concat(parts);
       parts.push(read);
@@ -76,6 +81,12 @@ export class Card {
 
   /** Writes to the data descriptor: how many bytes were taken, or -errno. */
   *load(ctx: SyscallContext, bytes: Uint8Array): Task<number> {
-    return this.#file === undefined ? -EBADF : yield* this.#file.write(ctx, bytes);
+    const file = this.#dataFile();
+    return file === undefined ? -EBADF : yield* file.write(ctx, bytes);
+  }
+
+  #dataFile(): OpenFile | undefined {
+    sharedRead(this, 'data descriptor', this.#file);
+    return this.#file;
   }
 }

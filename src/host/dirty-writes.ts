@@ -4,12 +4,18 @@
  *
  * A write that ends while a report is made may be in it or in the next. Where two reports of a domain overlap, each may have what the
  * other lacks, and nothing is checked. A report ends at the first hole.
+ *
+ * Those who explore orders are told: a write and a report of its page, or an unmap of it, do not come to the same in either order.
  */
 import type { PagingDomain, IommuDomain } from '../kernel/iommu/domain.js';
 import type { InvariantLedger } from '../runtime/invariants.js';
 import { invariant } from '../runtime/task.js';
+import { sharedRange, sharedRead, sharedWrite } from '../runtime/watch.js';
 
 const PAGE_BYTES = 4096;
+
+/** What is longer than this is one shared word with every write. */
+const MARKED_BYTES = 512n * 4096n;
 
 interface Tracked {
   /** By page: the number of the last write that no report has had. */
@@ -47,16 +53,19 @@ export class DirtyWrites {
 
   /** Tracking was switched on: what comes now counts. */
   start(domain: IommuDomain): void {
+    sharedWrite(this, 'tracked');
     this.#tracked.set(domain, { writes: new Map(), reports: 0 });
   }
 
   stop(domain: IommuDomain): void {
+    sharedWrite(this, 'tracked');
     this.#tracked.delete(domain);
   }
 
   /** A device has written to an address of a domain. */
   wrote(domain: IommuDomain, iova: bigint, pa: number): void {
-    const tracked = this.#tracked.get(domain);
+    const tracked = this.#of(domain);
+    if (tracked !== undefined) markRange(tracked, iova, 1n, true);
     if (tracked === undefined || (domain as PagingDomain).iova_to_phys(Number(iova)) !== pa) return;
     tracked.writes.set(Math.floor(Number(iova) / PAGE_BYTES), this.#next++);
   }
@@ -64,7 +73,9 @@ export class DirtyWrites {
   /** A range of some domains is unmapped, or about to be. */
   forget(domains: readonly IommuDomain[], iova: bigint, lengthBytes: bigint): void {
     for (const domain of domains) {
-      const writes = this.#tracked.get(domain)?.writes;
+      const tracked = this.#of(domain);
+      if (tracked !== undefined) markRange(tracked, iova, lengthBytes, true);
+      const writes = tracked?.writes;
       for (const page of writes?.keys() ?? []) {
         const at = BigInt(page * PAGE_BYTES);
         if (at >= iova && at < iova + lengthBytes) writes?.delete(page);
@@ -74,8 +85,10 @@ export class DirtyWrites {
 
   /** A report of a range begins; undefined where nothing is tracked. */
   begin(domain: PagingDomain, iova: bigint, lengthBytes: bigint): DirtyReport | undefined {
-    const tracked = this.#tracked.get(domain);
+    const tracked = this.#of(domain);
     if (tracked === undefined) return undefined;
+    markRange(tracked, iova, lengthBytes, false);
+    sharedWrite(tracked, 'reports', tracked.reports, tracked.reports + 1);
     const first = Number(iova) / PAGE_BYTES;
     const end = firstHole(domain, first, first + Number(lengthBytes) / PAGE_BYTES);
     return { domain, first, end, began: this.#next, isAlone: tracked.reports++ === 0 };
@@ -87,8 +100,10 @@ export class DirtyWrites {
    */
   end(report: DirtyReport, clears: boolean, has: ((page: number) => boolean) | undefined): void {
     const { domain, first, began } = report;
-    const tracked = this.#tracked.get(domain);
+    const tracked = this.#of(domain);
     if (tracked === undefined) return;
+    markRange(tracked, BigInt(first) * 4096n, BigInt(report.end - first) * 4096n, true);
+    sharedWrite(tracked, 'reports', tracked.reports, tracked.reports - 1);
     tracked.reports--;
     if (has === undefined) return;
     const end = firstHole(domain, first, report.end);
@@ -105,4 +120,19 @@ export class DirtyWrites {
     }
     if (isAlone) this.#looks.held('INV-11');
   }
+
+  #of(domain: IommuDomain): Tracked | undefined {
+    sharedRead(this, 'tracked');
+    return this.#tracked.get(domain);
+  }
+}
+
+/** Says that writes to a range are looked at, or changed. */
+function markRange(tracked: Tracked, iova: bigint, lengthBytes: bigint, isWrite: boolean): void {
+  if (lengthBytes > MARKED_BYTES) {
+    sharedWrite(tracked, 'all pages');
+    return;
+  }
+  sharedRead(tracked, 'all pages');
+  sharedRange(tracked, '', Number(iova), Number(lengthBytes), isWrite);
 }

@@ -377,6 +377,7 @@ export class KernelMachine {
 
   /** A card with a migration unit, in no slot. */
   addCard(): Card {
+    sharedWrite(this, 'devices', this.#devices, this.#devices + 1);
     return new Card(this.runtime, `0000:01:${(this.#devices++).toString(16).padStart(2, '0')}.0`, NO_FABRIC);
   }
 

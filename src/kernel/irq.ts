@@ -40,6 +40,7 @@ import {
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { Mutex } from '../runtime/locks.js';
 import { invariant, type Task } from '../runtime/task.js';
+import { sharedRead, sharedWrite } from '../runtime/watch.js';
 import { ENODEV, ENOMEM, ENOSPC } from '../uapi/errno.js';
 import { IRQ_ENTRY_NS, IRQ_SETUP_NS } from './costs.js';
 import type { Device } from './device.js';
@@ -384,12 +385,14 @@ export class IrqCore {
     yield IRQ_SETUP_NS;
     const intid = this.#freeIntid(controller.name, domain);
     if (intid === undefined) return -ENOSPC;
+    sharedWrite(this, 'handlers');
     this.#handlers.set(`${controller.name}/${intid}`, { device, run: handler });
     const doorbell = domain.isBehindIommu
       ? yield* this.#iommu.iommu_dma_prepare_msi(device, controller.doorbell)
       : BigInt(controller.doorbell);
     const data = typeof doorbell === 'number' ? doorbell : yield* domain.map(device, event, intid);
     if (data < 0 || typeof doorbell === 'number') {
+      sharedWrite(this, 'handlers');
       this.#handlers.delete(`${controller.name}/${intid}`);
       return data;
     }
@@ -402,6 +405,7 @@ export class IrqCore {
     const controller = this.#controllerOf(device);
     if (controller === undefined) return;
     yield* this.#domains.get(controller.name)?.unmap(device, vector) ?? nothing();
+    sharedWrite(this, 'handlers');
     this.#handlers.delete(`${controller.name}/${vector.intid}`);
   }
 
@@ -410,6 +414,7 @@ export class IrqCore {
     const controller = this.#controllerOf(device);
     const domain = controller === undefined ? undefined : this.#domains.get(controller.name);
     if (domain instanceof ItsDomain) yield* domain.forget(device);
+    sharedWrite(this, 'handlers');
     for (const [key, handler] of this.#handlers) if (handler.device === device) this.#handlers.delete(key);
   }
 
@@ -418,6 +423,7 @@ export class IrqCore {
   }
 
   #freeIntid(controller: string, domain: IrqDomain): number | undefined {
+    sharedRead(this, 'handlers');
     for (let intid = domain.first; intid < domain.first + domain.count; intid++) {
       if (!this.#handlers.has(`${controller}/${intid}`)) return intid;
     }
@@ -455,6 +461,7 @@ export class IrqCore {
 
   /** Runs the handler; tells of interrupts that nobody asked for, and of those that another function raised. */
   #arrived({ controller, intid, from }: Interrupt): void {
+    sharedRead(this, 'handlers');
     const handler = this.#handlers.get(`${controller}/${intid}`);
     const named = { controller, intid, from: from ?? 'software' };
     if (handler === undefined) {

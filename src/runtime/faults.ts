@@ -13,7 +13,12 @@ export interface FaultDescription {
   readonly effect: string;
   /** The incident of the field that it puts back into the model, by its row of domain.md C1. */
   readonly incident?: `IN-${number}`;
+  /** Where that incident happened otherwise than here. */
+  readonly differs?: string;
 }
+
+const SVA_DIFFERS =
+  "the hazard of C1's recipe: the mistake was a missing mmgrab and mmdrop, on the side of the CPU; SVA is not modelled";
 
 /** Every fault there is. */
 export const FAULTS = {
@@ -36,9 +41,15 @@ export const FAULTS = {
     incident: 'IN-16',
     effect: 'tables that an unmap takes out are given back after an invalidation of leaves alone',
   },
-  'smmu.ats-tags-first': {
+  'smmu.ats-off-first': {
     layer: 'kernel',
     incident: 'IN-16',
+    effect:
+      "a device whose ATS is off already is not found on its old domain's list, where it stays when that is freed",
+    differs: "VT-d's cache tags; here a device has a list of its domains, so that one left behind ends with the device",
+  },
+  'smmu.ats-tags-first': {
+    layer: 'kernel',
     effect:
       "a device that moves is struck off its old domain's list while it still has that domain's translations (ATS)",
   },
@@ -46,11 +57,13 @@ export const FAULTS = {
     layer: 'kernel',
     incident: 'IN-21',
     effect: 'an ASID or VMID is given back without an invalidation of what TLBs have of it',
+    differs: SVA_DIFFERS,
   },
   'smmu.tables-freed-early': {
     layer: 'kernel',
     incident: 'IN-21',
     effect: "the tables of a device's default domain are freed before its stream table entry is taken away",
+    differs: SVA_DIFFERS,
   },
   'smmu.event-unlocked': {
     layer: 'kernel',
@@ -88,16 +101,26 @@ export const FAULTS = {
     layer: 'kernel',
     incident: 'IN-32',
     effect: 'the list of MSI doorbell pages is changed without a lock of its own',
+    differs:
+      "type1's list (dma-iommu) had none but groups' locks, iommufd's always had one. There is no type1 here (containers are iommufd's): this is iommufd's list as it would be without",
   },
   'vfio.log-range-short': {
     layer: 'kernel',
     incident: 'IN-27',
-    effect: 'a DMA log covers the largest power of two below the length of a range: of a length that is one, half',
+    effect:
+      'a DMA log leaves out the last byte of each range, and what lies beyond the largest power of two in the sum of their lengths',
+  },
+  'vfio.resume-bounds-unlocked': {
+    layer: 'kernel',
+    incident: 'IN-23',
+    effect:
+      'a write of migration data looks for room where the file stood before the wait, and copies to where it stands then',
   },
   'vfio.resume-unlocked': {
     layer: 'kernel',
     incident: 'IN-23',
     effect: 'a write of migration data looks at the state of the device before it waits, not after',
+    differs: "C1's recipe: the driver of the incident looked at the state under the lock of the file",
   },
   'vfio.memory-unlocked': {
     layer: 'kernel',
@@ -163,7 +186,9 @@ export const FAULTS = {
   'iommufd.vevent-header-size': {
     layer: 'kernel',
     incident: 'IN-10',
-    effect: 'a read of vIOMMU events reckons with a header of 4 bytes where it has 8: more is copied than asked for',
+    effect:
+      'a read of vIOMMU events takes the size of a pointer, 4 bytes, for that of a header, which has 8: more is copied than asked for',
+    differs: 'pointers have 4 bytes with 32-bit kernels only; with others nothing came of it',
   },
   'iommufd.hwpt-listed-twice': {
     layer: 'kernel',
@@ -173,22 +198,28 @@ export const FAULTS = {
   'iommufd.unpin-in-use': {
     layer: 'kernel',
     incident: 'IN-12',
-    effect: 'a domain that goes unpins pages that an access still has pinned',
+    effect:
+      'a domain that goes unpins pages behind its own: as many again as it unmapped along with those before an access',
   },
   'iommufd.align-wraps': {
     layer: 'kernel',
     incident: 'IN-13',
     effect: 'aligning a free IOVA near 2^64 wraps to 0, whatever is mapped or reserved there',
   },
-  'iommufd.auto-response-unlocked': {
+  'iommufd.auto-response-wrong-queue': {
     layer: 'kernel',
     incident: 'IN-14',
+    effect: "a replace looks for page requests to answer in the new page table's queue: the old one keeps them",
+  },
+  'iommufd.auto-response-unlocked': {
+    layer: 'kernel',
     effect: 'a detach answers the page requests of its device without waiting for a read that has one in hand',
   },
   'iommufd.unmap-wraps': {
     layer: 'kernel',
     incident: 'IN-18',
     effect: 'an unmap that took the last page of the address space goes on at 0',
+    differs: 'the guard of iopt_unmap_iova_range removed: what type1 had',
   },
   'iommufd.change-process-unchecked': {
     layer: 'kernel',

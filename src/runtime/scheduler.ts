@@ -13,7 +13,7 @@ import { LockOrder, setLockHolder, type HeldLock, type LockHolder } from './lock
 import { inOrderPolicy, type Candidates, type SchedulingPolicy } from './policies.js';
 import { InvariantError, WaitQueue, type Task, type Wait, type Waiter } from './task.js';
 import { TimerHeap } from './timer-heap.js';
-import { watching, type Watcher } from './watch.js';
+import { sharedRead, sharedWrite, watching, type Watcher } from './watch.js';
 
 /** A task in the hands of the scheduler. */
 export interface TaskHandle<T> {
@@ -82,6 +82,7 @@ class RunningTask<T> implements TaskHandle<T>, Waiter, LockHolder {
   *join(): Task<T> {
     this.isJoined = true;
     while (!this.isDone) yield this.finished;
+    sharedRead(this.finished, 'done');
     if (this.error !== undefined) throw this.error;
     return this.result as T;
   }
@@ -244,9 +245,9 @@ export class Scheduler {
       for (;;) {
         const step = task.body.next();
         if (step.done === true) {
-          this.observer?.suspended(task, undefined);
           task.result = step.value;
           this.#finish(task);
+          this.observer?.suspended(task, undefined);
           return;
         }
         if (this.#suspend(task, step.value)) return;
@@ -255,7 +256,9 @@ export class Scheduler {
       if (error instanceof InvariantError) throw error;
       task.error = error instanceof Error ? error : new Error(String(error));
       this.#finish(task);
+      // An error that nobody waits for ends the run in the middle of a step.
       if (!task.isJoined) throw task.error;
+      this.observer?.suspended(task, undefined);
     } finally {
       this.#current = undefined;
       setLockHolder(undefined);
@@ -282,6 +285,7 @@ export class Scheduler {
 
   #finish(task: RunningTask<unknown>): void {
     task.isDone = true;
+    sharedWrite(task.finished, 'done');
     this.#live.delete(task);
     task.finished.wakeAll();
   }

@@ -14,7 +14,7 @@ import { InputError, type InputProblem, type SourceText, type ValuePath } from '
 
 const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const satisfies readonly CardState[];
 
-const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
+const contiguity = z.enum(['scattered', 'short-runs', 'pages', 'huge-2m', 'huge-1g']);
 const prot = z.enum(['r', 'w', 'rw']).default('rw');
 const from = z.strictObject({ buffer: name.optional(), offset: address.default(0n) }).default({ offset: 0n });
 const place = z.strictObject({ ioas: name.default('main'), iova: address });

@@ -31,7 +31,7 @@ const machine = oneOf<MachineName>('vmm', keysOf(MACHINES));
 const fault = oneOf<FaultId>('fault', keysOf(FAULTS));
 /** What a VMM does about a device whose reserved regions lie over guest RAM (src/vmm/hotplug.ts). */
 const hotplugPolicy = oneOf('hotplug-policy', [...HOTPLUG_POLICIES]);
-const contiguity = z.enum(['scattered', 'pages', 'huge-2m', 'huge-1g']);
+const contiguity = z.enum(['scattered', 'short-runs', 'pages', 'huge-2m', 'huge-1g']);
 
 const hostOptions = {
   /** Replaces the memory banks. */

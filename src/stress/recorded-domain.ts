@@ -59,9 +59,8 @@ export class RecordedDomain implements PagingDomain {
   readonly #inner: ArmSmmuDomain;
   readonly #history: History;
   readonly #dmas: () => number;
-  /** The READ_DIRTY that its iotlb_sync will end. */
-  #reading: number | undefined;
-  #readResult = 0;
+  /** What READ_DIRTYs that their iotlb_sync will end came to; undefined for one at work. */
+  readonly #readings = new Map<number, number | undefined>();
   readonly #unflushed: Moment[] = [];
 
   /** `dmas`: DMAs done so far, for measuring. */
@@ -99,9 +98,8 @@ export class RecordedDomain implements PagingDomain {
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {
     yield* this.#inner.iotlb_sync(iova, lengthBytes);
-    if (this.#reading === undefined) return;
-    this.#history.end(this.#reading, this.#readResult);
-    this.#reading = undefined;
+    for (const [reading, rc] of this.#readings) this.#history.end(reading, rc ?? 0);
+    this.#readings.clear();
   }
 
   iova_to_phys(iova: number): number | undefined {
@@ -138,20 +136,23 @@ export class RecordedDomain implements PagingDomain {
 
   #recordDirty(ops: DirtyOps): DirtyOps {
     const history = this.#history;
-    const begin = (iova: number, length: number): void => {
-      invariant(this.#reading === undefined, 'a dirty read within another');
-      this.#reading = history.begin(OP.READ_DIRTY, iova / PAGE_BYTES, length / PAGE_BYTES);
+    const readings = this.#readings;
+    const begin = (iova: number, length: number): number => {
+      invariant(![...readings.values()].includes(undefined), 'a dirty read within another');
+      const reading = history.begin(OP.READ_DIRTY, iova / PAGE_BYTES, length / PAGE_BYTES);
+      readings.set(reading, undefined);
+      return reading;
     };
-    const finish = (rc: number): number => (this.#readResult = rc);
     return {
       set_dirty_tracking: (enable) => ops.set_dirty_tracking(enable),
       *read_and_clear_dirty(iova, length, noClear, record): Task<number> {
-        if (!noClear) begin(iova, length);
+        const reading = noClear ? undefined : begin(iova, length);
         const rc = yield* ops.read_and_clear_dirty(iova, length, noClear, (start, bytes) => {
           if (!noClear) history.dirty(start / PAGE_BYTES, bytes / PAGE_BYTES);
           record(start, bytes);
         });
-        return finish(rc);
+        if (reading !== undefined) readings.set(reading, rc);
+        return rc;
       },
     };
   }

@@ -14,7 +14,7 @@ export type PageRun =
   | { readonly firstPage: number; readonly pages: 1; readonly bytes: Uint8Array };
 
 /** How the pages behind an anonymous mapping lie in physical memory. */
-export type Contiguity = 'scattered' | 'pages' | 'huge-2m' | 'huge-1g';
+export type Contiguity = 'scattered' | 'short-runs' | 'pages' | 'huge-2m' | 'huge-1g';
 
 /** Bytes the caller stores to its own memory before the call. */
 export interface StagedBytes {

@@ -14,6 +14,7 @@ const DEPTH = 3;
 
 /** The rules that may notice, and how many schedules that may take. */
 const INCIDENTS: Readonly<Record<string, readonly [rule: string, runs: number]>> = {
+  'ats-off': ['objects', 600],
   'ats-tags': ['INV-3', 600],
   'command-queue': ['INV-4', 2500],
   'dirty-without-sync': ['INV-11', 600],
@@ -21,6 +22,7 @@ const INCIDENTS: Readonly<Record<string, readonly [rule: string, runs: number]>>
   'growing-root': ['mapped', 600],
   'last-asid': ['INV-16', 20],
   'lost-event': ['INV-14', 1500],
+  'resume-two-writers': ['device-state', 300],
   'resume-write': ['device-state', 300],
   'stale-asid': ['INV-18', 300],
   'stop-without-drain': ['INV-13', 300],

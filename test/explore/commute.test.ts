@@ -144,6 +144,44 @@ tasks:
   c:
     - dma: { device: other, iova: 0x1000000, length: 8 KiB }
     - map: { iova: 0x2000000, length: 8 KiB, from: { offset: 0 }, prot: rw }`,
+  cards: `
+kernel-only: { iommu: mock }
+setup:
+  - card: { as: source }
+  - set-state: { card: source, state: stop-copy }
+  - save: { card: source, as: state }
+  - set-state: { card: source, state: running }
+  - card: { as: target }
+  - set-state: { card: target, state: resuming }
+tasks:
+  a:
+    - card-dma: { card: source }
+    - card-dma: { card: source }
+  b:
+    - load: { card: target, from: state }
+  c:
+    - set-state: { card: target, state: stop }
+  d:
+    - set-state: { card: source, state: stop }
+    - set-state: { card: source, state: running }`,
+  reports: `
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: dev, dirty: true }
+  - map: { iova: 0x1000000, length: 8 KiB }
+  - hwpt: { as: table, device: dev, dirty: true }
+  - replace: { device: dev, to: table }
+  - track-dirty: { hwpt: table, on: true }
+tasks:
+  a:
+    - dma: { device: dev, iova: 0x1000000, length: 8 KiB }
+    - dma: { device: dev, iova: 0x1000000, length: 4 KiB }
+  b:
+    - read-dirty: { hwpt: table, iova: 0x1000000, length: 8 KiB }
+    - unmap: { iova: 0x1001000, length: 4 KiB }
+  c:
+    - map: { iova: 0x2000000, length: 8 KiB }
+    - track-dirty: { hwpt: table, on: false }`,
 };
 
 test.each(Object.entries(SCENARIOS))('steps without a conflict can be swapped: %s', (name, text) => {

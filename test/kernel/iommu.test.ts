@@ -12,8 +12,17 @@ import {
   writeEntry,
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
+import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
+import { ArmSmmuNestedDomain, ArmVsmmu } from '../../src/kernel/iommu/arm-smmu-v3/vsmmu.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
-import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from '../../src/kernel/iommu/domain.js';
+import {
+  IOMMU_CACHE,
+  IOMMU_READ,
+  IOMMU_WRITE,
+  type IommuDomain,
+  type PageRequest,
+  type ViommuHost,
+} from '../../src/kernel/iommu/domain.js';
 import {
   iommu_attach_group_handle,
   iommu_detach_group_handle,
@@ -24,12 +33,14 @@ import {
   iommu_get_group_resv_regions,
   iommu_group_has_isolated_msi,
   iommu_replace_group_handle,
+  iommu_report_device_fault,
   type AttachHandle,
 } from '../../src/kernel/iommu/group.js';
 import { mergeResvRegions, reservedRegionsText, type ResvRegion } from '../../src/kernel/iommu/resv-regions.js';
 import type { Task } from '../../src/runtime/task.js';
 import { EBUSY, EEXIST, EINVAL, EOPNOTSUPP, EPERM } from '../../src/uapi/errno.js';
-import { iommu_hw_info_arm_smmuv3 } from '../../src/uapi/iommufd.js';
+import { iommu_hw_info_arm_smmuv3, IOMMU_HWPT_ALLOC_NEST_PARENT } from '../../src/uapi/iommufd.js';
+import { CMDQ_PROD } from '../../src/uapi/smmuv3-registers.js';
 import { hostDescription, Machine } from './machine.js';
 
 const MIB = 2 ** 20;
@@ -43,6 +54,10 @@ const handle: AttachHandle = {
     return 0n;
   },
 };
+
+function handleOf(domain: IommuDomain): AttachHandle {
+  return { domain, prepare_msi: (device, doorbellPa) => handle.prepare_msi(device, doorbellPa) };
+}
 
 describe('bring-up and domains on the real SMMU model', () => {
   it('blocks or faults DMA until a domain maps it', () => {
@@ -331,17 +346,120 @@ describe('groups and ownership', () => {
     const m = new Machine();
     const device = m.addDevice('0000:01:00.0', 0x100);
     const [mine, yours] = [{}, {}];
-    expect(iommu_device_use_default_domain(device)).toBe(0);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(-EPERM);
-    iommu_device_unuse_default_domain(device);
+    m.run(iommu_device_unuse_default_domain(device));
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, mine))).toBe(0);
     expect(m.run(iommu_device_claim_dma_owner(device, yours))).toBe(-EPERM);
-    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(-EBUSY);
     m.run(iommu_device_release_dma_owner(device));
-    expect(iommu_device_use_default_domain(device)).toBe(-EBUSY);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(-EBUSY);
     m.run(iommu_device_release_dma_owner(device));
-    expect(iommu_device_use_default_domain(device)).toBe(0);
+    expect(m.run(iommu_device_use_default_domain(device))).toBe(0);
+  });
+
+  it('lets either a driver of one member or an owner in when both come at once', () => {
+    const outcomes = new Set<string>();
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription(), seed, { strategy: 'explored', seed });
+      const [device, mate] = [m.addDevice('0000:01:00.0', 0x100, true), m.addDevice('0000:01:00.1', 0x101, true)];
+      const [owned, bound] = m.runAll([
+        iommu_device_claim_dma_owner(device, {}),
+        iommu_device_use_default_domain(mate),
+      ]);
+      outcomes.add(`${owned},${bound}`);
+      const group = m.group(device);
+      expect([group.owner === undefined, group.domain === group.defaultDomain]).toEqual(
+        owned === 0 ? [false, false] : [true, true],
+      );
+    }
+    expect([...outcomes].sort()).toEqual([`${-EPERM},0`, `0,${-EBUSY}`]);
+  });
+
+  it('puts devices that have one stream, or are not isolated, into one group when they come at once', () => {
+    for (let seed = 0; seed < 40; seed++) {
+      for (const [kind, streams] of [
+        ['arm-smmu', [0x100, 0x100]],
+        ['arm-smmu-v3', [0x100, 0x101]],
+      ] as const) {
+        const m = new Machine(hostDescription({ kind }), seed, { strategy: 'explored', seed });
+        const devices = streams.map((id, i) => m.newDevice(`0000:01:00.${i}`, id, kind === 'arm-smmu-v3'));
+        expect(m.runAll(devices.map((device) => m.core.addDevice(device)))).toEqual([0, 0]);
+        expect(m.core.groups.map((group) => group.devices.length)).toEqual([2]);
+      }
+    }
+  });
+
+  it('keeps a group, and what it translates through, for a device that comes while the last member leaves', () => {
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription(), seed, { strategy: 'explored', seed });
+      const leaving = m.addDevice('0000:01:00.0', 0x100, true);
+      const coming = m.newDevice('0000:01:00.1', 0x101, true);
+      m.runAll<unknown>([m.core.removeDevice(leaving), m.core.addDevice(coming)]);
+      const group = m.group(coming);
+      expect([m.core.groups.length, m.core.groups.includes(group)]).toEqual([1, true]);
+      const iova = m.run(m.core.iommu_dma_prepare_msi(coming, 0x8030040));
+      expect(m.dma(coming, Number(iova))).toMatchObject({ ok: true, pa: 0x8030040 });
+    }
+  });
+
+  it('gives a page request that comes while the group leaves a domain to whoever attached it', () => {
+    const m = new Machine();
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const group = m.group(device);
+    expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(0);
+    const taken: PageRequest[] = [];
+    const domain = m.domain(device);
+    const taker = { ...handleOf(domain), handle_fault: (_: unknown, asked: PageRequest) => void taken.push(asked) };
+    expect(m.run(iommu_attach_group_handle(domain, group, taker))).toBe(0);
+    const request = { flags: 0, pasid: 0, grpid: 1, perm: 1, addr: 0x1000n };
+    const ask = function* (): Task<void> {
+      while (!group.isMoving) yield 1;
+      iommu_report_device_fault(device, request);
+    };
+    m.runAll([iommu_detach_group_handle(group), ask()]);
+    iommu_report_device_fault(device, request);
+    expect(taken).toEqual([request]);
+  });
+
+  it('tells an event of a guest’s device while the device leaves the guest, to the guest until the driver gets to that', () => {
+    let told = 0;
+    let toldWhileLeaving = 0;
+    for (let seed = 0; seed < 60; seed++) {
+      const m = new Machine(hostDescription({ forcedWriteBack: true }), seed, { strategy: 'explored', seed });
+      const device = m.addDevice('0000:01:00.0', 0x100);
+      const group = m.group(device);
+      const { driver } = group;
+      if (!(driver instanceof ArmSmmuV3)) throw new Error('no SMMUv3');
+      const parent = m.domain(device, IOMMU_HWPT_ALLOC_NEST_PARENT);
+      const memory = DmaMemory.alloc(m.arena, 4096);
+      m.run(parent.map(0, memory?.address ?? 0, 4096, RW));
+      const commands = (): number => m.smmu.readRegister(CMDQ_PROD.offset, 4);
+      let before = 0;
+      const host: ViommuHost = {
+        parent,
+        vdevId: () => 7n,
+        find_dev: () => device,
+        alloc_mmap: () => -EINVAL,
+        copyToUser: () => 0,
+        *report_event() {
+          told++;
+          if (group.isMoving && commands() !== before) toldWhileLeaving++;
+          return 0;
+        },
+      };
+      // Its context descriptor, at 0, is not valid.
+      const vste = STE.make({ V: 1, Config: STE_CONFIG.S1_TRANS });
+      const guest = new ArmSmmuNestedDomain(new ArmVsmmu(driver, parent, host), vste);
+      expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(0);
+      expect(m.run(iommu_attach_group_handle(guest, group, handleOf(guest)))).toBe(0);
+      before = commands();
+      const dma = m.smmu.translate({ streamId: 0x100, iova: 0x1000n, write: true });
+      m.runAll<unknown>([dma, iommu_detach_group_handle(group)]);
+      m.run(m.core.removeDevice(device));
+    }
+    expect([told > 0, toldWhileLeaving > 0]).toEqual([true, true]);
   });
 
   it('keeps a device with a direct region mapped: no owner, DMA to the region works', () => {

@@ -139,19 +139,34 @@ export class Machine {
   }
 
   run<T>(task: Task<T>): T {
-    let result: { value: T } | undefined;
-    const body = function* (): Task<void> {
-      result = { value: yield* task };
+    const [result] = this.runAll([task]);
+    return result as T;
+  }
+
+  /** Runs tasks side by side; what each says. */
+  runAll<T>(tasks: readonly Task<T>[]): T[] {
+    const results = new Map<number, T>();
+    const body = function* (task: Task<T>, i: number): Task<void> {
+      results.set(i, yield* task);
     };
-    this.runtime.spawn('test', body());
+    tasks.forEach((task, i) => void this.runtime.spawn(tasks.length === 1 ? 'test' : `test ${i}`, body(task, i)));
     this.runtime.scheduler.runUntil(this.runtime.now + 10_000_000_000);
     this.events.push(...this.runtime.drainEvents());
-    if (result === undefined) throw new Error('the task did not end');
-    return result.value;
+    return tasks.map((_, i) => {
+      if (!results.has(i)) throw new Error('the task did not end');
+      return results.get(i) as T;
+    });
   }
 
   /** A function of an IOMMU's own; `isMultifunction`: with siblings that it is not isolated from. */
   addDevice(name: string, streamId: number, isMultifunction = false, hasAts = false): Device {
+    const device = this.newDevice(name, streamId, isMultifunction, hasAts);
+    expect(this.run(this.core.addDevice(device))).toBe(0);
+    return device;
+  }
+
+  /** As {@link addDevice}, before the IOMMU core has heard of it. */
+  newDevice(name: string, streamId: number, isMultifunction = false, hasAts = false): Device {
     const fn = {
       requesterId: streamId,
       expressType: 0,
@@ -159,7 +174,7 @@ export class Machine {
       configWrite: (offset: number, _size: number, value: number) => this.configWrites.push({ offset, value }),
       description: { vendor: 0, device: 0, classCode: 0 },
     };
-    const device = {
+    return {
       name,
       function: fn,
       parent: undefined,
@@ -169,8 +184,6 @@ export class Machine {
       msiController: 'its',
       group: undefined,
     } as unknown as Device;
-    expect(this.run(this.core.addDevice(device))).toBe(0);
-    return device;
   }
 
   dma(device: Device, iova: number, write = true): TranslateResult {

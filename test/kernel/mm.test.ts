@@ -113,6 +113,13 @@ describe('physical pages', () => {
       expect(pfns.filter((pfn, i) => pfn === (pfns[i - 1] ?? 0) + 1)).toEqual([]);
     }),
   );
+  test('short runs have three pages, none going on where the one before ends', () =>
+    onHost(function* (p, host) {
+      const pfns = yield* physicalPages(p, host, 8, 'short-runs');
+      expect(new Set(pfns).size).toBe(8);
+      const ends = pfns.flatMap((pfn, i) => (pfns[i + 1] === pfn + 1 ? [] : [i]));
+      expect(ends).toEqual([2, 5, 7]);
+    }));
   test('a 2 MiB huge page is contiguous and aligned', () =>
     onHost(function* (p, host) {
       const [first = 0, ...rest] = yield* physicalPages(p, host, 512, 'huge-2m');

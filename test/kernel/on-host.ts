@@ -21,16 +21,17 @@ export const OTHER = '0000:01:00.1';
 /** Where {@link deviceWithMemory} maps its page. */
 export const IOVA = 0x40000000n;
 
-/** Runs `body` with a root process on a host; rethrows what it throws. */
+/** Runs `body` with a root process on a host, in an order that the seed chooses when there is one; rethrows what it throws. */
 export async function onHost(
   body: (process: Process, host: HostClient) => Task<void>,
   description: HostDescription = ampereLike(),
+  seed?: number,
 ): Promise<void> {
   let error: Error | undefined;
   const outcome = await run({
-    seed: 1,
+    seed: seed ?? 1,
     placement: 'inline',
-    strategy: 'in-order',
+    strategy: seed === undefined ? 'in-order' : 'random',
     hosts: [description],
     links: [],
     main: function* (lab) {

@@ -411,6 +411,29 @@ describe('the DMA log', () => {
       yield* migration.stopLog();
       expect(yield* errorOf(migration.reportLog(whole, 4096n))).toBe('EINVAL');
     }));
+  /** Pages of two ranges of odd sizes that the log has when a card has written all of them. */
+  function* loggedPages({ device, migration }: Bench): Task<number[]> {
+    const ranges = [
+      { start: IOVA, last: IOVA + 3n * 4096n - 1n },
+      { start: IOVA + 8n * 4096n, last: IOVA + 13n * 4096n - 1n },
+    ];
+    const driver = yield* DmaEngineDriver.start(device);
+    yield* migration.startLog(ranges, 4096n);
+    for (const { start, last } of ranges)
+      yield* driver.run({ op: 'FILL', to: start, lengthBytes: Number(last - start + 1n), pattern: 1 });
+    const words = yield* migration.reportLog({ start: IOVA, last: IOVA + 16n * 4096n - 1n }, 4096n);
+    yield* migration.stopLog();
+    return [...Array(16).keys()].filter((page) => (((words[page >> 3] ?? 0) >> (page & 7)) & 1) === 1);
+  }
+  test('has the pages of ranges of any size, to their ends', () =>
+    withDevice(function* (bench) {
+      expect(yield* loggedPages(bench)).toEqual([0, 1, 2, 8, 9, 10, 11, 12]);
+    }));
+  test('has none beyond a power of two where lengths are taken without their last bytes (IN-27)', () =>
+    withDevice(function* (bench, _p, host) {
+      yield* host.command({ lab: 'arm-fault', fault: 'vfio.log-range-short', rule: {} });
+      expect(yield* loggedPages(bench)).toEqual([0, 1, 2, 8, 9]);
+    }));
   test('refuses what the kernel refuses', () =>
     withDevice(function* ({ device, migration }, p) {
       const start = (value: { page_size: bigint; num_ranges: number; ranges: bigint }): Task<string> =>

@@ -237,4 +237,26 @@ describe('sysfs', () => {
       expect(yield* p.readFile(`/sys/bus/pci/devices/${BDF}/vendor`)).toBe('0x1d0f\n');
       expect(yield* p.readFile(`/sys/bus/pci/devices/${BDF}/class`)).toBe('0x088000\n');
     }));
+  test('two who unbind one device at once do not take its mate from its driver as well', async () => {
+    for (let seed = 0; seed < 10; seed++) {
+      await onHost(
+        function* (p, host) {
+          const { devices, drivers } = { devices: '/sys/bus/pci/devices', drivers: '/sys/bus/pci/drivers' };
+          for (const bdf of [BDF, OTHER]) {
+            yield* p.writeFile(`${devices}/${bdf}/driver_override`, 'engine');
+            yield* p.writeFile('/sys/bus/pci/drivers_probe', bdf);
+          }
+          const unbind = (): Task<string> => errorOf(p.writeFile(`${drivers}/engine/unbind`, BDF));
+          const others = [host.lab.spawn('first', unbind()), host.lab.spawn('second', unbind())];
+          const said: string[] = [];
+          for (const other of others) said.push(yield* other.join());
+          expect(said.sort()).toEqual(['ENODEV', 'ok']);
+          const device = yield* opened(p);
+          expect(yield* errorOf(device.bind((yield* ioasOf(p)).fd))).toBe('EPERM');
+        },
+        ampereLike({ functions: [BDF, OTHER].map((bdf) => dmaEngineAt(bdf, { acs: 'none' })) }),
+        seed,
+      );
+    }
+  });
 });

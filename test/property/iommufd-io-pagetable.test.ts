@@ -1,9 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
-import type { IommuDriver, PagingDomain } from '../../src/kernel/iommu/domain.js';
+import type { DirtyOps, IommuDriver, PagingDomain } from '../../src/kernel/iommu/domain.js';
 import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
-import { IOVA_MAX, IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
+import { IOVA_MAX, IoPageTable, type IoptAccess } from '../../src/kernel/iommufd/io-pagetable.js';
 import { IoptPages, type PageSource, type PinAccount } from '../../src/kernel/iommufd/pages.js';
 import { Scheduler } from '../../src/runtime/scheduler.js';
 import type { Task } from '../../src/runtime/task.js';
@@ -35,7 +35,7 @@ class ModelDomain implements PagingDomain {
   readonly type = 'unmanaged';
   readonly driver = { name: 'model' } as IommuDriver;
   readonly pageSizes = [SUB];
-  readonly dirtyOps = undefined;
+  readonly dirtyOps: DirtyOps | undefined = undefined;
   readonly units = new Map<number, number>();
   readonly apertureStart: bigint;
   readonly apertureLast: bigint;
@@ -61,7 +61,7 @@ class ModelDomain implements PagingDomain {
     return unmapped;
   }
 
-  *iotlb_sync(): Task<void> {
+  *iotlb_sync(_iova = 0, _lengthBytes = 0): Task<void> {
     // Nothing is cached.
   }
 
@@ -267,6 +267,92 @@ describe('io_pagetable against a naive model', () => {
       }),
       { numRuns: 60 },
     );
+  });
+});
+
+/** A domain that has every second page dirty, and writes down who asks it what. */
+class DirtyDomain extends ModelDomain {
+  readonly asked: string[] = [];
+  rc = 0;
+  override readonly dirtyOps: DirtyOps;
+
+  constructor() {
+    super(0n, IOVA_MAX);
+    const { asked } = this;
+    const rc = (): number => this.rc;
+    this.dirtyOps = {
+      *set_dirty_tracking(enable) {
+        asked.push(enable ? 'on' : 'off');
+        return 0;
+      },
+      *read_and_clear_dirty(iova, lengthBytes, _noClear, record) {
+        asked.push(`read ${iova / PAGE}+${lengthBytes / PAGE}`);
+        for (let at = iova; at < iova + lengthBytes; at += PAGE) if ((at / PAGE) % 2 === 1) record(at, PAGE);
+        return rc();
+      },
+    };
+  }
+
+  override *iotlb_sync(iova = 0, lengthBytes = 0): Task<void> {
+    this.asked.push(`sync ${iova / PAGE}+${lengthBytes / PAGE}`);
+  }
+}
+
+describe('dirty state of several areas', () => {
+  function withAreas(): { iopt: IoPageTable; domain: DirtyDomain } {
+    const { iopt } = newTable();
+    for (const page of [8, 12]) {
+      const pages = new IoptPages(memory(new Map()), BigInt(4 * PAGE), true, new CountingAccount());
+      run(iopt.map_pages([{ pages, startByte: 0n, lengthBytes: BigInt(4 * PAGE) }], BigInt(page * PAGE), 7));
+    }
+    return { iopt, domain: new DirtyDomain() };
+  }
+  const read = (noClear: boolean, pages: number): string[] => {
+    const { iopt, domain } = withAreas();
+    const last = BigInt((8 + pages) * PAGE - 1);
+    expect(run(iopt.read_and_clear_dirty(domain, BigInt(8 * PAGE), last, noClear, () => undefined))).toBe(0);
+    return domain.asked;
+  };
+
+  it('is synced once behind the walk, for what was dirty, and not at all where nothing is cleared', () => {
+    expect(read(false, 8)).toEqual(['read 8+4', 'read 12+4', 'sync 9+7']);
+    expect(read(false, 1)).toEqual(['read 8+1', 'sync 0+0']);
+    expect(read(true, 8)).toEqual(['read 8+4', 'read 12+4']);
+  });
+
+  it('is cleared before recording begins, which does not where that fails', () => {
+    const { iopt, domain } = withAreas();
+    expect(run(iopt.set_dirty_tracking(domain, true))).toBe(0);
+    expect(domain.asked.splice(0)).toEqual(['read 8+4', 'read 12+4', 'sync 9+7', 'on']);
+    domain.rc = -EINVAL;
+    expect(run(iopt.set_dirty_tracking(domain, true))).toBe(-EINVAL);
+    expect(domain.asked.splice(0)).toEqual(['read 8+4', 'sync 9+3']);
+    expect(run(iopt.set_dirty_tracking(domain, false))).toBe(0);
+  });
+});
+
+describe('unmapping what an access has pinned', () => {
+  it('leaves alone what is mapped below it while the access lets go', () => {
+    const { iopt } = newTable();
+    const map = (iova: number): Task<bigint | number> => {
+      const pages = new IoptPages(memory(new Map()), BigInt(PAGE), true, new CountingAccount());
+      return iopt.map_pages([{ pages, startByte: 0n, lengthBytes: BigInt(PAGE) }], BigInt(iova), 7);
+    };
+    expect(run(map(8 * PAGE))).toBe(BigInt(8 * PAGE));
+    const pinned = iopt.areas.firstOverlap(0n, IOVA_MAX);
+    if (pinned === undefined) throw new Error('nothing is mapped');
+    const access: IoptAccess = {
+      iova_alignment: 1n,
+      iopt_access_list_id: 0,
+      *notify_unmap() {
+        expect(yield* map(2 * PAGE)).toBe(BigInt(2 * PAGE));
+        pinned.numAccesses = 0;
+      },
+    };
+    pinned.numAccesses = 1;
+    expect(run(iopt.add_access(access))).toBe(0);
+    expect(run(iopt.unmap_iova_range(0n, BigInt(16 * PAGE - 1)))).toEqual({ rc: 0, unmappedBytes: BigInt(PAGE) });
+    expect([...iopt.areas.overlapping()].map((area) => area.iova)).toEqual([BigInt(2 * PAGE)]);
   });
 });
 

@@ -110,6 +110,31 @@ test('docs/exploring.md says of every rule what it says', () => {
   for (const [id, text] of Object.entries(INVARIANTS)) expect([id, rows.get(id)?.[0]]).toEqual([id, text]);
 });
 
+describe('docs/incidents.md', () => {
+  const rows = (readFileSync('docs/incidents.md', 'utf8').match(/^\| .* \|$/gm) ?? []).map((row) =>
+    row
+      .slice(1, -1)
+      .split('|')
+      .map((cell) => cell.trim()),
+  );
+  const faults: readonly (readonly [string, FaultDescription])[] = Object.entries(FAULTS);
+
+  test('has every fault that is of an incident, under that incident', () => {
+    const missing = faults.filter(
+      ([id, { incident }]) => incident !== undefined && !rows.some((cells) => cells[0] === incident && cells[1] === id),
+    );
+    expect(missing).toEqual([]);
+    const wrong = rows.filter(([incident = '', id]) =>
+      faults.some(([other, description]) => id === other && incident !== (description.incident ?? '-')),
+    );
+    expect(wrong).toEqual([]);
+  });
+  test('says of every fault in what it differs from its incident', () => {
+    const told = rows.filter((cells) => cells.length === 3).map(([, id, text]) => [id, text]);
+    for (const [id, { differs }] of faults) if (differs !== undefined) expect(told).toContainEqual([id, differs]);
+  });
+});
+
 test('docs/stress.md has every fault', () => {
   const rows = tableRows('docs/stress.md');
   for (const fault of Object.keys(STRESS_FAULTS)) expect(rows.has(`\`${fault}\``)).toBe(true);

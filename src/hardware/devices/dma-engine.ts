@@ -8,6 +8,7 @@
 import { joinWords } from '../../layout/bits.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import {
   DMA_COMMAND,
   DMA_COMPLETED,
@@ -60,6 +61,7 @@ export class DmaEngine implements MigratableModel {
   }
 
   reset(): void {
+    sharedWrite(this, 'transfer');
     this.#life++;
     this.#transfer = undefined;
     this.#registers.fill(0);
@@ -84,6 +86,8 @@ export class DmaEngine implements MigratableModel {
 
   /** Registers, then the transfer under way. */
   saveState(): Uint8Array {
+    sharedRead(this, 'transfer');
+    sharedRead(this, 'registers');
     const bytes = new Uint8Array(REGISTER_WORDS * u32.sizeBytes + transfer_state.sizeBytes);
     const view = new DataView(bytes.buffer);
     this.#registers.forEach((word, i) => u32.write(view, i * u32.sizeBytes, word));
@@ -92,6 +96,8 @@ export class DmaEngine implements MigratableModel {
   }
 
   loadState(bytes: Uint8Array): void {
+    sharedWrite(this, 'transfer');
+    sharedWrite(this, 'registers');
     const registerBytes = REGISTER_WORDS * u32.sizeBytes;
     if (bytes.length !== registerBytes + transfer_state.sizeBytes)
       throw new DeviceStateError(`state of a DMA engine has ${bytes.length} bytes`);
@@ -102,12 +108,14 @@ export class DmaEngine implements MigratableModel {
   }
 
   resume(): void {
+    sharedRead(this, 'transfer');
     if (this.#transfer !== undefined) this.#spawn(this.#transfer);
   }
 
   #start(command: number): void {
     this.#set(DMA_COMMAND.offset, command);
     this.#set(DMA_STATUS.offset, DMA_STATUS.make({ BUSY: 1 })[0] ?? 0);
+    sharedWrite(this, 'transfer');
     this.#transfer = { command, length: this.#get(DMA_LENGTH.offset), done: 0, sum: fnv1a32(new Uint8Array()) };
     this.#spawn(this.#transfer);
   }
@@ -122,6 +130,7 @@ export class DmaEngine implements MigratableModel {
     const isKnown = OP === DMA_OP.COPY || OP === DMA_OP.FILL || OP === DMA_OP.SUM;
     const isSane = isKnown && length >= 1 && length <= DMA_ENGINE_MAX_LENGTH;
     const error = isSane ? yield* this.#move(OP, transfer, life) : DMA_ERROR_CODE.BAD_COMMAND;
+    sharedWrite(this, 'transfer');
     if (life !== this.#life) return;
     this.#transfer = undefined;
     this.#set(DMA_ERROR.offset, error);
@@ -135,6 +144,7 @@ export class DmaEngine implements MigratableModel {
     const src = BigInt(joinWords(this.#get(DMA_SRC.offset), 0)) | (BigInt(this.#get(DMA_SRC.offset + 4)) << 32n);
     const dst = BigInt(joinWords(this.#get(DMA_DST.offset), 0)) | (BigInt(this.#get(DMA_DST.offset + 4)) << 32n);
     while (transfer.done < transfer.length && life === this.#life) {
+      sharedRead(this, 'transfer', transfer.done);
       const { done } = transfer;
       const size = Math.min(PIECE_BYTES, transfer.length - done);
       let { sum } = transfer;
@@ -149,6 +159,7 @@ export class DmaEngine implements MigratableModel {
         const written = yield* this.#fn.dmaWrite(dst + BigInt(done), bytes);
         if (!written.ok) return DMA_ERROR_CODE.WRITE_ABORTED;
       }
+      sharedWrite(this, 'transfer', done, done + size);
       transfer.done = done + size;
       transfer.sum = sum;
     }
@@ -164,10 +175,12 @@ export class DmaEngine implements MigratableModel {
   }
 
   #get(offset: number): number {
+    sharedRead(this, 'registers');
     return this.#registers[offset >> 2] ?? 0;
   }
 
   #set(offset: number, value: number): void {
+    sharedWrite(this, 'registers');
     if (offset >> 2 < REGISTER_WORDS) this.#registers[offset >> 2] = value;
   }
 }

@@ -19,6 +19,7 @@
 import { defineStruct, u32, u64 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
+import { sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import type { MigrationDescription } from '../description.js';
 import type { DeviceModel, DmaResult, PciFunction } from '../pcie/function.js';
 import {
@@ -97,11 +98,13 @@ export class MigrationUnit {
   }
 
   get activity(): Activity {
+    sharedRead(this, 'activity', this.#activity);
     return this.#activity;
   }
 
   /** The card forgets everything and runs. */
   reset(): void {
+    for (const word of ['life', 'activity', 'at rest', 'context', 'loading', 'log']) sharedWrite(this, word);
     this.#life++;
     this.#activity = 'running';
     this.#isAtRest = false;
@@ -119,16 +122,22 @@ export class MigrationUnit {
   /** A DMA of the device: waits until it may start. A reset meanwhile abandons it (`ok` false). */
   *transact(kind: 'read' | 'write', iova: bigint, lengthBytes: number, dma: () => Task<DmaResult>): Task<DmaResult> {
     const life = this.#life;
-    while (this.#activity !== 'running') {
+    sharedRead(this, 'life', life);
+    while (this.activity !== 'running') {
       yield this.#changed;
+      sharedRead(this, 'life', this.#life);
       if (life !== this.#life) return { ok: false };
     }
+    sharedUpdate(this, 'DMA in flight', this.#dmaInFlight, this.#dmaInFlight + 1);
     this.#dmaInFlight++;
     const result = yield* dma();
+    sharedRead(this, 'at rest', this.#isAtRest);
     invariant(!this.#isAtRest, () => `${this.#fn.bdf}: DMA ended after the device had stopped`, 'INV-13');
     this.#runtime.invariants.held('INV-13');
+    sharedUpdate(this, 'DMA in flight', this.#dmaInFlight, this.#dmaInFlight - 1);
     this.#dmaInFlight--;
     this.#changed.wakeAll();
+    sharedRead(this, 'life', this.#life);
     if (life !== this.#life) return { ok: false };
     if (kind === 'write') this.#logWrite(iova, lengthBytes);
     this.#note(iova, lengthBytes);
@@ -137,8 +146,10 @@ export class MigrationUnit {
 
   /** An interrupt message on its way. */
   *send(message: () => Task<DmaResult>): Task<void> {
+    sharedUpdate(this, 'messages in flight', this.#messagesInFlight, this.#messagesInFlight + 1);
     this.#messagesInFlight++;
     yield* message();
+    sharedUpdate(this, 'messages in flight', this.#messagesInFlight, this.#messagesInFlight - 1);
     this.#messagesInFlight--;
     this.#changed.wakeAll();
   }
@@ -147,10 +158,15 @@ export class MigrationUnit {
   *setActivity(activity: Activity): Task<void> {
     const before = LEVELS.indexOf(this.#activity);
     const life = this.#life;
+    sharedRead(this, 'life', life);
+    sharedWrite(this, 'activity', this.#activity, activity);
+    sharedWrite(this, 'at rest', this.#isAtRest, this.#isAtRest && activity !== 'running');
     this.#activity = activity;
     this.#isAtRest &&= activity !== 'running';
     if (LEVELS.indexOf(activity) < before) {
+      sharedRead(this, 'loading');
       if (activity === 'running' && this.#isLoaded) {
+        sharedWrite(this, 'loading');
         this.#isLoaded = false;
         this.#model.resume();
       }
@@ -158,10 +174,18 @@ export class MigrationUnit {
       this.#fn.sendPending();
       return;
     }
-    const isBusy = (): boolean => this.#dmaInFlight > 0 || (activity === 'stopped' && this.#messagesInFlight > 0);
+    const isBusy = (): boolean => {
+      sharedRead(this, 'life', this.#life);
+      sharedTest(this, 'DMA in flight', this.#dmaInFlight);
+      sharedTest(this, 'messages in flight', this.#messagesInFlight);
+      return this.#dmaInFlight > 0 || (activity === 'stopped' && this.#messagesInFlight > 0);
+    };
     const waits = !this.#runtime.faults.fires('device.stop-undrained');
     while (waits && life === this.#life && isBusy()) yield this.#changed;
-    if (life === this.#life) this.#isAtRest = this.#activity !== 'running';
+    sharedRead(this, 'life', this.#life);
+    if (life !== this.#life) return;
+    sharedWrite(this, 'at rest', this.#isAtRest, this.activity !== 'running');
+    this.#isAtRest = this.#activity !== 'running';
   }
 
   // --- saving ---
@@ -173,16 +197,19 @@ export class MigrationUnit {
 
   /** Marks all of the context as not sent. */
   markContext(): void {
+    sharedWrite(this, 'context');
     for (let at = 0; at < this.#context.length; at += CONTEXT_PAGE_BYTES) this.#dirtyContext.add(at);
   }
 
   /** Pages of context that changed since they were taken last. */
   get dirtyPages(): number {
+    sharedRead(this, 'context');
     return this.#dirtyContext.size;
   }
 
   /** Takes the lowest changed page; undefined when none is left. */
   takeContext(): Uint8Array | undefined {
+    sharedWrite(this, 'context');
     let first = Infinity;
     for (const at of this.#dirtyContext) first = Math.min(first, at);
     if (first === Infinity) return undefined;
@@ -197,6 +224,7 @@ export class MigrationUnit {
 
   /** Bytes that would have to be read if the device were stopped now; with the identity when nothing was read yet. */
   stopCopyBytes(isStarted: boolean): number {
+    sharedRead(this, 'context');
     const head = isStarted ? 0 : IDENTITY_RECORD_BYTES;
     const pages = isStarted ? this.#dirtyContext.size : this.#context.length / CONTEXT_PAGE_BYTES;
     return head + pages * CONTEXT_RECORD_BYTES + stateRecordsBytes(this.#stateBytes().length);
@@ -204,6 +232,7 @@ export class MigrationUnit {
 
   /** All of it at once, for whoever compares cards. The device is stopped. */
   snapshot(): Uint8Array {
+    sharedRead(this, 'context', this.#serial);
     const parts = [this.identity(), this.#context, ...this.state()];
     const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
@@ -218,16 +247,22 @@ export class MigrationUnit {
 
   /** Begins to take a stream; what was taken before is dropped. */
   beginLoad(): void {
-    this.#reader = new StateReader(this.#identityFacts(), (offset, page) => this.#context.set(page, offset));
+    sharedWrite(this, 'loading');
+    this.#reader = new StateReader(this.#identityFacts(), (offset, page) => {
+      sharedWrite(this, 'context');
+      this.#context.set(page, offset);
+    });
   }
 
   /** @throws DeviceStateError */
   load(bytes: Uint8Array): void {
+    sharedWrite(this, 'loading');
     this.#reader?.write(bytes);
   }
 
   /** Puts the state into effect. Without a byte taken there is nothing to do. @throws DeviceStateError */
   finishLoad(isEmpty: boolean): void {
+    sharedWrite(this, 'loading');
     const reader = this.#reader;
     this.#reader = undefined;
     if (reader === undefined || isEmpty) return;
@@ -242,6 +277,7 @@ export class MigrationUnit {
     const view = new DataView(body.buffer, body.byteOffset + model_bytes);
     const vectors = Array.from({ length: pending_vectors }, (_, i) => u32.read(view, i * u32.sizeBytes));
     this.#fn.setPendingVectors(vectors);
+    sharedWrite(this, 'context');
     this.#serial = serial;
     this.#isLoaded = true;
     this.#runtime.emit('device.state-loaded', { device: this.#fn.bdf, bytes: bytes.length });
@@ -250,6 +286,7 @@ export class MigrationUnit {
   // --- DMA log ---
 
   get isLogging(): boolean {
+    sharedRead(this, 'log');
     return this.#log !== undefined;
   }
 
@@ -260,15 +297,18 @@ export class MigrationUnit {
   }
 
   startLog(ranges: readonly IovaRange[], pageBytes: bigint): void {
+    sharedWrite(this, 'log');
     this.#log = { ranges, pageBytes, dirty: new Set() };
   }
 
   stopLog(): void {
+    sharedWrite(this, 'log');
     this.#log = undefined;
   }
 
   /** Takes what was written in a range: IOVA ranges of one page of the log each, ascending. */
   takeLog(range: IovaRange): IovaRange[] {
+    sharedTest(this, 'log');
     const log = this.#log;
     if (log === undefined) return [];
     const first = range.start / log.pageBytes;
@@ -279,6 +319,8 @@ export class MigrationUnit {
   }
 
   #logWrite(iova: bigint, lengthBytes: number): void {
+    // Pages are only added: in which order does not matter to others that do.
+    sharedUpdate(this, 'log');
     const log = this.#log;
     if (log === undefined || lengthBytes === 0 || this.#runtime.faults.fires('device.log-lost')) return;
     const last = iova + BigInt(lengthBytes) - 1n;
@@ -292,6 +334,7 @@ export class MigrationUnit {
   #note(iova: bigint, lengthBytes: number): void {
     const entries = this.#context.length / context_entry.sizeBytes;
     if (entries === 0) return;
+    sharedWrite(this, 'context', this.#serial, this.#serial + 1);
     const at = (this.#serial % entries) * context_entry.sizeBytes;
     this.#context.set(context_entry.encode({ iova, length: lengthBytes, serial: this.#serial }), at);
     this.#dirtyContext.add(at - (at % CONTEXT_PAGE_BYTES));
@@ -299,6 +342,7 @@ export class MigrationUnit {
   }
 
   #stateBytes(): Uint8Array {
+    sharedRead(this, 'context', this.#serial);
     const model = this.#model.saveState();
     const vectors = this.#fn.pendingVectors();
     const head = unit_state.encode({

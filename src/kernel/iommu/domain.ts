@@ -86,7 +86,7 @@ export interface PagingDomain extends IommuDomain {
   map(iova: number, pa: number, lengthBytes: number, prot: number, maxPageBytes?: number): Task<number>;
   /** Unmaps whole mappings inside the range and invalidates the IOTLB before it returns; returns bytes unmapped. */
   unmap(iova: number, lengthBytes: number): Task<number>;
-  /** Removes what the IOTLB holds of the range; done when the task ends. */
+  /** Removes what the IOTLB holds of the range, which may be empty; done when the task ends. */
   iotlb_sync(iova: number, lengthBytes: number): Task<void>;
   /** Physical address behind an IOVA; undefined when it is not mapped. */
   iova_to_phys(iova: number): number | undefined;
@@ -162,7 +162,7 @@ export interface ViommuHost {
   /** Writes back into the caller's data (`iommu_copy_struct_to_user`). -errno */
   copyToUser(bytes: Uint8Array): number;
   /** Puts an event into a queue: 0, -EOPNOTSUPP when there is none of that type. */
-  report_event(type: number, bytes: Uint8Array): number;
+  report_event(type: number, bytes: Uint8Array): Task<number>;
 }
 
 /** A page request of a device (`struct iommu_fault_page_request`). */

@@ -13,7 +13,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { sharedRead, sharedWrite } from '../../runtime/watch.js';
+import { sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
 import type { IommuDomain, IommuDriver, PageRequest, PagingDomain } from './domain.js';
@@ -54,6 +54,7 @@ export class IommuGroup {
   readonly pasids = new Map<number, AttachHandle>();
   #owner: object | undefined;
   #ownerCount = 0;
+  #users = 0;
   /** Moves to other domains so far, and whether one is under way. */
   moves = 0;
   isMoving = false;
@@ -102,6 +103,17 @@ export class IommuGroup {
   set ownerCount(value: number) {
     sharedWrite(this, 'ownerCount', this.#ownerCount, value);
     this.#ownerCount = value;
+  }
+
+  /** References of members and of devices that are about to be (of the group's kobject). */
+  get users(): number {
+    sharedTest(this, 'users', this.#users);
+    return this.#users;
+  }
+
+  set users(value: number) {
+    sharedUpdate(this, 'users', this.#users, value);
+    this.#users = value;
   }
 
   get members(): readonly GroupMember[] {
@@ -161,6 +173,7 @@ function requiresDirect(member: GroupMember): boolean {
 export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<number> {
   if (group.domain === domain) return 0;
   if (domain.type === 'blocked' && group.members.some(requiresDirect)) return -EINVAL;
+  sharedWrite(group, 'moves', group.moves, group.moves + 1);
   group.moves++;
   group.isMoving = true;
   const rc = yield* moveMembers(group, domain);
@@ -168,6 +181,7 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
     group.domain = domain;
     for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
   }
+  sharedWrite(group, 'moves', group.moves, group.moves);
   group.isMoving = false;
   return rc;
 }
@@ -198,23 +212,32 @@ function coreDomain(group: IommuGroup): IommuDomain {
 }
 
 /** A driver that uses the DMA API binds: 0, or -EBUSY while user space owns the group. */
-export function iommu_device_use_default_domain(device: Device): number {
+export function* iommu_device_use_default_domain(device: Device): Task<number> {
   const group = device.group;
   if (group === undefined) return 0;
-  if (group.ownerCount > 0 && (group.domain !== group.defaultDomain || group.owner !== undefined)) return -EBUSY;
-  group.ownerCount++;
-  return 0;
+  yield* group.mutex.lock();
+  sharedRead(group, 'pasids');
+  const isForeign = group.domain !== group.defaultDomain || group.owner !== undefined || group.pasids.size > 0;
+  const rc = group.ownerCount > 0 && isForeign ? -EBUSY : 0;
+  if (rc === 0) group.ownerCount++;
+  group.mutex.unlock();
+  return rc;
 }
 
 /** Undoes {@link iommu_device_use_default_domain}. */
-export function iommu_device_unuse_default_domain(device: Device): void {
-  if (device.group !== undefined && device.group.ownerCount > 0) device.group.ownerCount--;
+export function* iommu_device_unuse_default_domain(device: Device): Task<void> {
+  const group = device.group;
+  if (group === undefined) return;
+  yield* group.mutex.lock();
+  if (group.ownerCount > 0) group.ownerCount--;
+  group.mutex.unlock();
 }
 
 function* takeOwnership(group: IommuGroup, owner: object): Task<number> {
   if (group.domain !== group.defaultDomain) return -EBUSY;
   const rc = yield* setGroupDomain(group, group.driver.blockedDomain);
   if (rc < 0) return rc;
+  invariant(group.ownerCount === 0, () => `iommu group ${group.id} is claimed while drivers use it`, 'INV-8');
   group.owner = owner;
   group.ownerCount++;
   return 0;
@@ -294,11 +317,11 @@ export function* iommu_replace_group_handle(
   return rc;
 }
 
-/** Returns a group to its core domain. */
+/** Returns a group to its core domain. Until it is there the handle takes page requests, which the caller answers afterwards. */
 export function* iommu_detach_group_handle(group: IommuGroup): Task<void> {
   yield* group.mutex.lock();
-  group.attachHandle = undefined;
   yield* setGroupDomainNoFail(group, coreDomain(group));
+  group.attachHandle = undefined;
   group.mutex.unlock();
 }
 

@@ -5,7 +5,11 @@
  * ACS ask, pci-group.ts; numbers are handed out lowest free first), get the default domain and, where firmware asks for it,
  * identity mappings. Interrupt lines of the IOMMUs end here.
  *
- * Ownership: groups and default domains belong to the core; domains of user space to iommufd. Lock: `group.mutex`.
+ * Ownership: groups and default domains belong to the core; domains of user space to iommufd. A group and its default domain last as
+ * long as somebody refers to it: each member, and a device from the moment in which it finds the group.
+ *
+ * Locks: `iommu:probe_lock` makes devices come one after the other, from the driver's first look to the default domain, so that
+ * what one has found another does not make; inside it `group.mutex`.
  *
  * Source: Linux drivers/iommu/iommu.c, dma-iommu.c; domain.md A1.30, A1.37, B1, A4.50-A4.54.
  */
@@ -13,6 +17,7 @@ import type { Arena } from '../../core/arena.js';
 import type { HostDescription, MsiControllerDescription, SmmuDescription } from '../../hardware/description.js';
 import type { LegalityChecker } from '../../hardware/smmu/legality.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
+import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { ENODEV } from '../../uapi/errno.js';
@@ -46,6 +51,7 @@ export class IommuCore {
   /** Those that came to an IOMMU, grouped or about to be, in order of arrival. */
   readonly #devices: Device[] = [];
   readonly #cookies = new Map<IommuGroup, DmaCookie>();
+  readonly #probeLock = new Mutex('iommu:probe_lock');
 
   constructor(runtime: NodeRuntime, board: IommuBoard, description: HostDescription) {
     this.#runtime = runtime;
@@ -88,9 +94,16 @@ export class IommuCore {
   /** A device appears: it joins a group and gets its default domain. 0 (also without an IOMMU, or when it has one) or -errno. */
   *addDevice(device: Device): Task<number> {
     const iommu = this.#iommuOf(device);
-    if (iommu === undefined || device.group !== undefined) return 0;
+    if (iommu === undefined) return 0;
     const driver = this.#drivers.get(iommu.name);
     if (driver === undefined) return -ENODEV;
+    yield* this.#probeLock.lock();
+    const rc = device.group === undefined ? yield* this.#probeDevice(device, iommu, driver) : 0;
+    this.#probeLock.unlock();
+    return rc;
+  }
+
+  *#probeDevice(device: Device, iommu: SmmuDescription, driver: ArmSmmuV3): Task<number> {
     const rc = yield* driver.probe_device(device);
     if (rc < 0) return rc;
     sharedWrite(this, 'devices');
@@ -110,7 +123,7 @@ export class IommuCore {
     return 0;
   }
 
-  /** A device leaves; the last one takes its group along. */
+  /** A device leaves; the group's last reference takes the group along. */
   *removeDevice(device: Device): Task<void> {
     const { group } = device;
     if (group === undefined) return;
@@ -120,12 +133,12 @@ export class IommuCore {
     device.group = undefined;
     sharedWrite(this, 'devices');
     this.#devices.splice(this.#devices.indexOf(device), 1);
-    const isLast = group.members.length === 0;
-    const isEarly = isLast && this.#runtime.faults.fires('smmu.tables-freed-early');
+    const isEarly = group.users === 1 && this.#runtime.faults.fires('smmu.tables-freed-early');
     if (isEarly) yield* this.#freeGroup(group);
     yield* driver.release_device(device);
-    if (isLast && !isEarly) yield* this.#freeGroup(group);
     group.mutex.unlock();
+    group.users--;
+    if (group.users === 0 && !isEarly) yield* this.#freeGroup(group);
     this.#runtime.emit('iommu.remove-device', { device: device.name, group: group.id });
   }
 
@@ -159,17 +172,22 @@ export class IommuCore {
     return this.#description.iommus.find((iommu) => iommu.name === device.iommu);
   }
 
+  /** The group that a device belongs to, with a reference for it. */
   #groupFor(device: Device, iommu: SmmuDescription): IommuGroup {
     sharedRead(this, 'devices');
     const shared = groupsByStream(iommu)
       ? this.#devices.find((other) => other.group !== undefined && hasCommonStream(other, device))
       : undefined;
     const known = shared?.group ?? pci_device_group(device, this.#devices);
-    if (known !== undefined) return known;
+    if (known !== undefined) {
+      known.users++;
+      return known;
+    }
     sharedWrite(this, 'groups');
     const free = this.#groups.findIndex((group) => group === undefined);
     const id = free < 0 ? this.#groups.length : free;
     const group = new IommuGroup(id, defaultDomainType(iommu, this.#description));
+    group.users++;
     this.#groups[id] = group;
     return group;
   }

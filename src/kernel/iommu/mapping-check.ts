@@ -5,18 +5,26 @@
  * not speak of ends the watch for good: mappings that are no whole pages, areas that are split, dma-bufs that are revoked. A
  * DMA during which its device moved between domains is not judged.
  *
+ * Those who explore orders are told of each operation: which of two comes first matters where one ends before the other begins and both
+ * have a page in common (that says which of them may be explained before the other); two that begin, or have no page in common, may
+ * be swapped. Left out: two operations that have none in common with each other and both with a third.
+ *
  * Ownership: the address space has the check, its domains point to it while they show everything that is mapped.
  */
 import { AddressSpaceCheck } from '../../checks/address-space-check.js';
 import { FAULT, UNANSWERED, type Operation } from '../../checks/operation.js';
 import type { InvariantId } from '../../runtime/invariants.js';
 import { InvariantError } from '../../runtime/task.js';
+import { isWatched, sharedRange, sharedRead, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EDEADLK, ENOENT } from '../../uapi/errno.js';
 import type { IommuGroup } from './group.js';
 import type { IommuDomain } from './domain.js';
 
 const PAGE = 4096n;
 const PAGE_BYTES = 4096;
+
+/** What has more pages than this is one shared word with everything else. */
+const MARKED_PAGES = 64;
 
 /** A MAP or UNMAP under way; undefined when nobody watches any more. */
 export type WatchedCall = Operation | undefined;
@@ -39,13 +47,16 @@ export class MappingCheck {
 
   /** Something happened that the checker does not speak of. */
   stop(): void {
+    sharedWrite(this, 'watch', true, false);
     this.#check = undefined;
   }
 
   /** A MAP at a known place begins. */
   beginMap(iova: bigint, lengthBytes: bigint): WatchedCall {
     const check = this.#of(iova, lengthBytes);
-    return check?.beginMap(this.#calls++, Number(iova / PAGE), Number(lengthBytes / PAGE));
+    const pages = Number(lengthBytes / PAGE);
+    this.#begins(Number(iova / PAGE), pages);
+    return check?.beginMap(this.#calls++, Number(iova / PAGE), pages);
   }
 
   /** Pages of a MAP go into tables. */
@@ -58,6 +69,7 @@ export class MappingCheck {
   /** A MAP returns. @throws InvariantError when nothing explains its answer, or an earlier one's */
   endMap(call: WatchedCall, rc: number): void {
     if (call === undefined || this.#check === undefined) return;
+    this.#ends(call);
     this.#check.end(call, rc);
     this.#judge();
   }
@@ -65,7 +77,9 @@ export class MappingCheck {
   /** An UNMAP begins. Of one whose range is no whole pages only what it takes is judged, not what it answers. */
   beginUnmap(iova: bigint, last: bigint): WatchedCall {
     const first = iova / PAGE;
-    const call = this.#check?.beginUnmap(this.#calls++, Number(first), Number(last / PAGE - first + 1n));
+    const pages = Number(last / PAGE - first + 1n);
+    this.#begins(Number(first), pages);
+    const call = this.#check?.beginUnmap(this.#calls++, Number(first), pages);
     if (call !== undefined && (iova % PAGE !== 0n || last % PAGE !== PAGE - 1n)) this.#inexact.add(call);
     return call;
   }
@@ -80,24 +94,50 @@ export class MappingCheck {
     if (call === undefined || this.#check === undefined) return;
     const isUnjudged = isLocked || this.#inexact.delete(call);
     const answer = isUnjudged ? -EDEADLK : rc === 0 && unmappedBytes === 0n ? -ENOENT : rc;
+    this.#ends(call);
     this.#check.endUnmap(call, answer, Number(unmappedBytes / PAGE));
     this.#judge();
   }
 
   /** A device's access begins. */
   beginAccess(view: number, iova: bigint): WatchedCall {
+    this.#begins(Number(iova / PAGE), 1);
     return this.#check?.beginTranslate(view, Number(iova / PAGE));
   }
 
   /** An access ends at a physical address, in a fault (-1), or nobody can say (undefined). */
   endAccess(call: WatchedCall, pa: number | undefined): void {
     if (call === undefined || this.#check === undefined) return;
+    this.#ends(call);
     if (pa === undefined) this.#check.end(call, UNANSWERED);
     else this.#check.endTranslate(call, pa < 0 ? FAULT : Math.floor(pa / PAGE_BYTES));
     this.#judge();
     if (pa === undefined) return;
     this.#ledger.held('INV-1');
     this.#ledger.held('INV-2');
+  }
+
+  /** An operation begins: it sees which have ended. */
+  #begins(first: number, pages: number): void {
+    if (!isWatched()) return;
+    sharedRead(this, 'watch');
+    sharedRead(this, 'ends of long ones');
+    if (pages <= MARKED_PAGES) sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, false);
+    else sharedWrite(this, 'ends of short ones');
+  }
+
+  /** It ends: those that begin now see that. */
+  #ends({ first, last }: Operation): void {
+    if (!isWatched()) return;
+    sharedRead(this, 'watch');
+    const pages = last - first + 1;
+    if (pages <= MARKED_PAGES) {
+      sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, true);
+      sharedUpdate(this, 'ends of short ones');
+    } else {
+      sharedWrite(this, 'ends of long ones');
+      sharedWrite(this, 'ends of short ones');
+    }
   }
 
   #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {
@@ -128,9 +168,16 @@ export interface WatchedAccess {
   readonly moves: number;
 }
 
+/** The check a domain points to. */
+function checkOf(domain: IommuDomain | undefined): MappingCheck | undefined {
+  if (domain !== undefined) sharedRead(domain, 'check');
+  return domain?.check;
+}
+
 /** A device of a group issues an access; undefined where nobody could judge it. */
 export function beginAccess(group: IommuGroup | undefined, view: number, iova: bigint): WatchedAccess | undefined {
-  const check = group?.domain?.check;
+  const check = checkOf(group?.domain);
+  if (group !== undefined) sharedRead(group, 'moves', group.moves);
   if (group === undefined || check === undefined || group.isMoving) return undefined;
   const { domain, moves } = group;
   return { check, call: check.beginAccess(view, iova), group, domain, moves };
@@ -140,6 +187,7 @@ export function beginAccess(group: IommuGroup | undefined, view: number, iova: b
 export function endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
   if (access === undefined) return;
   const { check, call, group, domain, moves } = access;
-  const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && domain?.check === check;
+  sharedRead(group, 'moves', group.moves);
+  const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && checkOf(domain) === check;
   check.endAccess(call, hasStayed ? pa : undefined);
 }

@@ -336,9 +336,10 @@ function* hwptDetach(idev: IommufdDevice, pasid: number): Task<Hwpt | undefined>
   }
 }
 
-/** The hardware does not use a page table through an attachment any more. */
+/** The hardware does not use a page table through an attachment any more: what is in the page table's queue of it is answered. */
 function* endAttachment(hwpt: Hwpt, handle: IommufdAttachHandle): Task<void> {
   if (hwpt.fault !== undefined) yield* hwpt.fault.respondAll(handle);
+  sharedWrite(handle, 'isOver', handle.isOver, true);
   handle.isOver = true;
 }
 
@@ -418,7 +419,8 @@ function* doReplace(
       if (paging !== undefined && isMoving) yield* removeReservedIova(igroup, paging);
       return handle;
     }
-    yield* endAttachment(old, oldHandle);
+    const asked = igroup.ictx.instruments.fires('iommufd.auto-response-wrong-queue') ? hwpt : old;
+    yield* endAttachment(asked, oldHandle);
     if (oldPaging !== undefined && isMoving) yield* removeReservedIova(igroup, oldPaging);
     sharedWrite(igroup, 'attachments', old, hwpt);
     attachment.hwpt = hwpt;

@@ -7,6 +7,9 @@
  * keeps a detach from overlooking the request that a read has in hand. Events beyond a vIOMMU queue's depth are not kept: a header with LOST_EVENTS takes
  * their place, and sequence numbers show how many they were.
  *
+ * Lock: `viommu.veventqs_rwsem` covers which queues a vIOMMU has, from before one is made to its end or to its failure, so that nobody
+ * meets one that never comes to be; whoever reports an event holds it for reading.
+ *
  * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
  */
 import { Mutex } from '../../runtime/locks.js';
@@ -85,6 +88,10 @@ export class IommufdFault extends IommufdObject {
     if (isLocked) this.mutex.unlock();
   }
 
+  *abort(): Task<void> {
+    yield* this.destroy();
+  }
+
   override *destroy(): Task<void> {
     sharedTest(this, 'queue', this.deliver.length);
     sharedTest(this, 'unanswered', this.response.size);
@@ -94,6 +101,7 @@ export class IommufdFault extends IommufdObject {
 
 /** The device that made a request. */
 function deviceOf({ handle }: WaitingFault): IommufdDevice {
+  sharedRead(handle, 'isOver', handle.isOver);
   invariant(!handle.isOver, 'use of a page request whose attachment was freed', 'objects');
   return handle.idev;
 }
@@ -179,6 +187,8 @@ class FaultFile extends EventFile<IommufdFault> {
       const fault = response.get(cookie);
       const isCode = code === IOMMUFD_PAGE_RESP_SUCCESS || code === IOMMUFD_PAGE_RESP_INVALID;
       if (!isCode || fault === undefined) return done === 0 ? -EINVAL : done;
+      sharedRead(fault.handle, 'isOver', fault.handle.isOver);
+      invariant(!fault.handle.isOver, 'a stale cookie is found: the attachment of its request was freed', 'objects');
       response.delete(cookie);
       respond(fault, code);
     }
@@ -204,7 +214,7 @@ export function* faultQueueAlloc(ucmd: CommandOf<typeof iommu_fault_alloc>): Tas
 function* openQueue(
   ictx: IommufdContext,
   ctx: SyscallContext,
-  queue: IommufdObject,
+  queue: IommufdFault | IommufdVeventq,
   file: OpenFile,
   answer: (fd: number) => number,
 ): Task<number> {
@@ -222,7 +232,7 @@ function* openQueue(
   if (rc < 0) {
     if (fd >= 0) yield* files.close(fd);
     ictx.objects.abort(queue);
-    yield* queue.destroy();
+    yield* queue.abort();
     return rc;
   }
   ictx.objects.finalize(queue);
@@ -301,13 +311,19 @@ export class IommufdVeventq extends IommufdObject {
     return out;
   }
 
+  /** Takes back a queue that could not be made. Hold `veventqs_rwsem` for writing. */
+  *abort(): Task<void> {
+    const { viommu } = this;
+    sharedWrite(viommu, 'event queues');
+    viommu.veventqs.splice(viommu.veventqs.indexOf(this), 1);
+    viommu.refcountDec();
+  }
+
   override *destroy(): Task<void> {
-    const { veventqs } = this.viommu;
-    const index = veventqs.indexOf(this);
-    if (index < 0) return;
-    sharedWrite(this.viommu, 'event queues');
-    veventqs.splice(index, 1);
-    this.viommu.refcountDec();
+    const { veventqs_rwsem } = this.viommu;
+    yield* veventqs_rwsem.down_write();
+    yield* this.abort();
+    veventqs_rwsem.up_write();
   }
 }
 
@@ -338,7 +354,7 @@ class VeventFile extends EventFile<IommufdVeventq> {
 
 /** IOMMU_VEVENTQ_ALLOC */
 export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task<number> {
-  const { cmd, ctx, ictx } = ucmd;
+  const { cmd, ictx } = ucmd;
   if (cmd.flags !== 0 || cmd.__reserved !== 0 || cmd.type === IOMMU_VEVENTQ_TYPE_DEFAULT) return -EOPNOTSUPP;
   if (cmd.veventq_depth === 0 || cmd.veventq_depth > MAX_DEPTH) return -EINVAL;
   const viommu = getViommu(ictx, cmd.viommu_id);
@@ -346,20 +362,28 @@ export function* veventqAlloc(ucmd: CommandOf<typeof iommu_veventq_alloc>): Task
   yield 'iommufd:object-found';
   try {
     if (viommu.driver.supports_veventq?.(cmd.type) === false) return -EOPNOTSUPP;
-    sharedRead(viommu, 'event queues');
-    if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
-    const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
-    const allocated = ictx.objects.alloc(queue);
-    if (allocated < 0) return allocated;
-    sharedWrite(viommu, 'event queues');
-    viommu.veventqs.push(queue);
-    viommu.refcountInc();
-    return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {
-      cmd.out_veventq_id = queue.id;
-      cmd.out_veventq_fd = fd;
-      return ucmd.respond();
-    });
+    yield* viommu.veventqs_rwsem.down_write();
+    const rc = yield* makeVeventq(ucmd, viommu);
+    viommu.veventqs_rwsem.up_write();
+    return rc;
   } finally {
     ictx.objects.put(viommu);
   }
+}
+
+function* makeVeventq(ucmd: CommandOf<typeof iommu_veventq_alloc>, viommu: IommufdViommu): Task<number> {
+  const { cmd, ctx, ictx } = ucmd;
+  sharedRead(viommu, 'event queues');
+  if (viommu.veventqs.some((queue) => queue.eventType === cmd.type)) return -EEXIST;
+  const queue = new IommufdVeventq(viommu, cmd.type, cmd.veventq_depth);
+  const allocated = ictx.objects.alloc(queue);
+  if (allocated < 0) return allocated;
+  sharedWrite(viommu, 'event queues');
+  viommu.veventqs.push(queue);
+  viommu.refcountInc();
+  return yield* openQueue(ictx, ctx, queue, new VeventFile(queue), (fd) => {
+    cmd.out_veventq_id = queue.id;
+    cmd.out_veventq_fd = fd;
+    return ucmd.respond();
+  });
 }

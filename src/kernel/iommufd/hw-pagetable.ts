@@ -24,7 +24,6 @@ import {
 } from '../../uapi/iommufd.js';
 import type { SyscallContext } from '../files.js';
 import type {
-  DirtyOps,
   IommuDomain,
   NestedDomain,
   PagingDomain,
@@ -432,34 +431,7 @@ export function* hwptSetDirtyTracking(ucmd: CommandOf<typeof iommu_hwpt_set_dirt
   const { cmd, ictx } = ucmd;
   if ((cmd.flags & ~IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0) return -EOPNOTSUPP;
   const enable = (cmd.flags & IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0;
-  return yield* withHwpt(ictx, cmd.hwpt_id, (hwpt) => setDirtyTracking(hwpt, enable));
-}
-
-function* setDirtyTracking({ domain, ioas: { iopt } }: HwptPaging, enable: boolean): Task<number> {
-  const ops = domain.dirtyOps;
-  if (ops === undefined) return -EOPNOTSUPP;
-  yield* iopt.iovaRwsem.down_read();
-  try {
-    if (enable) yield* clearDirty(domain, ops, iopt.areas.overlapping());
-    return yield* ops.set_dirty_tracking(enable);
-  } finally {
-    iopt.iovaRwsem.up_read();
-  }
-}
-
-/** Makes everything clean, so that nothing from before is reported. */
-function* clearDirty(
-  domain: PagingDomain,
-  ops: DirtyOps,
-  areas: Iterable<{ readonly iova: bigint; readonly lengthBytes: bigint; readonly pages: object | undefined }>,
-): Task<void> {
-  for (const area of areas) {
-    if (area.pages === undefined) continue;
-    const start = Number(area.iova);
-    const length = Number(area.lengthBytes);
-    yield* ops.read_and_clear_dirty(start, length, false, () => undefined);
-    yield* domain.iotlb_sync(start, length);
-  }
+  return yield* withHwpt(ictx, cmd.hwpt_id, ({ domain, ioas }) => ioas.iopt.set_dirty_tracking(domain, enable));
 }
 
 /** Checks a bitmap's range against the alignments: 0, -EINVAL, -EOVERFLOW. */

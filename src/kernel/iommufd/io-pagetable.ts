@@ -42,6 +42,7 @@ import {
   IOMMU_CACHE,
   IOMMU_MMIO,
   IOMMU_WRITE,
+  type DirtyOps,
   type DirtyRecorder,
   type FlushOps,
   type PagingDomain,
@@ -121,6 +122,32 @@ export interface IoptParts {
 interface Unflushed {
   readonly area: IoptArea;
   readonly pages: IoptPages;
+}
+
+/** What IOTLBs must be synced for (`struct iommu_iotlb_gather`): one range around everything that was added, length 0 for nothing. */
+class DirtyGather {
+  #start = Infinity;
+  #end = 0;
+
+  get start(): number {
+    return this.#end === 0 ? 0 : this.#start;
+  }
+
+  get lengthBytes(): number {
+    return this.#end - this.start;
+  }
+
+  add(start: number, lengthBytes: number): void {
+    this.#start = Math.min(this.#start, start);
+    this.#end = Math.max(this.#end, start + lengthBytes);
+  }
+}
+
+function* readDirty(ops: DirtyOps, first: bigint, last: bigint, noClear: boolean, record: DirtyRecorder): Task<number> {
+  const start = Number(first);
+  const length = Number(last - first) + 1;
+  invariant(Number.isSafeInteger(start + length), 'iommufd: a mapped area reaches beyond any aperture');
+  return yield* ops.read_and_clear_dirty(start, length, noClear, record);
 }
 
 function alignUp(value: bigint, alignment: bigint): bigint {
@@ -765,7 +792,8 @@ export class IoPageTable {
 
   /**
    * Reports what was written in a range and, unless `noClear`, makes it clean (`iopt_read_and_clear_dirty_data`): 0, -EOPNOTSUPP, -ENOMEM. As
-   * in Linux, the walk stops at the first hole and the caller is not told (domain.md A1.14).
+   * in Linux, the walk stops at the first hole and the caller is not told (domain.md A1.14). IOTLBs are synced once, after the walk, for
+   * what lies between the first and the last that was dirty.
    */
   *read_and_clear_dirty(
     domain: PagingDomain,
@@ -779,22 +807,51 @@ export class IoPageTable {
       const ops = domain.dirtyOps;
       if (ops === undefined) return -EOPNOTSUPP;
       if (this.#allocFails()) return -ENOMEM;
+      const gather = new DirtyGather();
+      const note: DirtyRecorder = (start, lengthBytes) => {
+        record(start, lengthBytes);
+        gather.add(start, lengthBytes);
+      };
       let at = iova;
       for (const area of this.areas.overlapping(iova, last)) {
         if (area.iova > at || area.pages === undefined) break;
         const end = area.last < last ? area.last : last;
-        const start = Number(at);
-        const length = Number(end - at) + 1;
-        invariant(Number.isSafeInteger(start + length), 'iommufd: a mapped area reaches beyond any aperture');
-        const walked = yield* ops.read_and_clear_dirty(start, length, noClear, record);
-        if (!noClear) yield* domain.iotlb_sync(start, length);
-        if (walked < 0) break;
+        if ((yield* readDirty(ops, at, end, noClear, note)) < 0) break;
         at = end + 1n;
       }
+      if (!noClear) yield* domain.iotlb_sync(gather.start, gather.lengthBytes);
       return 0;
     } finally {
       this.iovaRwsem.up_read(iova, last);
     }
+  }
+
+  /**
+   * Switches the recording of writes on or off (`iopt_set_dirty_tracking`): 0, -EOPNOTSUPP, what the driver says. Before it is on everything is
+   * made clean, so that nothing from before is reported; where that fails it stays off.
+   */
+  *set_dirty_tracking(domain: PagingDomain, enable: boolean): Task<number> {
+    const ops = domain.dirtyOps;
+    if (ops === undefined) return -EOPNOTSUPP;
+    yield* this.iovaRwsem.down_read();
+    try {
+      const rc = enable ? yield* this.#clearDirty(domain, ops) : 0;
+      return rc < 0 ? rc : yield* ops.set_dirty_tracking(enable);
+    } finally {
+      this.iovaRwsem.up_read();
+    }
+  }
+
+  *#clearDirty(domain: PagingDomain, ops: DirtyOps): Task<number> {
+    const gather = new DirtyGather();
+    let rc = 0;
+    for (const area of this.areas.overlapping()) {
+      if (area.pages === undefined) continue;
+      rc = yield* readDirty(ops, area.iova, area.last, false, (...run) => gather.add(...run));
+      if (rc < 0) break;
+    }
+    yield* domain.iotlb_sync(gather.start, gather.lengthBytes);
+    return rc;
   }
 
   // --- unmap ---
@@ -833,6 +890,8 @@ export class IoPageTable {
       } else {
         tries = area === asked ? tries : 0;
         asked = area;
+        // What others map below it meanwhile is not this call's.
+        from = area.iova;
         yield* this.#evictAccesses(area, start, last);
         if (++tries > MAX_UNMAP_TRIES) {
           this.#check?.endUnmap(watched, -EDEADLK, unmappedBytes, true);
@@ -944,6 +1003,7 @@ export class IoPageTable {
     this.#iovaAlignment = alignment;
     sharedWrite(this, 'domains');
     this.#domains.push(domain);
+    sharedWrite(domain, 'check');
     domain.check = this.#check;
     return 0;
   }
@@ -955,6 +1015,7 @@ export class IoPageTable {
     yield* this.iovaRwsem.down_write();
     const index = this.#domains.indexOf(domain);
     invariant(index >= 0, 'io_pagetable: removed domain is not there');
+    sharedWrite(domain, 'check');
     domain.check = undefined;
     sharedWrite(this, 'domains');
     const tail = this.#domains.pop();

@@ -205,6 +205,29 @@ function joinExtents(extents: readonly Extent[]): Extent[] {
   return joined;
 }
 
+/**
+ * What is unpinned too much where the end of a batch is reckoned from where it is read on in the domain (`start`) and not from where
+ * unpinning goes on (`start_index`): pages behind a hole in the accesses, as many as were carried over into it because they had been
+ * unmapped together with those before the access, and only if the hole has others. `extents`: those of an area that a domain showed.
+ */
+function carriedTwice(extents: readonly Extent[]): PinnedRun | undefined {
+  const runs: PinnedRun[] = [];
+  for (const extent of extents) appendRuns(runs, extent.runs);
+  let unmappedEnd = 0;
+  for (const hole of extents) {
+    if (hole.users > 1) continue;
+    const carried = unmappedEnd - hole.first;
+    if (carried > 0 && unmappedEnd <= hole.last) {
+      const last = hole.runs.at(-1);
+      return last && { pfn: last.pfn + last.pages, pages: carried };
+    }
+    let end = extents[0]?.first ?? 0;
+    for (const run of runs) if (end <= hole.last) end += run.pages;
+    unmappedEnd = Math.max(unmappedEnd, end);
+  }
+  return undefined;
+}
+
 /** Memory that areas map: pins, users, accounting. */
 export class IoptPages {
   readonly source: PageSource;
@@ -405,7 +428,8 @@ export class IoptPages {
 
   /**
    * Takes a user from every page of first..last and unpins those that have none left. `user`: whether domains showed the pages or an access
-   * had them.
+   * had them. What a domain showed has been unmapped: the kernel reads from the domain what there is to unpin, up to the next page that an
+   * access has, and unmaps to the end of the physical run that it reads in.
    */
   release(first: number, last: number, user: 'domain' | 'access' = 'domain'): void {
     this.#checkAlive();
@@ -414,19 +438,23 @@ export class IoptPages {
     const kept: Extent[] = [];
     sharedRead(this, 'account');
     const before = state.npinned;
-    // The kernel unpins what a domain showed by what it reads from the domain, up to where an access has pages pinned.
-    const isBlind = user === 'domain' && this.#instruments.fires('iommufd.unpin-in-use');
+    const cut = cutExtents(state.extents, first, last);
     let freed = 0;
     let released = 0;
-    for (const extent of cutExtents(state.extents, first, last)) {
+    for (const extent of cut) {
       const isGone = isWithin(extent, first, last);
       const pages = extent.last - extent.first + 1;
       const users = isGone ? extent.users - 1 : extent.users;
       if (isGone) released += pages;
       if (users > 0) kept.push({ ...extent, users });
-      if (users > 0 && !(isGone && isBlind)) continue;
+      if (users > 0) continue;
       this.source.unpin(extent.runs);
       freed += pages;
+    }
+    if (user === 'domain' && this.#instruments.fires('iommufd.unpin-in-use')) {
+      const behind = carriedTwice(cut.filter((extent) => isWithin(extent, first, last)));
+      if (behind !== undefined) this.source.unpin([behind]);
+      freed += behind?.pages ?? 0;
     }
     invariant(released === last - first + 1, 'pages are unpinned that nobody has pinned', 'INV-3');
     state.npinned -= freed;

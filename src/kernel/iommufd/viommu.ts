@@ -4,8 +4,9 @@
  * A vIOMMU refers to its nesting parent; vDEVICEs, queues and nested page tables refer to the vIOMMU. A vDEVICE belongs to its device:
  * when the device is unbound first, the vDEVICE goes and its number stays taken (a tombstone) until user space destroys it.
  *
- * Lock: `igroup.lock` covers a device's vDEVICE. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
+ * Locks: `igroup.lock` covers a device's vDEVICE, `veventqs_rwsem` the queues of events. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
  */
+import { RwSemaphore } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, ERANGE } from '../../uapi/errno.js';
@@ -44,6 +45,7 @@ export class IommufdViommu extends IommufdObject {
   readonly iommu: IommuDriver;
   readonly vdevs = new Map<bigint, IommufdVdevice>();
   readonly veventqs: IommufdVeventq[] = [];
+  readonly veventqs_rwsem = new RwSemaphore('iommufd:veventqs_rwsem');
   driver: ViommuDriver = {};
   readonly #mmaps: number[] = [];
 
@@ -72,15 +74,20 @@ export class IommufdViommu extends IommufdObject {
         return offset;
       },
       copyToUser,
-      report_event: (type, bytes) => {
-        sharedRead(this, 'event queues');
-        const queue = this.veventqs.find((candidate) => candidate.eventType === type);
-        if (queue === undefined) return -EOPNOTSUPP;
-        const isLost = this.ictx.allocFails();
-        queue.report(isLost ? undefined : bytes);
-        return isLost ? -ENOMEM : 0;
-      },
+      report_event: (type, bytes) => this.#reportEvent(type, bytes),
     };
+  }
+
+  /** `iommufd_viommu_report_event` */
+  *#reportEvent(type: number, bytes: Uint8Array): Task<number> {
+    yield* this.veventqs_rwsem.down_read();
+    sharedRead(this, 'event queues');
+    const queue = this.veventqs.find((candidate) => candidate.eventType === type);
+    const isLost = queue !== undefined && this.ictx.allocFails();
+    queue?.report(isLost ? undefined : bytes);
+    this.veventqs_rwsem.up_read();
+    if (queue === undefined) return -EOPNOTSUPP;
+    return isLost ? -ENOMEM : 0;
   }
 
   override *destroy(): Task<void> {

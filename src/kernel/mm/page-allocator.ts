@@ -17,7 +17,15 @@ export interface PageExtent {
   readonly pages: number;
 }
 
-const ALIGN_PAGES: Readonly<Record<Contiguity, number>> = { scattered: 1, pages: 1, 'huge-2m': 512, 'huge-1g': 262144 };
+const ALIGN_PAGES: Readonly<Record<Contiguity, number>> = {
+  scattered: 1,
+  'short-runs': 1,
+  pages: 1,
+  'huge-2m': 512,
+  'huge-1g': 262144,
+};
+/** Pages of a run of `short-runs`: few, and enough for one to have a neighbour on both sides. */
+const SHORT_RUN_PAGES = 3;
 
 /** What the kernel does with the contents of pages. */
 export type PageMemory = Pick<PhysicalMemory, 'read' | 'write' | 'pageContents' | 'setPageContents' | 'clearPages'>;
@@ -168,6 +176,7 @@ export class PageAllocator {
       taken.push(extent);
       left -= extent.pages;
     }
+    if (contiguity === 'short-runs') return shortRuns(taken);
     return contiguity === 'scattered' ? scatter(taken) : taken;
   }
 
@@ -236,6 +245,18 @@ export class PageAllocator {
     }
     this.#free = merged;
   }
+}
+
+/** Runs of three pages, the highest first, so that none goes on where the one before it ends. */
+function shortRuns(extents: readonly PageExtent[]): PageExtent[] {
+  const runs: PageExtent[] = [];
+  for (const { pfn, pages } of extents.toReversed()) {
+    for (let end = pfn + pages; end > pfn; end -= SHORT_RUN_PAGES) {
+      const first = Math.max(pfn, end - SHORT_RUN_PAGES);
+      runs.push({ pfn: first, pages: end - first });
+    }
+  }
+  return runs;
 }
 
 /** Single pages in an order in which none follows its physical neighbour (from four pages on, in neither direction). */

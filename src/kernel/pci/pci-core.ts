@@ -8,6 +8,9 @@
  * A card that is asked for back leaves when its driver has let go: vfio-pci holds on to a device while its descriptor is
  * open (VFIO's remove waits), everything else lets go at once. Until then the device goes on working.
  *
+ * Lock: each device's `pci:device_lock` covers its driver, over all of bind and unbind; taken inside a slot's lock and outside
+ * `group.mutex`. A device that is leaving takes no driver any more.
+ *
  * Source: Linux drivers/pci/probe.c, pci-driver.c, hotplug/pciehp; domain.md A2.20, A6.16; oracle/linux README (hot-plug 9).
  */
 import type { Board } from '../../hardware/board.js';
@@ -70,6 +73,9 @@ export class PciCore {
   readonly #vfio: VfioCore;
   readonly #acs: AcsPolicy;
   readonly #devices = new Map<string, Device>();
+  readonly #deviceLocks = new WeakMap<Device, Mutex>();
+  /** Devices that leave, or have left (`device_private.dead`). */
+  readonly #dead = new WeakSet<Device>();
   /** Slots that work on an event (pciehp has a thread a slot), by the slot's port, or the card where there is none. */
   readonly #slotLocks = new Map<string, Mutex>();
   /** Slots whose card is leaving, and whether it has been torn out meanwhile. */
@@ -121,8 +127,16 @@ export class PciCore {
     return yield* this.bind(device, driver);
   }
 
-  /** Binds a device to a driver: 0, -EBUSY it has one or its group is owned by user space, -EINVAL a bridge to vfio-pci. */
+  /**
+   * Binds a device to a driver: 0, -EBUSY it has one or its group is owned by user space, -EINVAL a bridge to vfio-pci, -ENODEV it is
+   * leaving.
+   */
   *bind(device: Device, driver: string): Task<number> {
+    return yield* locked(this.#lockOf(device), this.#reallyProbe(device, driver));
+  }
+
+  *#reallyProbe(device: Device, driver: string): Task<number> {
+    if (this.#dead.has(device)) return -ENODEV;
     if (device.driver !== undefined) return -EBUSY;
     // vfio_pci_core_register_device: only endpoints.
     if (VFIO_DRIVERS.includes(driver) && device.function.isBridge) return -EINVAL;
@@ -136,7 +150,7 @@ export class PciCore {
         unit && new VfioMigration(this.#runtime, device.name, unit, () => device.function.isPresent),
       );
     } else if (!MANAGE_OWN_DMA.includes(driver)) {
-      const rc = iommu_device_use_default_domain(device);
+      const rc = yield* iommu_device_use_default_domain(device);
       if (rc < 0) return rc;
       device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     }
@@ -147,16 +161,26 @@ export class PciCore {
 
   /** Takes a device from its driver: 0, -ENODEV it has none. Waits while user space has a vfio-pci device open. */
   *unbind(device: Device): Task<number> {
+    return yield* locked(this.#lockOf(device), this.#releaseDriver(device));
+  }
+
+  *#releaseDriver(device: Device): Task<number> {
     const driver = device.driver;
     if (driver === undefined) return -ENODEV;
     if (VFIO_DRIVERS.includes(driver)) yield* this.#vfio.unregister(device);
     else if (!MANAGE_OWN_DMA.includes(driver)) {
       device.function.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
-      iommu_device_unuse_default_domain(device);
+      yield* iommu_device_unuse_default_domain(device);
     }
     device.driver = undefined;
     this.#runtime.emit('pci.unbind', { device: device.name, driver });
     return 0;
+  }
+
+  #lockOf(device: Device): Mutex {
+    const lock = this.#deviceLocks.get(device) ?? new Mutex('pci:device_lock');
+    this.#deviceLocks.set(device, lock);
+    return lock;
   }
 
   /** `sriov_numvfs`: 0 or -errno as the kernel's store function: EBUSY while there are some, ERANGE beyond TotalVFs, ENOENT when
@@ -309,6 +333,7 @@ export class PciCore {
   *#leave(bdf: string): Task<void> {
     const device = this.#devices.get(bdf);
     if (device === undefined) return;
+    this.#dead.add(device);
     yield* this.unbind(device);
     yield* this.#irq.forget(device);
     yield* this.#iommu.removeDevice(device);
@@ -316,8 +341,9 @@ export class PciCore {
   }
 }
 
-function* locked(lock: Mutex, act: Task<void>): Task<void> {
+function* locked<T>(lock: Mutex, act: Task<T>): Task<T> {
   yield* lock.lock();
-  yield* act;
+  const result = yield* act;
   lock.unlock();
+  return result;
 }

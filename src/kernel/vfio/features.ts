@@ -146,6 +146,12 @@ function featureDataSize(call: FeatureCall, migration: VfioMigration): number {
   );
 }
 
+/** IOVAs to be logged, `last` included. */
+interface LogRange {
+  readonly start: bigint;
+  readonly last: bigint;
+}
+
 function featureLogStart(call: FeatureCall, { unit }: VfioMigration): number {
   if (!unit.description.dmaLogging) return -ENOTTY;
   const struct = vfio_device_feature_dma_logging_control;
@@ -155,7 +161,7 @@ function featureLogStart(call: FeatureCall, { unit }: VfioMigration): number {
   if (control === undefined) return -EFAULT;
   if (control.num_ranges === 0) return -EINVAL;
   if (control.num_ranges > LOG_MAX_RANGES) return -E2BIG;
-  const ranges: { readonly start: bigint; readonly last: bigint }[] = [];
+  const ranges: LogRange[] = [];
   for (let i = 0; i < control.num_ranges; i++) {
     const at = control.ranges + BigInt(i * vfio_device_feature_dma_logging_range.sizeBytes);
     const bytes = call.ctx.copy_from_user(at, vfio_device_feature_dma_logging_range.sizeBytes);
@@ -163,17 +169,31 @@ function featureLogStart(call: FeatureCall, { unit }: VfioMigration): number {
     const { iova, length } = vfio_device_feature_dma_logging_range.decode(bytes);
     if (!isAligned(iova, control.page_size) || !isAligned(length, control.page_size)) return -EINVAL;
     if (iova + length >= U64_END) return -EOVERFLOW;
-    // log2 of the difference of last and first, where it had to be that of the length.
-    const isShort = call.ctx.runtime.faults.fires('vfio.log-range-short');
-    const covered = isShort ? 1n << BigInt((length - 1n).toString(2).length - 1) : length;
-    const range = { start: iova, last: iova + covered - 1n };
+    const range = { start: iova, last: iova + length - 1n };
     if (ranges.some((other) => other.start <= range.last && range.start <= other.last)) return -EINVAL;
     ranges.push(range);
   }
   if (unit.isLogging) return -EINVAL;
   const page_size = unit.logPageBytes(control.page_size);
-  unit.startLog(ranges, page_size);
+  const isShort = call.ctx.runtime.faults.fires('vfio.log-range-short');
+  unit.startLog(isShort ? shortened(ranges) : ranges, page_size);
   return write(call, struct, { ...control, page_size });
+}
+
+/**
+ * What the tracker of a card is told where a length is taken for the difference of last and first, and the size of the tracked space for the
+ * largest power of two in the sum of these lengths (mlx5 before "Fix range size calculation upon tracker creation").
+ */
+function shortened(ranges: readonly LogRange[]): LogRange[] {
+  const total = ranges.reduce((sum, { start, last }) => sum + (last - start), 0n);
+  let room = total === 0n ? 0n : 1n << BigInt(total.toString(2).length - 1);
+  const covered: LogRange[] = [];
+  for (const { start, last } of ranges) {
+    const length = last - start < room ? last - start : room;
+    room -= length;
+    if (length > 0n) covered.push({ start, last: start + length - 1n });
+  }
+  return covered;
 }
 
 function featureLogStop(call: FeatureCall, { unit }: VfioMigration): number {

@@ -18,7 +18,8 @@ import { DeviceStateError } from '../../hardware/devices/migration-state.js';
 import { u32 } from '../../layout/struct.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { EFAULT, EINVAL, EIO, ENODEV, ENOMSG, ENOTTY } from '../../uapi/errno.js';
+import { sharedRead, sharedWrite } from '../../runtime/watch.js';
+import { EFAULT, EINVAL, EIO, ENODEV, ENOMEM, ENOMSG, ENOTTY } from '../../uapi/errno.js';
 import {
   VFIO_DEVICE_STATE_ERROR,
   VFIO_DEVICE_STATE_PRE_COPY,
@@ -67,21 +68,30 @@ export class VfioMigration {
   readonly #runtime: NodeRuntime;
   readonly #name: string;
   readonly #isPresent: () => boolean;
+  readonly #resumeBytes: number;
   #state = VFIO_DEVICE_STATE_RUNNING;
   #saving: SavingFile | undefined;
   #resuming: ResumingFile | undefined;
 
-  /** `isPresent`: whether the card is still there. */
-  constructor(runtime: NodeRuntime, name: string, unit: MigrationUnit, isPresent: () => boolean) {
+  /** `isPresent`: whether the card is still there. `resumeBytes`: room for what is written to a data_fd, with a driver that keeps it. */
+  constructor(
+    runtime: NodeRuntime,
+    name: string,
+    unit: MigrationUnit,
+    isPresent: () => boolean,
+    resumeBytes = Infinity,
+  ) {
     const { p2p, preCopy } = unit.description;
     this.#runtime = runtime;
     this.#name = name;
     this.unit = unit;
     this.#isPresent = isPresent;
+    this.#resumeBytes = resumeBytes;
     this.flags = VFIO_MIGRATION_STOP_COPY | (p2p ? VFIO_MIGRATION_P2P : 0) | (preCopy ? VFIO_MIGRATION_PRE_COPY : 0);
   }
 
   get state(): number {
+    sharedRead(this, 'state', this.#state);
     return this.#state;
   }
 
@@ -95,9 +105,9 @@ export class VfioMigration {
   *setState(to: number): Task<MigrationStateResult> {
     let file: OpenFile | undefined;
     // A request for the state the device is in still has to be one it has.
-    if (vfio_mig_get_next_state(this.flags, this.#state, to) === undefined) return { rc: -EINVAL };
-    while (this.#state !== to) {
-      const next = vfio_mig_get_next_state(this.flags, this.#state, to);
+    if (vfio_mig_get_next_state(this.flags, this.state, to) === undefined) return { rc: -EINVAL };
+    while (this.state !== to) {
+      const next = vfio_mig_get_next_state(this.flags, this.state, to);
       if (next === undefined) return { rc: -EINVAL };
       const hop = yield* this.#hop(this.#state, next);
       if (typeof hop === 'number' && hop < 0) return { rc: hop };
@@ -109,10 +119,12 @@ export class VfioMigration {
 
   /** Bytes that STOP_COPY would give if the device went there now. */
   stopCopyBytes(): number {
+    sharedRead(this, 'data descriptor');
     return this.unit.stopCopyBytes(this.#saving !== undefined) + (this.#saving?.bufferedBytes ?? 0);
   }
 
   #enter(state: number): void {
+    sharedWrite(this, 'state', this.#state, state);
     if (state === this.#state) return;
     this.#runtime.emit('vfio.mig-state', {
       device: this.#name,
@@ -140,6 +152,8 @@ export class VfioMigration {
     yield 'vfio:mig-arc';
     if (activity !== this.unit.activity) yield* this.unit.setActivity(activity);
     yield 'vfio:mig-arc-done';
+    // The descriptor is only made and ended under the device's lock; that one is there is told to whoever asks for sizes.
+    sharedWrite(this, 'data descriptor');
     const wasSaving = this.#saving !== undefined;
     const isSaving = PRE_COPY_STATES.includes(to) || to === VFIO_DEVICE_STATE_STOP_COPY;
     if (isSaving && !wasSaving) {
@@ -151,7 +165,7 @@ export class VfioMigration {
     if (wasSaving && !isSaving) this.#disable();
     if (to === VFIO_DEVICE_STATE_RESUMING) {
       this.unit.beginLoad();
-      this.#resuming = new ResumingFile(this.unit, this.#runtime);
+      this.#resuming = new ResumingFile(this.unit, this.#runtime, this.#resumeBytes);
       return this.#resuming;
     }
     return 0;
@@ -173,6 +187,7 @@ export class VfioMigration {
   }
 
   #disable(): void {
+    sharedWrite(this, 'data descriptor');
     this.#saving?.disable();
     this.#resuming?.disable();
     this.#saving = undefined;
@@ -199,11 +214,13 @@ class SavingFile extends OpenFile {
   }
 
   get bufferedBytes(): number {
+    sharedRead(this, 'data', this.#buffer.length);
     return this.#buffer.length;
   }
 
   /** The device has stopped: what is left of its context, then its state, then the end. */
   finish(): void {
+    sharedWrite(this, 'data', this.#buffer.length);
     this.#isFinal = true;
     const records = [this.#buffer];
     for (let page = this.#unit.takeContext(); page !== undefined; page = this.#unit.takeContext()) records.push(page);
@@ -212,13 +229,16 @@ class SavingFile extends OpenFile {
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
   /** Empty at the end of STOP_COPY; -ENOMSG when pre-copy has nothing at the moment; -ENODEV when the state was left. */
   override *read(_ctx: SyscallContext, lengthBytes: number): Task<Uint8Array | number> {
     yield MIG_READ_NS;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled) return -ENODEV;
+    sharedWrite(this, 'data', this.#buffer.length);
     if (!this.#isFinal) this.#fill(lengthBytes);
     if (this.#buffer.length === 0 && !this.#isFinal) return -ENOMSG;
     const bytes = this.#buffer.slice(0, lengthBytes);
@@ -233,6 +253,8 @@ class SavingFile extends OpenFile {
     if (bytes === undefined) return -EFAULT;
     const argsz = u32.read(new DataView(bytes.buffer, bytes.byteOffset), 0);
     if (argsz < VFIO_MIG_GET_PRECOPY_INFO.minimumBytes) return -EINVAL;
+    sharedRead(this, 'isDisabled', this.#isDisabled);
+    sharedRead(this, 'data', this.#buffer.length);
     if (this.#isDisabled) return -ENODEV;
     if (this.#isFinal) return -EINVAL;
     const available = this.#buffer.length + this.#unit.dirtyPages * CONTEXT_RECORD_BYTES;
@@ -258,33 +280,56 @@ class SavingFile extends OpenFile {
   }
 }
 
-/** A data_fd that is written. What is wrong with the bytes is said when RESUMING is left, as the card looks at them then. */
+/**
+ * A data_fd that is written. What is wrong with the bytes is said when RESUMING is left, as the card looks at them then. Where the file
+ * stands, what there is room for and whether it is still good are looked at in one step with the copy, as under the file's lock.
+ */
 class ResumingFile extends OpenFile {
   readonly #unit: MigrationUnit;
   readonly #runtime: NodeRuntime;
+  readonly #capacity: number;
+  #position = 0;
   #isDisabled = false;
-  isEmpty = true;
   error: DeviceStateError | undefined;
 
-  constructor(unit: MigrationUnit, runtime: NodeRuntime) {
+  /** `capacity`: bytes there is room for. */
+  constructor(unit: MigrationUnit, runtime: NodeRuntime, capacity: number) {
     super();
     this.#unit = unit;
     this.#runtime = runtime;
+    this.#capacity = capacity;
+  }
+
+  get isEmpty(): boolean {
+    sharedRead(this, 'position', this.#position);
+    return this.#position === 0;
   }
 
   disable(): void {
+    sharedWrite(this, 'isDisabled', this.#isDisabled, true);
     this.#isDisabled = true;
   }
 
+  /** -ENODEV when the state was left; -ENOMEM for more than there is room for. */
   override *write(_ctx: SyscallContext, bytes: Uint8Array): Task<number> {
     // What is looked at before the wait says nothing about what is there after it.
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     const isUnlocked = !this.#isDisabled && this.#runtime.faults.fires('vfio.resume-unlocked');
+    const isMeasured = this.#runtime.faults.fires('vfio.resume-bounds-unlocked') && this.#hasRoomFor(bytes);
     yield MIG_READ_NS;
     yield 'vfio:resume-write';
+    sharedRead(this, 'isDisabled', this.#isDisabled);
     if (this.#isDisabled && !isUnlocked) return -ENODEV;
-    if (bytes.length > 0) this.isEmpty = false;
+    if (!isMeasured && !this.#hasRoomFor(bytes)) return -ENOMEM;
+    sharedWrite(this, 'position', this.#position, this.#position + bytes.length);
+    this.#position += bytes.length;
     try {
       invariant(!this.#isDisabled, 'migration data is loaded into a device that is not resuming', 'device-state');
+      invariant(
+        this.#position <= this.#capacity,
+        () => `migration data is copied to byte ${this.#position} of a buffer of ${this.#capacity}`,
+        'device-state',
+      );
       this.#runtime.invariants.held('device-state');
       if (this.error === undefined) this.#unit.load(bytes);
     } catch (error) {
@@ -292,6 +337,11 @@ class ResumingFile extends OpenFile {
       this.error = error;
     }
     return bytes.length;
+  }
+
+  #hasRoomFor({ length }: Uint8Array): boolean {
+    sharedRead(this, 'position', this.#position);
+    return this.#position + length <= this.#capacity;
   }
 }
 

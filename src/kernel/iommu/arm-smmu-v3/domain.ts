@@ -16,7 +16,7 @@ import { pageSizesOf, type Gather, type PageTable } from '../../../core/page-tab
 import type { LegalityChecker } from '../../../hardware/smmu/legality.js';
 import { CMD_OP, CMD_TLBI, TLBI_TG_SHIFTS, VMSA_DESCRIPTOR } from '../../../hardware/smmu/records.js';
 import { invariant, type Task } from '../../../runtime/task.js';
-import { sharedRange } from '../../../runtime/watch.js';
+import { sharedRange, sharedRead, sharedWrite } from '../../../runtime/watch.js';
 import { EINVAL } from '../../../uapi/errno.js';
 import { TABLE_STEP_NS } from '../../costs.js';
 import {
@@ -94,6 +94,7 @@ export class ArmSmmuDomain implements PagingDomain {
   /** Tables that fell empty without having been invalidated. */
   readonly #unflushed: Gather = { head: 0 };
   readonly #pageBytes: number;
+  #isFreed = false;
   readonly #watch: ReturnType<LegalityChecker['watchTable']> | undefined;
 
   constructor({ smmu, type, table, tag, recordsDirty, isNestParent = false }: SmmuDomainSpec) {
@@ -141,7 +142,7 @@ export class ArmSmmuDomain implements PagingDomain {
       const iovaPage = iova / this.#pageBytes + done;
       const count = Math.min(perStep, pages - done);
       const late = this.driver.faults.fires('smmu.table-before-zero')
-        ? new LateZeroing(this.table, iovaPage)
+        ? new LateZeroing(this, this.table, iovaPage)
         : undefined;
       const mapped = this.table.mapStep(iovaPage, pa / this.#pageBytes + done, count, attrLo, attrHi, gather);
       if (late !== undefined) yield* late.happen(mapped);
@@ -213,7 +214,7 @@ export class ArmSmmuDomain implements PagingDomain {
   }
 
   *iotlb_sync(iova: number, lengthBytes: number): Task<void> {
-    if (this.driver.faults.fires('smmu.dirty-unsynced')) return;
+    if (lengthBytes === 0 || this.driver.faults.fires('smmu.dirty-unsynced')) return;
     yield* this.#invalidate(iova, lengthBytes, true, { head: 0 });
   }
 
@@ -228,7 +229,15 @@ export class ArmSmmuDomain implements PagingDomain {
       yield* this.driver.commandQueue.issueAndSync([this.#tagCommand()]);
     this.table.destroy();
     this.#watch?.unwatch();
+    sharedWrite(this, 'freed', false, true);
+    this.#isFreed = true;
     this.driver.releaseTag(this.stage, this.tag);
+  }
+
+  /** @throws InvariantError when it was freed */
+  checkAlive(): void {
+    sharedRead(this, 'freed', this.#isFreed);
+    invariant(!this.#isFreed, 'a device is on the list of a domain that was freed', 'objects');
   }
 
   /** Descriptors of these pages change. */

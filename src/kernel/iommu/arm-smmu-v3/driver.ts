@@ -6,8 +6,10 @@
  * what happens to DMA. A device's stream table entry always says one of: abort, bypass, stage 1 through the device's own
  * context descriptor, stage 2.
  *
- * Lock: `mutex` covers stream table entries and context descriptors of this SMMU, and whose event a stream's is; taken inside
- * `group.mutex`. Invariants: an ASID or VMID is reused only after it was invalidated (INV-18); a context descriptor is cleared only when
+ * Locks: `asid_lock` covers an attachment from end to end, with the stream table entries and context descriptors it writes; taken inside
+ * `group.mutex`. `streams_mutex`, inside that, covers only whose a stream is: the map of masters and the guest behind each. Whoever tells of
+ * an event holds it, so that device and guest stay while they are told; an event that a new entry raised before its attachment gets there is
+ * the old guest's, or the host's (domain.md A6.12). Invariants: an ASID or VMID is reused only after it was invalidated (INV-18); a context descriptor is cleared only when
  * no stream table entry leads to it.
  *
  * Source: Linux arm-smmu-v3.c; Arm IHI 0070; domain.md A4.1-A4.17, A6.9-A6.12.
@@ -146,7 +148,8 @@ export class ArmSmmuV3 implements IommuDriver {
   readonly #registers: SmmuRegisters;
   readonly #streamTable: StreamTable;
   readonly #eventQueue: EventQueue;
-  readonly #mutex = new Mutex('smmu:streams_mutex');
+  readonly #asidLock = new Mutex('smmu:asid_lock');
+  readonly #streamsMutex = new Mutex('smmu:streams_mutex');
   readonly #masters = new Map<Device, Master>();
   readonly #asids: TagSpace;
   readonly #vmids: TagSpace;
@@ -245,19 +248,19 @@ export class ArmSmmuV3 implements IommuDriver {
   /** Finds out whose an event is, and tells the guest whose device it is of. The device stays until that is done. */
   *#deliver(record: Uint32Array): Task<Delivery> {
     const isLocked = !this.faults.fires('smmu.event-unlocked');
-    if (isLocked) yield* this.#mutex.lock();
+    if (isLocked) yield* this.#streamsMutex.lock();
     sharedRead(this, 'devices');
     const master = this.#masterOf(EVT.get(record, 'StreamID'));
     const vmaster = master?.vmaster;
     yield 'smmu:evtq-found';
-    const isGuests = vmaster?.vsmmu.report(record, vmaster.vsid) === true;
+    const isGuests = vmaster !== undefined && (yield* vmaster.vsmmu.report(record, vmaster.vsid));
     invariant(
       master === undefined || (this.#masters.get(master.device) === master && master.vmaster === vmaster),
       () => `${this.name}: an event was told of ${master?.device.name ?? ''}, which had been taken away or moved`,
       'INV-14',
     );
     this.#host.runtime.invariants.held('INV-14');
-    if (isLocked) this.#mutex.unlock();
+    if (isLocked) this.#streamsMutex.unlock();
     return { client: master?.device.name ?? UNASSIGNED, isGuests };
   }
 
@@ -276,6 +279,13 @@ export class ArmSmmuV3 implements IommuDriver {
 
   /** A device's streams get entries; -ENODEV when another device has one of them (arm_smmu_insert_master), unless streams are shared. */
   *probe_device(device: Device): Task<number> {
+    yield* this.#streamsMutex.lock();
+    const rc = this.#insertMaster(device);
+    this.#streamsMutex.unlock();
+    return rc;
+  }
+
+  #insertMaster(device: Device): number {
     const streams: { id: number; ste: StePlace }[] = [];
     for (const id of new Set(device.streamIds)) {
       const ste = this.#streamTable.entry(id);
@@ -311,46 +321,62 @@ export class ArmSmmuV3 implements IommuDriver {
     return [...this.#masters.values()].some(({ streams }) => streams.some((stream) => stream.id === id));
   }
 
+  /** Its streams abort, as in the release domain of the IOMMU core, before nobody has them. */
   *release_device(device: Device): Task<void> {
     const master = this.#masters.get(device);
     if (master === undefined) return;
-    yield* this.#mutex.lock();
+    yield* this.#asidLock.lock();
+    if (master.hasAtsOn) pci_set_ats(device, false);
+    yield* this.#writeSte(master, abortSte(), true);
+    yield* this.#commitVmaster(master, undefined);
+    if (master.hasAtsOn) yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
+    this.#asidLock.unlock();
+    yield* this.#streamsMutex.lock();
     sharedWrite(this, 'devices');
     this.#masters.delete(device);
-    if (master.hasAtsOn) pci_set_ats(device, false);
-    yield* this.#writeSte(master, abortSte());
-    if (master.hasAtsOn) yield* this.commandQueue.issueAndSync(master.streams.map(({ id }) => invalidateAll(id)));
+    this.#streamsMutex.unlock();
     if (!this.#mates(master).some((mate) => mate.cdTable === master.cdTable)) {
       if (master.cdTable !== undefined) this.legality?.forgetEntry(`CD ${master.cdTable.address}`);
       master.cdTable?.free();
     }
-    this.#mutex.unlock();
+  }
+
+  /** From now on events of a device are a guest's, or the host's (arm_smmu_attach_commit_vmaster). */
+  *#commitVmaster(master: Master, vmaster: Vmaster | undefined): Task<void> {
+    yield* this.#streamsMutex.lock();
+    sharedWrite(this, 'devices');
+    master.vmaster = vmaster;
+    this.#streamsMutex.unlock();
   }
 
   *attach_dev(domain: IommuDomain, device: Device): Task<number> {
     const master = this.#masters.get(device);
     if (domain.driver !== this || master === undefined) return -EINVAL;
-    yield* this.#mutex.lock();
+    yield* this.#asidLock.lock();
     const usesAts = this.#usesAts(domain, master);
+    const keepsAts = master.hasAtsOn && usesAts;
     if (master.hasAtsOn && !usesAts) pci_set_ats(device, false);
     const before = master.keepsOf;
     const after = usesAts ? keptOf(domain) : [];
     sharedWrite(this, 'devices');
     master.keepsOf = this.faults.fires('smmu.ats-tags-first') ? after : [...before, ...after];
     yield 'smmu:ats-tags-published';
-    const rc =
-      domain instanceof ArmSmmuNestedDomain
-        ? yield* this.#attachNested(domain, master, usesAts)
-        : yield* this.#attach(domain, master, usesAts);
-    if (rc === 0) {
+    const vmaster = domain instanceof ArmSmmuNestedDomain ? this.#vmasterOf(domain, device) : undefined;
+    let rc = typeof vmaster === 'number' ? vmaster : 0;
+    if (rc === 0)
+      rc =
+        domain instanceof ArmSmmuNestedDomain
+          ? yield* this.#attachNested(domain, master, usesAts)
+          : yield* this.#attach(domain, master, usesAts);
+    if (rc === 0 && typeof vmaster !== 'number') {
+      yield* this.#commitVmaster(master, vmaster);
       yield* this.#commitAts(master, usesAts);
-      sharedWrite(this, 'devices');
-      if (!(domain instanceof ArmSmmuNestedDomain)) master.vmaster = undefined;
     } else if (master.hasAtsOn && !usesAts) pci_set_ats(device, true);
     sharedWrite(this, 'devices');
-    master.keepsOf = rc === 0 ? after : before;
+    const isLeft = before.length > 0 && !keepsAts && this.faults.fires('smmu.ats-off-first');
+    master.keepsOf = rc < 0 ? before : isLeft ? [...before, ...after] : after;
     if (rc === 0) master.domain = domain;
-    this.#mutex.unlock();
+    this.#asidLock.unlock();
     if (rc === 0) {
       const tag = domain instanceof ArmSmmuDomain ? { stage: domain.stage, tag: domain.tag } : {};
       this.#host.runtime.emit('iommu.attach', { device: device.name, domain: domain.type, ...tag });
@@ -393,6 +419,7 @@ export class ArmSmmuV3 implements IommuDriver {
   *invalidateAtcs(domain: ArmSmmuDomain, iova: number, lengthBytes: number): Task<void> {
     sharedRead(this, 'devices');
     const commands = [...this.#masters.values()].flatMap(({ hasAtsOn, keepsOf, streams }) => {
+      for (const other of keepsOf) other.domain.checkAlive();
       const kept = keepsOf.filter((other) => other.domain === domain);
       if (!hasAtsOn || kept.length === 0) return [];
       const isNested = kept.some((other) => other.isNested);
@@ -401,14 +428,20 @@ export class ArmSmmuV3 implements IommuDriver {
     if (commands.length > 0) yield* this.commandQueue.issueAndSync(commands);
   }
 
-  /** A guest's stream table entry. A device that translates needs a number there, without which nobody could tell it of faults: -ENOENT. */
+  /**
+   * Where a guest has a device (arm_smmu_attach_prepare_vmaster): undefined where it gave it no number. One that translates needs a number,
+   * without which nobody could tell it of faults: -ENOENT.
+   */
+  #vmasterOf({ vsmmu, config }: ArmSmmuNestedDomain, device: Device): Vmaster | undefined | number {
+    const vsid = vsmmu.host.vdevId(device);
+    if (typeof vsid !== 'number') return { vsmmu, vsid: Number(vsid) };
+    return config === STE_CONFIG.S1_TRANS ? vsid : undefined;
+  }
+
+  /** A guest's stream table entry. */
   *#attachNested(domain: ArmSmmuNestedDomain, master: Master, usesAts: boolean): Task<number> {
-    const vsid = domain.vsmmu.host.vdevId(master.device);
-    if (typeof vsid === 'number' && domain.config === STE_CONFIG.S1_TRANS) return vsid;
     yield* this.#writeSte(master, domain.ste(usesAts));
     if (master.cdTable !== undefined) yield* this.#writeCd(master, master.cdTable, CD.make({}));
-    sharedWrite(this, 'devices');
-    master.vmaster = typeof vsid === 'number' ? undefined : { vsmmu: domain.vsmmu, vsid: Number(vsid) };
     return 0;
   }
 
@@ -439,11 +472,11 @@ export class ArmSmmuV3 implements IommuDriver {
     };
   }
 
-  /** Writes the entry of every stream that no other device has any more. */
-  *#writeSte(master: Master, target: Uint32Array): Task<void> {
-    const isLeaving = !this.#masters.has(master.device);
+  /** Writes the entry of every stream; of a device that leaves, those that no other device has. */
+  *#writeSte(master: Master, target: Uint32Array, isLeaving = false): Task<void> {
+    const mates = isLeaving ? this.#mates(master) : [];
     for (const { id, ste } of master.streams) {
-      if (isLeaving && this.#isStreamTaken(id)) continue;
+      if (mates.some(({ streams }) => streams.some((stream) => stream.id === id))) continue;
       const invalidate = CMD_CFGI.make({ Opcode: CMD_OP.CFGI_STE, StreamID: id, Leaf: 1 });
       yield* writeEntry(
         {

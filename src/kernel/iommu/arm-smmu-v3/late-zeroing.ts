@@ -3,11 +3,12 @@
  * later, over whatever they have stored into it meanwhile (fault `smmu.table-before-zero`).
  *
  * A table is installed by one step of the shared core, which publishes with release order; here the step is followed by the zeroing as
- * the others get to see it. Source: domain.md IN-24, A6.7.
+ * the others get to see it. Whose table it is, is told by the pages that it leads to. Source: domain.md IN-24, A6.7.
  */
 import type { PageTable } from '../../../core/page-table.js';
 import { VMSA_DESCRIPTOR } from '../../../hardware/smmu/records.js';
 import type { Task } from '../../../runtime/task.js';
+import { isWatched, sharedRange, sharedRead, sharedWrite } from '../../../runtime/watch.js';
 
 const LAST_LEVEL = 3;
 const TWO_32 = 2 ** 32;
@@ -34,13 +35,17 @@ function lastLevelTable(table: PageTable, page: number): number | undefined {
 
 /** A step of mapping that may install a table. Made before the step. */
 export class LateZeroing {
+  readonly #owner: object;
   readonly #table: PageTable;
   readonly #page: number;
   readonly #wasThere: boolean;
 
-  constructor(table: PageTable, page: number) {
+  /** `owner` is told of as what holds the pages' shared words. */
+  constructor(owner: object, table: PageTable, page: number) {
+    this.#owner = owner;
     this.#table = table;
     this.#page = page;
+    if (isWatched()) sharedRead(owner, this.#word);
     this.#wasThere = lastLevelTable(table, page) !== undefined;
   }
 
@@ -49,10 +54,19 @@ export class LateZeroing {
     const { arena, granuleShift } = this.#table;
     const at = this.#wasThere || mapped <= 0 ? undefined : lastLevelTable(this.#table, this.#page);
     if (at === undefined) return;
+    if (isWatched()) sharedWrite(this.#owner, this.#word);
     yield 'smmu:table-published';
     const entries = 2 ** (granuleShift - 3);
     const first = this.#page % entries;
+    const granuleBytes = 2 ** granuleShift;
+    sharedRange(this.#owner, '', (this.#page - first) * granuleBytes, entries * granuleBytes, true);
     arena.words.fill(0, at, at + 2 * first);
     arena.words.fill(0, at + 2 * (first + mapped), at + 2 * entries);
+  }
+
+  /** The last-level table, whether it is there or not. */
+  get #word(): string {
+    const entries = 2 ** (this.#table.granuleShift - 3);
+    return `table of page 0x${(this.#page - (this.#page % entries)).toString(16)}`;
   }
 }

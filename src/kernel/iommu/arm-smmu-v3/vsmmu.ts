@@ -7,7 +7,7 @@
  * that it shares with everybody: a command the SMMU would refuse stops here (EIO), not there (CERROR_ILL). Events of its
  * stage 1 go to its queue with its own StreamID.
  *
- * Lock order: `iommufd:igroup_lock` -> `smmu:streams_mutex`. Source: Linux arm-smmu-v3-iommufd.c; Arm IHI 0070 4, 5.2, 7.3;
+ * Lock order: `iommufd:igroup_lock` -> `smmu:asid_lock` -> `smmu:streams_mutex` -> `iommufd:veventqs_rwsem`. Source: Linux arm-smmu-v3-iommufd.c; Arm IHI 0070 4, 5.2, 7.3;
  * domain.md A1.17, A1.40 to A1.43.
  */
 import {
@@ -173,7 +173,7 @@ export class ArmVsmmu implements ViommuDriver {
   }
 
   /** Tells the guest of an event of its stage 1; false when that is not for it to know. */
-  report(record: Uint32Array, vsid: number): boolean {
+  *report(record: Uint32Array, vsid: number): Task<boolean> {
     if (!GUEST_EVENTS.includes(EVT.get(record, 'Type')) || EVT.get(record, 'S2') !== 0) return false;
     const own = Uint32Array.from(record);
     EVT.set(own, 'StreamID', vsid);
@@ -182,7 +182,7 @@ export class ArmVsmmu implements ViommuDriver {
     own.forEach((word, i) => {
       view.setUint32(4 * i, word, true);
     });
-    return this.host.report_event(IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, bytes) === 0;
+    return (yield* this.host.report_event(IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, bytes)) === 0;
   }
 
   // --- commands ---

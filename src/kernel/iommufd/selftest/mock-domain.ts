@@ -147,6 +147,7 @@ export class MockDomain implements PagingDomain {
     if ((prot & (IOMMU_READ | IOMMU_WRITE)) === 0) return -EINVAL;
     if (iova < Number(this.apertureStart) || iova + lengthBytes - 1 > Number(this.apertureLast)) return -ERANGE;
     const end = iova + lengthBytes;
+    sharedRead(this, 'level', this.#level);
     while (end > 2 ** (REACH_LOG2[this.#level] ?? Infinity)) yield* this.#grow();
     let at = iova;
     while (at < end) {

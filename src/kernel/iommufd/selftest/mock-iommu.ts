@@ -7,6 +7,7 @@
  * Source: Linux drivers/iommu/iommufd/selftest.c (mock_ops).
  */
 import type { FaultSwitches } from '../../../runtime/faults.js';
+import { RwSemaphore } from '../../../runtime/locks.js';
 import { InvariantError, type Task } from '../../../runtime/task.js';
 import { sharedRead, sharedTest, sharedWrite } from '../../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP } from '../../../uapi/errno.js';
@@ -78,6 +79,8 @@ export class MockDevice implements Device {
   driverOverride: string | undefined;
   group: IommuGroup | undefined;
   readonly cache = new Uint32Array(MOCK_DEV_CACHE_NUM).fill(IOMMU_TEST_DEV_CACHE_DEFAULT);
+  /** Covers {@link viommu} and {@link virtId}; whoever tells of the device holds it for reading. */
+  readonly viommu_rwsem = new RwSemaphore('mock:viommu_rwsem');
   /** The vIOMMU its nested page table goes through, and its ID there. */
   viommu: MockViommu | undefined;
   virtId = 0n;
@@ -194,9 +197,9 @@ export class MockViommu implements ViommuDriver {
   }
 
   /** An event that names a device by its virtual ID. */
-  report(virtId: bigint): number {
+  *report(virtId: bigint): Task<number> {
     const bytes = iommu_viommu_event_selftest.encode({ virt_id: Number(virtId & 0xffff_ffffn) });
-    return this.host.report_event(IOMMU_VEVENTQ_TYPE_SELFTEST, bytes);
+    return yield* this.host.report_event(IOMMU_VEVENTQ_TYPE_SELFTEST, bytes);
   }
 
   *destroy(): Task<void> {
@@ -298,11 +301,13 @@ export class MockIommu implements IommuDriver {
     const virtId = viommu?.host.vdevId(device) ?? 0n;
     if (typeof virtId === 'number') return virtId;
     // A device that stays behind its vIOMMU keeps the ID it was attached with.
+    sharedRead(device, 'virtual self', device.virtId);
+    if (device.viommu === viommu) return 0;
+    yield* device.viommu_rwsem.down_write();
     sharedWrite(device, 'virtual self', device.virtId, virtId);
-    if (device.viommu !== viommu) {
-      device.viommu = viommu;
-      device.virtId = virtId;
-    }
+    device.viommu = viommu;
+    device.virtId = virtId;
+    device.viommu_rwsem.up_write();
     return 0;
   }
 
@@ -319,10 +324,13 @@ export class MockIommu implements IommuDriver {
   }
 
   /** Makes a device's vIOMMU tell of it: -ENOENT when it is behind none. */
-  triggerVevent(device: MockDevice): number {
+  *triggerVevent(device: MockDevice): Task<number> {
+    yield* device.viommu_rwsem.down_read();
     const { viommu, virtId } = device;
     sharedRead(device, 'virtual self', virtId);
-    return viommu === undefined || virtId === 0n ? -ENOENT : viommu.report(virtId);
+    const rc = viommu === undefined || virtId === 0n ? -ENOENT : yield* viommu.report(virtId);
+    device.viommu_rwsem.up_read();
+    return rc;
   }
 
   *#initViommu(host: ViommuHost, data: UserDomainData | undefined): Task<ViommuDriver | number> {

@@ -38,12 +38,12 @@ type Members = typeof iommu_test_member;
 function* withDevice(
   ictx: IommufdContext,
   id: number,
-  body: (idev: IommufdDevice, device: MockDevice) => number,
+  body: (idev: IommufdDevice, device: MockDevice) => Task<number>,
 ): Task<number> {
   const idev = getDevice(ictx, id);
   if (idev === undefined) return -ENOENT;
   invariant(idev.device instanceof MockDevice, 'selftest: a device of a mock iommufd is none of its own');
-  const rc = body(idev, idev.device);
+  const rc = yield* body(idev, idev.device);
   ictx.objects.put(idev);
   return rc;
 }
@@ -60,12 +60,14 @@ function* checkIotlb({ id, cmd, ictx }: TestCommandOf<Members['check_iotlb']>): 
 
 /** IOMMU_TEST_OP_DEV_CHECK_CACHE */
 function* checkCache({ id, cmd, ictx }: TestCommandOf<Members['check_dev_cache']>): Task<number> {
-  return yield* withDevice(ictx, id, (_idev, { cache }) => (cache[cmd.id] === cmd.cache ? 0 : -EINVAL));
+  return yield* withDevice(ictx, id, function* (_idev, { cache }) {
+    return cache[cmd.id] === cmd.cache ? 0 : -EINVAL;
+  });
 }
 
 /** IOMMU_TEST_OP_TRIGGER_IOPF: one page request, the last of its group. */
 function* triggerIopf({ cmd, ictx }: TestCommandOf<Members['trigger_iopf']>): Task<number> {
-  return yield* withDevice(ictx, cmd.dev_id, (_idev, device) => {
+  return yield* withDevice(ictx, cmd.dev_id, function* (_idev, device) {
     const { pasid, grpid, perm, addr } = cmd;
     const flags = PAGE_REQUEST_LAST_PAGE | (pasid === IOMMU_NO_PASID ? 0 : PAGE_REQUEST_PASID_VALID);
     iommu_report_device_fault(device, { flags, pasid, grpid, perm, addr });

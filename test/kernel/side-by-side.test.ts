@@ -1,0 +1,38 @@
+/** System calls side by side on a kernel-only machine, where what one answers says what another may. */
+import { expect, test } from 'vitest';
+import { runProgram } from '../../src/host/run-program.js';
+import { loadScenario } from '../../src/scenario/load.js';
+
+/** What the tasks' calls answer under each of many schedules, once each. */
+function answers(text: string, schedules = 100): string[] {
+  const { kernelOnly } = loadScenario('side-by-side.yaml', text);
+  if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
+  const seen = new Set<string>();
+  for (let seed = 0; seed < schedules; seed++) {
+    const { failure, results } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'explored', seed } });
+    expect([seed, failure?.message]).toEqual([seed, undefined]);
+    const told = results.filter(({ task }) => task !== 'setup').sort((a, b) => (a.task < b.task ? -1 : 1));
+    seen.add(told.map(({ task, text: answer }) => `${task} ${answer}`).join(', '));
+  }
+  return [...seen].sort();
+}
+
+test('an event queue that there is no memory for is in nobody’s way', () => {
+  const told = answers(`title: Two queues, and an allocation that fails
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic }
+  - hwpt: { as: parent, device: nic, nesting: true }
+  - viommu: { as: viommu, device: nic, on: parent }
+faults:
+  - { fault: kernel.kmalloc, skip: 1, count: 1 }
+tasks:
+  a:
+    - veventq: { as: first, viommu: viommu, depth: 1 }
+      expect: [ok, ENOMEM, EEXIST]
+  b:
+    - veventq: { as: second, viommu: viommu, depth: 1 }
+      expect: [ok, ENOMEM, EEXIST]
+`);
+  expect(told).toEqual(['a ENOMEM, b ok', 'a ok, b ENOMEM']);
+});
