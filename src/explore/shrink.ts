@@ -117,6 +117,9 @@ const SHORTER_RUNS = 400;
 const FEW_PREEMPTIONS = 2;
 const SEARCHED_RUNS = 600;
 
+/** A call that is left out had so many choices, at most, for the schedule to be tried without them. */
+const MOVED_CHOICES = 4;
+
 /** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
   const document = parseDocument(text, { intAsBigInt: true });
@@ -179,6 +182,12 @@ class Shrinker {
     if (subject === undefined) return undefined;
     const known = await this.#fails(subject, this.deviations);
     if (known !== undefined) return known;
+    // What was left out took its choices along: those behind it come earlier.
+    for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && !this.#isSpent; by++) {
+      const list = this.#of(KERNEL_NODE).flatMap(({ at, to }) => (at < by ? [] : [{ at: at - by, to }]));
+      const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
+      if (moved !== undefined) return moved;
+    }
     for (let index = 0; index < this.#budget.schedules && !this.#isSpent; index++) {
       const deviations = await this.#sampled(subject, index);
       if (deviations !== undefined) return await this.#fails(subject, deviations);
