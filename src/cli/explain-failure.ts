@@ -13,21 +13,21 @@ export interface ExplainedFailure {
 }
 
 /**
- * Runs the schedule again with somebody looking on. With a directory, `<scenario>.schedule.html` is written there. Scenarios of whole
+ * Runs the schedule again with somebody looking on. With `page`, `<name>.schedule.html` is written to its directory. Scenarios of whole
  * hosts have no trace: undefined.
  */
 export function explainFailure(
   scenario: Scenario,
   seed: number,
   schedule: ScheduleSpec,
-  directory?: string,
+  page?: { readonly directory: string; readonly name: string },
 ): ExplainedFailure | undefined {
   const explained = explain(scenario, seed, schedule);
   if (explained === undefined) return undefined;
   const { trace, race, raceText } = explained;
-  if (directory === undefined) return { text: raceText, page: undefined };
-  mkdirSync(directory, { recursive: true });
-  const page = join(directory, `${scenario.name.replaceAll(/[^\w.-]+/g, '-')}.schedule.html`);
-  writeFileSync(page, scheduleHtml(trace, race));
-  return { text: raceText, page };
+  if (page === undefined) return { text: raceText, page: undefined };
+  mkdirSync(page.directory, { recursive: true });
+  const file = join(page.directory, `${page.name}.schedule.html`);
+  writeFileSync(file, scheduleHtml(trace, race));
+  return { text: raceText, page: file };
 }

@@ -6,39 +6,54 @@ import { countDeviations } from '../explore/record.js';
 import type { Shrunk } from '../explore/shrink.js';
 import { KERNEL_NODE } from '../explore/subject.js';
 import { givenUpIn, INVARIANTS } from '../runtime/invariants.js';
-import { readScenario } from '../scenario/load.js';
-import { EXIT } from './exit-codes.js';
+import type { Scenario } from '../scenario/load.js';
+import { many } from '../scenario/units.js';
+import { EXIT, UsageError } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
-import { exploreOne, type Explored, type ExploreOptions } from './explore-one.js';
+import { exploreOne, faulty, fileNames, type Explored, type ExploreOptions } from './explore-one.js';
 import { incidentTable } from './explore-table.js';
-import { scenarioFiles } from './files.js';
+import { checkOutputs, readScenarios, scenarioFiles } from './files.js';
 import { LiveLine } from './progress.js';
 import { palette } from './run.js';
 import type { Palette } from '../report/terminal.js';
+
+/** The least chance that is told as a figure. */
+const LEAST_CHANCE = 1e-6;
 
 function percent(chance: number): string {
   if (chance > 0.9999) return '99.99 %';
   return `${chance < 0.0001 ? (100 * chance).toPrecision(1) : (100 * chance).toFixed(2)} %`;
 }
 
+function guaranteeText({ kernelOnly }: Scenario, { depth, runs, chance }: Exploration['guarantees'][number]): string {
+  const what = `any bug of that depth${kernelOnly === undefined ? ' in one host' : ''} in the first k choices`;
+  const made = `  d = ${depth}: ${many(runs, 'run')}`;
+  return chance < LEAST_CHANCE
+    ? `${made} promise less than ${percent(LEAST_CHANCE)} for ${what}`
+    : `${made} find ${what} with a chance of at least ${percent(chance)}`;
+}
+
 type Bound = Exploration['bounds'][number];
 
 /** Hosts as a whole do not tell of all that tasks share. */
 function boundText({ preemptions, runs, pruned, isComplete, hasStalls }: Bound, isKernelOnly: boolean): string {
-  const within = preemptions === Infinity ? 'any number of pre-emptions' : `${preemptions} pre-emptions at most`;
+  const within =
+    preemptions === Infinity ? 'any number of pre-emptions' : `${many(preemptions, 'pre-emption')} at most`;
   const orders = isKernelOnly ? 'every order that matters' : 'every order that matters to what hosts tell of';
   const seen = `${orders} was seen${hasStalls ? ', but for stalls' : ''}`;
   const how = isComplete ? seen : 'not finished';
-  return `  ${within}: ${how}, ${runs} runs${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
+  return `  ${within}: ${how}, ${many(runs, 'run')}${pruned === 0 ? '' : `, ${pruned} given up as repetitions`}`;
 }
 
 function sizeText({ scenario, deviations }: Shrunk): string {
   const { kernelOnly, steps, hosts } = scenario;
-  const switches = `${countDeviations(deviations)} switches`;
-  if (kernelOnly === undefined) return `${hosts.length} hosts, ${steps.length} steps, ${switches}`;
+  const switches = many(countDeviations(deviations), 'switch');
+  if (kernelOnly === undefined) return `${many(hosts.length, 'host')}, ${many(steps.length, 'step')}, ${switches}`;
   const { tasks, setup } = kernelOnly.program;
   const calls = tasks.reduce((sum, task) => sum + task.calls.length, 0);
-  return `${tasks.length} tasks, ${calls} calls after ${setup.length} to set up, ${switches}`;
+  // The address space that is made when nothing makes it has no line.
+  const own = setup.filter(({ line }) => line !== undefined).length;
+  return `${many(tasks.length, 'task')}, ${many(calls, 'call')} after ${own} to set up, ${switches}`;
 }
 
 function exploredText(
@@ -49,15 +64,14 @@ function exploredText(
     exploration;
   const mark =
     failure !== undefined ? colours.bad('✖') : exploration.inconclusive > 0 ? colours.unsure('?') : colours.good('✔');
-  const speed = seconds > 0 ? `, ${(runs / seconds).toFixed(0)} a second` : '';
+  const rate = runs / seconds;
+  const speed = seconds > 0 ? `, ${rate.toFixed(rate < 10 ? 1 : 0)} a second` : '';
   const lines = [
-    `${mark} ${scenario.name}  ${runs} schedules, ${distinctSchedules} distinct, ${distinctStates} final states${speed}`,
-    colours.faint(`  n = ${tasks} tasks and time, k = ${changePoints} choices, at most ${choices} in a run`),
-    ...(failure === undefined ? guarantees : []).map(({ depth, runs: count, chance }) =>
-      colours.faint(
-        `  d = ${depth}: ${count} runs find any bug of that depth in the first k choices with a chance of at least ${percent(chance)}`,
-      ),
+    `${mark} ${scenario.name}  ${many(runs, 'schedule')}, ${distinctSchedules} distinct, ${many(distinctStates, 'final state')}${speed}`,
+    colours.faint(
+      `  n = ${many(tasks, 'task')} and time, k = ${many(changePoints, 'choice')}, at most ${choices} in a run`,
     ),
+    ...(failure === undefined ? guarantees : []).map((one) => colours.faint(guaranteeText(scenario, one))),
     ...bounds.map((bound) => colours.faint(boundText(bound, scenario.kernelOnly !== undefined))),
   ];
   if (exploration.reaches > 1)
@@ -68,25 +82,32 @@ function exploredText(
     lines.push(`  ${exploration.inconclusive} of them inconclusive${why}`);
   }
   if (failure !== undefined) {
-    lines.push(`  run ${failure.run}, task ${failure.task}: ${failure.message.split('\n')[0] ?? ''}`);
+    const task = failure.task === '-' ? '' : `, task ${failure.task}`;
+    lines.push(`  run ${failure.run}${task}: ${failure.message.split('\n')[0] ?? ''}`);
     if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));
   }
   if (shrunk !== undefined) {
     const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
-    lines.push(`  shrunk to ${sizeText(shrunk)} in ${shrunk.attempts} runs${where}`);
+    lines.push(`  shrunk to ${sizeText(shrunk)} in ${many(shrunk.attempts, 'run')}${where}`);
   }
   if (isLost) lines.push('  not shrunk: under the recorded schedule it does not fail again');
   return `${lines.join('\n')}\n`;
 }
 
 /** The race report, in full where one scenario was asked for, and where its page was written. */
-function explanationText({ scenario, exploration, shrunk }: Explored, options: ExploreOptions, asked: number): string {
+function explanationText(
+  { scenario, exploration, shrunk }: Explored,
+  fileName: string,
+  options: ExploreOptions,
+  asked: number,
+): string {
   const { failure } = exploration;
   if (failure === undefined || failure.id === 'INV-20') return '';
   const deviations = (shrunk?.deviations ?? failure.deviations)[KERNEL_NODE] ?? [];
   const schedule = { strategy: 'deviating', deviations } as const;
-  const explained = explainFailure(shrunk?.scenario ?? scenario, options.seed, schedule, options.report);
-  if (explained === undefined) return '';
+  const wanted = options.report === undefined ? undefined : { directory: options.report, name: fileName };
+  const explained = explainFailure(shrunk?.scenario ?? scenario, options.seed, schedule, wanted);
+  if (explained === undefined) return wanted === undefined ? '' : '  no page: pages are for kernel-only scenarios\n';
   const page = explained.page === undefined ? '' : `  page: ${explained.page}\n`;
   return asked === 1 ? `\n${explained.text}${page}` : page;
 }
@@ -143,32 +164,61 @@ function sweepText(name: string, { injected }: Sweep, colours: Palette): string 
     .filter(({ calls }) => calls > 0)
     .map(({ fault, node, calls }) => `${calls} of ${fault}${node === KERNEL_NODE ? '' : ` in ${node}`}`);
   const mark = failed.length === 0 ? colours.good('✔') : colours.bad('✖');
-  const lines = [`${mark} ${name}  ${total} failures, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`];
+  const lines = [
+    `${mark} ${name}  ${many(total, 'failure')} injected, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`,
+  ];
   for (const { fault, failure } of failed)
     lines.push(`  ${fault}, call ${failure?.nth ?? 0}: ${failure?.message.split('\n')[0] ?? ''}`);
   return `${lines.join('\n')}\n`;
 }
 
-/** Every failure in turn. */
-async function sweepCommand(files: readonly string[], options: ExploreOptions): Promise<void> {
-  const out = options.json === '-' ? process.stderr : process.stdout;
-  const live = new LiveLine(process.stderr);
-  const all: object[] = [];
-  for (const file of files) {
-    const scenario = readScenario(file);
-    const sweep = await failNth(scenario, options.seed, (runs) => live.show(`${scenario.name}: ${runs} runs`));
-    live.clear();
-    out.write(sweepText(scenario.name, sweep, palette(out.isTTY)));
-    if (sweep.injected.some(({ failure }) => failure !== undefined)) process.exitCode = EXIT.failed;
-    all.push({ file, name: scenario.name, injected: sweep.injected, invariants: sweep.invariants });
+/** `3 scenarios, 1 failed`: what comes after more than one. */
+function totalText(total: number, failed: number, inconclusive = 0): string {
+  if (total === 1) return '';
+  return `${many(total, 'scenario')}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
+}
+
+/** Where progress is told; of several scenarios, with the number of each. */
+class Live {
+  readonly #line = new LiveLine(process.stderr);
+  readonly #total: number;
+
+  constructor(total: number) {
+    this.#total = total;
   }
+
+  show(index: number, text: string): void {
+    this.#line.show(this.#total === 1 ? text : `[${index + 1}/${this.#total}] ${text}`);
+  }
+
+  clear(): void {
+    this.#line.clear();
+  }
+}
+
+/** Every failure in turn. */
+async function sweepCommand(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
+  const out = options.json === '-' ? process.stderr : process.stdout;
+  const live = new Live(scenarios.length);
+  const all: object[] = [];
+  let failed = 0;
+  for (const [i, scenario] of scenarios.entries()) {
+    const { file, name } = scenario;
+    const sweep = await failNth(scenario, options.seed, (runs) => live.show(i, `${name}: ${many(runs, 'run')}`));
+    live.clear();
+    out.write(sweepText(name, sweep, palette(out.isTTY)));
+    if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
+    all.push({ file, name, injected: sweep.injected, invariants: sweep.invariants });
+  }
+  out.write(totalText(scenarios.length, failed));
   writeJson({ scenarios: all }, options);
+  if (failed > 0) process.exitCode = EXIT.failed;
 }
 
 /** How soon historical faults are found. */
-async function tableCommand(files: readonly string[], options: ExploreOptions, seeds: number): Promise<void> {
+async function tableCommand(scenarios: readonly Scenario[], options: ExploreOptions, seeds: number): Promise<void> {
   const live = new LiveLine(process.stderr);
-  const table = await incidentTable(files, options, seeds, (text) => live.show(text));
+  const table = await incidentTable(scenarios, options, seeds, (text) => live.show(text));
   live.clear();
   (options.json === '-' ? process.stderr : process.stdout).write(table.text);
   writeJson(table.json, options);
@@ -181,32 +231,47 @@ function writeJson(document: object, { json }: ExploreOptions): void {
   else if (json !== undefined) writeFileSync(json, text);
 }
 
-/** Carries the command out. */
-export async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
-  const files = scenarioFiles(paths);
-  if (options.failNth === true) {
-    await sweepCommand(files, options);
-    return;
-  }
-  if (options.table !== undefined) {
-    await tableCommand(files, options, options.table);
-    return;
-  }
-  const wanted = options.history === true ? files.filter((file) => readScenario(file).failsWith !== undefined) : files;
-  if (wanted.length < files.length)
-    process.stderr.write(`${files.length - wanted.length} scenarios name nothing under fails-with and are left out\n`);
+/** Those that name a fault under `fails-with`, with that fault. @throws UsageError when none does */
+function withHistory(read: readonly Scenario[]): Scenario[] {
+  const wanted = read.filter(({ failsWith }) => failsWith !== undefined);
+  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names anything under fails-with');
+  if (wanted.length < read.length)
+    process.stderr.write(`left out: ${many(read.length - wanted.length, 'scenario')} without fails-with\n`);
+  return wanted.map(faulty);
+}
+
+/** Explores scenarios one after another. */
+async function exploreAll(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
-  const live = new LiveLine(process.stderr);
+  const live = new Live(scenarios.length);
+  const names = fileNames(scenarios);
   const all: Explored[] = [];
-  for (const file of wanted) {
-    const explored = await exploreOne(file, options, (text) => live.show(text));
+  for (const [i, scenario] of scenarios.entries()) {
+    const fileName = names[i] ?? scenario.name;
+    const explored = await exploreOne(scenario, fileName, options, (text) => live.show(i, text));
     live.clear();
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
-    if (wanted.length === 1 || options.report !== undefined)
-      out.write(explanationText(explored, options, wanted.length));
+    if (scenarios.length === 1 || options.report !== undefined)
+      out.write(explanationText(explored, fileName, options, scenarios.length));
   }
+  const failed = all.filter(({ exploration }) => exploration.failure !== undefined).length;
+  const inconclusive = all.filter(
+    ({ exploration }) => exploration.failure === undefined && exploration.inconclusive > 0,
+  ).length;
+  out.write(totalText(all.length, failed, inconclusive));
   writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options);
-  if (all.some(({ exploration }) => exploration.failure !== undefined)) process.exitCode = EXIT.failed;
-  else if (all.some(({ exploration }) => exploration.inconclusive > 0)) process.exitCode = EXIT.inconclusive;
+  if (failed > 0) process.exitCode = EXIT.failed;
+  else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
+}
+
+/** Carries the command out. Every file is read, and what is to be written looked at, before anything runs. */
+export async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
+  if (options.strategy === 'pct' && options.depth === 0)
+    throw new UsageError('--depth: PCT looks for bugs of depth 1 at least');
+  checkOutputs([options.json], [options.corpus, options.report]);
+  const read = readScenarios(scenarioFiles(paths));
+  if (options.failNth === true) await sweepCommand(read, options);
+  else if (options.table !== undefined) await tableCommand(read, options, options.table);
+  else await exploreAll(options.history === true ? withHistory(read) : read, options);
 }

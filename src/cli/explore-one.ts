@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { explore, type Exploration } from '../explore/campaign.js';
 import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
 import type { StrategyName } from '../explore/strategies.js';
-import { loadScenario, readScenario, type Scenario } from '../scenario/load.js';
+import { loadScenario, type Scenario } from '../scenario/load.js';
+import { many } from '../scenario/units.js';
+import { distinctNames } from './files.js';
 
 /** Options of `explore` as they were given. */
 export interface ExploreOptions {
@@ -38,14 +40,23 @@ export interface Explored {
 /** Runs that shrinking may take. */
 const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
 
-/** Explores a file; `show` is told how far that is. */
+/** A scenario with the fault it names under `fails-with` switched on. */
+export function faulty(scenario: Scenario): Scenario {
+  return loadScenario(scenario.file, withFault(scenario));
+}
+
+/** What files of a scenario are called where files of all of them are written. */
+export function fileNames(scenarios: readonly Scenario[]): string[] {
+  return distinctNames(scenarios.map(({ name }) => name.replaceAll(/[^\w.-]+/g, '-')));
+}
+
+/** Explores a scenario; what is written of it is called `fileName`, and `show` is told how far that is. */
 export async function exploreOne(
-  file: string,
+  scenario: Scenario,
+  fileName: string,
   options: ExploreOptions,
   show: (progress: string) => void,
 ): Promise<Explored> {
-  const read = readScenario(file);
-  const scenario = options.history === true ? loadScenario(file, withFault(read)) : read;
   const { strategy, runs, depth, seed, jobs } = options;
   const start = performance.now();
   const exploration = await explore({
@@ -55,23 +66,24 @@ export async function exploreOne(
     depth,
     seed,
     jobs,
+    onMeasured: (done) => show(`${scenario.name}: measuring, ${many(done, 'run')}`),
     onProgress: (done) => show(`${scenario.name}: ${done} of ${runs} schedules`),
   });
   const seconds = (performance.now() - start) / 1000;
   const { failure } = exploration;
   const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink;
-  if (isShrunk) show(`${scenario.name}: shrinking`);
-  const { text } = scenario;
+  const { file, text } = scenario;
   const shrunk = isShrunk
     ? await shrink(
         { file, text, seed, signature: failure.signature, deviations: failure.deviations },
         SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
+        (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`),
       )
     : undefined;
   let corpusFile: string | undefined;
   if (shrunk !== undefined && options.corpus !== undefined) {
     mkdirSync(options.corpus, { recursive: true });
-    corpusFile = join(options.corpus, `${scenario.name}.yaml`);
+    corpusFile = join(options.corpus, `${fileName}.yaml`);
     writeFileSync(corpusFile, shrunk.text);
   }
   return { scenario, exploration, seconds, shrunk, isLost: isShrunk && shrunk === undefined, corpusFile };

@@ -2,26 +2,28 @@
 import type { Shrunk } from '../explore/shrink.js';
 import { historicalFault, incidentRow, median, type IncidentRow } from '../explore/incidents.js';
 import type { Exploration } from '../explore/campaign.js';
-import { readScenario } from '../scenario/load.js';
-import { exploreOne, type ExploreOptions } from './explore-one.js';
+import type { FaultId } from '../runtime/faults.js';
+import type { Scenario } from '../scenario/load.js';
+import { UsageError } from './exit-codes.js';
+import { exploreOne, faulty, fileNames, type ExploreOptions } from './explore-one.js';
 
 const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];
 
 /** Looks for the fault of one scenario with each seed; what is found first is made small. */
 async function rowOf(
-  file: string,
+  { fault, scenario }: { readonly fault: FaultId; readonly scenario: Scenario },
+  fileName: string,
   options: ExploreOptions,
   seeds: number,
   show: (progress: string) => void,
-): Promise<IncidentRow | undefined> {
-  const scenario = readScenario(file);
-  const fault = historicalFault(scenario);
-  if (fault === undefined) return undefined;
+): Promise<IncidentRow> {
   const explorations: Exploration[] = [];
   let small: Shrunk | undefined;
   for (let i = 0; i < seeds; i++) {
-    const one = { ...options, history: true, seed: options.seed + i, shrink: options.shrink && small === undefined };
-    const { exploration, shrunk } = await exploreOne(file, one, (text) => show(`${text}, seed ${i + 1} of ${seeds}`));
+    const one = { ...options, seed: options.seed + i, shrink: options.shrink && small === undefined };
+    const { exploration, shrunk } = await exploreOne(scenario, fileName, one, (text) =>
+      show(`${text}, seed ${i + 1} of ${seeds}`),
+    );
     explorations.push(exploration);
     small ??= shrunk;
   }
@@ -32,7 +34,10 @@ function cellsOf(
   { incident, fault, scenario, rules, strategy, schedules, shrunk }: IncidentRow,
   runs: number,
 ): string[] {
-  const text = (count: number): string => (Number.isFinite(count) ? String(count) : `> ${runs}`);
+  // In order there is one run, however many there might be.
+  const missed = strategy === 'in-order' ? '-' : `> ${runs}`;
+  const text = (count: number): string => (Number.isFinite(count) ? String(count) : missed);
+  const [least, most] = [text(Math.min(...schedules)), text(Math.max(...schedules))];
   return [
     incident ?? '-',
     fault,
@@ -40,7 +45,7 @@ function cellsOf(
     rules.join(', ') || '-',
     strategy,
     text(median(schedules)),
-    `${text(Math.min(...schedules))}..${text(Math.max(...schedules))}`,
+    most === '-' ? '-' : `${least}..${most}`,
     shrunk === undefined ? '-' : `${shrunk.calls} × ${shrunk.deviations}`,
   ];
 }
@@ -77,17 +82,23 @@ export interface IncidentTable {
   readonly isComplete: boolean;
 }
 
-/** Measures every file that names a historical fault, in the order of the incidents. */
+/** Measures every scenario that names a historical fault, in the order of the incidents. @throws UsageError when none does */
 export async function incidentTable(
-  files: readonly string[],
+  scenarios: readonly Scenario[],
   options: ExploreOptions,
   seeds: number,
   show: (progress: string) => void,
 ): Promise<IncidentTable> {
+  const wanted = scenarios.flatMap((scenario) => {
+    const fault = historicalFault(scenario);
+    return fault === undefined ? [] : [{ fault, scenario: faulty(scenario) }];
+  });
+  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names a fault under fails-with');
+  const names = fileNames(wanted.map(({ scenario }) => scenario));
   const rows: IncidentRow[] = [];
-  for (const file of files) {
-    const row = await rowOf(file, options, seeds, show);
-    if (row !== undefined) rows.push(row);
+  for (const [i, one] of wanted.entries()) {
+    const where = wanted.length === 1 ? '' : `[${i + 1}/${wanted.length}] `;
+    rows.push(await rowOf(one, names[i] ?? '', options, seeds, (text) => show(`${where}${text}`)));
   }
   const numberOf = ({ incident }: IncidentRow): number => Number(incident?.slice('IN-'.length) ?? Infinity);
   rows.sort((a, b) => (numberOf(a) === numberOf(b) ? 0 : numberOf(a) - numberOf(b)));

@@ -5,10 +5,15 @@ import { STRATEGIES } from '../explore/strategies.js';
 import type { ExploreOptions } from './explore-one.js';
 import { wholeNumber } from './options.js';
 
+const STRATEGY_AS_OPTION = new RegExp(`unknown option '--(${STRATEGIES.join('|')})'`);
+
 /** Adds the command. What it does is loaded only here: no other command has the kernel in its main thread. */
 export function addExploreCommand(program: Command): void {
   program
     .command('explore')
+    .configureOutput({
+      outputError: (text, write) => write(text.replace(STRATEGY_AS_OPTION, '$&; did you mean --strategy $1?')),
+    })
     .description('run scenarios under many schedules and look for one that breaks a rule')
     .argument('<path...>', 'scenario files, or directories of them')
     .addOption(
@@ -26,11 +31,16 @@ export function addExploreCommand(program: Command): void {
     .option('--history', 'with the historical fault that each scenario names under fails-with')
     .addOption(
       new Option('--table [seeds]', 'how many schedules it takes to find each historical fault, over so many seeds')
-        .argParser(wholeNumber(1))
+        .argParser(wholeNumber(1, '; paths go before --table'))
         .preset('20')
         .conflicts(['failNth', 'report']),
     )
-    .option('--fail-nth', 'in order, while each allocation, pin, invalidation and send fails in turn: nothing may leak')
+    .addOption(
+      new Option(
+        '--fail-nth',
+        'in order, while each allocation, pin, invalidation and send fails in turn: nothing may leak',
+      ).conflicts(['strategy', 'runs', 'depth', 'history', 'shrink', 'corpus', 'report']),
+    )
     .option('--no-shrink', 'report a failing run as it was found')
     .option('--corpus <dir>', 'write each failing case, shrunk, as a scenario there')
     .option('--report <dir>', 'write a page for each schedule that fails there')

@@ -1,5 +1,5 @@
 /** `iovaduct host`: the machines a scenario can have, and how to bring in another. */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { basename, extname } from 'node:path';
 import type { Command } from 'commander';
 import type { HostDescription } from '../hardware/description.js';
@@ -11,6 +11,7 @@ import { readHostFile, shippedHosts, shippedProfile, shippedSnapshot } from '../
 import { parseReservedRegions } from '../scenario/snapshot.js';
 import { CONVENTIONAL_CONFIG_BYTES, expressType } from '../uapi/pci-regs.js';
 import { UsageError } from './exit-codes.js';
+import { readInput } from './files.js';
 
 function find(name: string): HostDescription {
   const host = shippedProfile(name) ?? shippedSnapshot(name);
@@ -86,7 +87,7 @@ function importHost(file: string, options: { readonly output?: string; readonly 
   if (extname(file) === '.json' || extname(file) === '.yaml') host = readFile(file);
   else {
     const base = find(options.base);
-    const regions = parseReservedRegions(file, readText(file)).map(({ start, last, type, path }) => ({
+    const regions = parseReservedRegions(file, readInput(file).toString()).map(({ start, last, type, path }) => ({
       start,
       last,
       type,
@@ -101,14 +102,6 @@ function importHost(file: string, options: { readonly output?: string; readonly 
   const text = hostProfileText(host);
   if (options.output === undefined) process.stdout.write(text);
   else writeFileSync(options.output, text);
-}
-
-function readText(file: string): string {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
 }
 
 /** Adds the command. */

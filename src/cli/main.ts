@@ -22,11 +22,16 @@ function packageVersion(): string {
   return (JSON.parse(readFileSync(file, 'utf8')) as { readonly version: string }).version;
 }
 
+/** After an error, each command names its own help. */
+function pointToHelp(command: Command, name: string): void {
+  command.showHelpAfterError(`(try ${name} --help)`);
+  for (const inner of command.commands) pointToHelp(inner, `${name} ${inner.name()}`);
+}
+
 function createProgram(): Command {
   const program = new Command('iovaduct')
     .description('Will this VM still be able to take that passthrough device after it has migrated?')
     .version(packageVersion())
-    .showHelpAfterError('(try iovaduct --help)')
     .exitOverride();
   addRunCommand(program);
   addReplayCommand(program);
@@ -36,10 +41,20 @@ function createProgram(): Command {
   addSchemaCommand(program);
   addBenchCommand(program);
   addConformCommand(program);
+  pointToHelp(program, 'iovaduct');
   return program;
 }
 
+/** Whoever read the output has seen enough (`| head`): not an error of ours. */
+function endWithReader(): void {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(EXIT.ok);
+    throw error;
+  });
+}
+
 async function main(): Promise<void> {
+  endWithReader();
   try {
     await createProgram().parseAsync();
   } catch (error) {

@@ -1,12 +1,12 @@
 /** Values of options, parsed. commander calls these; what they throw is wrong usage. */
 import { InvalidArgumentError } from 'commander';
 
-/** A whole number from `least` on. */
-export function wholeNumber(least: number): (text: string) => number {
+/** A whole number from `least` on; `hint` is said to who gives something else. */
+export function wholeNumber(least: number, hint = ''): (text: string) => number {
   return (text) => {
     const value = Number(text);
     if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < least)
-      throw new InvalidArgumentError(`expected a whole number from ${least} on`);
+      throw new InvalidArgumentError(`expected a whole number from ${least} on${hint}`);
     return value;
   };
 }

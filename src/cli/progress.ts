@@ -14,6 +14,7 @@ const PIPE_MS = 5000;
 /** Where progress is written. */
 export interface ProgressStream {
   readonly isTTY?: boolean;
+  /** 0 where nobody knows. */
   readonly columns?: number;
   write(text: string): unknown;
 }
@@ -38,7 +39,7 @@ export class Progress {
     this.#drawnMs = performance.now();
     const running = [...this.#running].map(([what, ns]) => `${what} ${durationText(ns)}`).join(', ');
     const line = `[${this.#done}/${this.#total}] ${running}`;
-    this.#stream.write(`\r\u001b[K${line.slice(0, (this.#stream.columns ?? 80) - 1)}`);
+    this.#stream.write(`\r\u001b[K${line.slice(0, (this.#stream.columns || 80) - 1)}`);
   }
 
   /** A scenario has ended. */
@@ -58,23 +59,20 @@ export class Progress {
 /** One line that is rewritten on a terminal; a pipe gets it now and then. */
 export class LiveLine {
   readonly #stream: ProgressStream;
-  #shownMs = -Infinity;
+  #shownMs: number;
 
   constructor(stream: ProgressStream) {
     this.#stream = stream;
+    // The first word to a pipe comes when the work has taken as long as later ones are apart.
+    this.#shownMs = stream.isTTY === true ? -Infinity : performance.now();
   }
 
   show(text: string): void {
     const isTerminal = this.#stream.isTTY === true;
     const nowMs = performance.now();
     if (nowMs - this.#shownMs < (isTerminal ? REDRAW_MS : PIPE_MS)) return;
-    // The first word to a pipe comes when the work has taken as long as later ones are apart.
-    if (!isTerminal && this.#shownMs === -Infinity) {
-      this.#shownMs = nowMs;
-      return;
-    }
     this.#shownMs = nowMs;
-    this.#stream.write(isTerminal ? `\r\u001b[K${text.slice(0, (this.#stream.columns ?? 80) - 1)}` : `${text}\n`);
+    this.#stream.write(isTerminal ? `\r\u001b[K${text.slice(0, (this.#stream.columns || 80) - 1)}` : `${text}\n`);
   }
 
   clear(): void {

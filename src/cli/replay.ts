@@ -1,9 +1,9 @@
 /** `iovaduct replay`: a recorded run again, from its file alone. */
-import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { executeScenario } from '../scenario/execute.js';
 import { decodeRecording, firstDifference, type Difference } from '../scenario/recording.js';
-import { EXIT, UsageError } from './exit-codes.js';
+import { EXIT } from './exit-codes.js';
+import { readInput } from './files.js';
 
 function differenceText(difference: Difference): string {
   const { index, recorded, now } = difference;
@@ -15,16 +15,8 @@ function differenceText(difference: Difference): string {
   ].join('\n');
 }
 
-function readBytes(file: string): Uint8Array {
-  try {
-    return readFileSync(file);
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
-}
-
 async function replay(file: string): Promise<void> {
-  const { recording, scenario } = decodeRecording(file, readBytes(file));
+  const { recording, scenario } = decodeRecording(file, readInput(file));
   const { outcome, trace } = await executeScenario(scenario, {
     seed: recording.seed,
     placement: 'inline',

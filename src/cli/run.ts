@@ -6,11 +6,11 @@ import { Option, type Command } from 'commander';
 import { createColors } from 'picocolors';
 import { Piscina } from 'piscina';
 import type { ScenarioOutcome } from '../scenario/execute.js';
-import { readScenario, type Scenario } from '../scenario/load.js';
-import { InputError } from '../scenario/text.js';
+import type { Scenario } from '../scenario/load.js';
+import { many } from '../scenario/units.js';
 import type { Placement } from '../testbed/run.js';
 import { EXIT } from './exit-codes.js';
-import { scenarioFiles, shippedScenarios } from './files.js';
+import { checkOutputs, distinctNames, readScenarios, scenarioFiles, shippedScenarios } from './files.js';
 import { shard, takeShard, wholeNumber, type Shard } from './options.js';
 import { Progress } from './progress.js';
 import { runJob, type ScenarioJob, type ScenarioJobResult } from './run-one.js';
@@ -34,22 +34,6 @@ interface RunOptions {
 /** Every host is a thread of its own with placement `workers`, so half of the processors run scenarios. */
 const DEFAULT_JOBS = Math.max(1, Math.floor(availableParallelism() / 2));
 
-/** Reads every file before anything runs: a bad file is found at once. @throws InputError with the problems of all files */
-function readAll(files: readonly string[]): Scenario[] {
-  const problems: InputError['problems'][number][] = [];
-  const scenarios: Scenario[] = [];
-  for (const file of files) {
-    try {
-      scenarios.push(readScenario(file));
-    } catch (error) {
-      if (!(error instanceof InputError)) throw error;
-      problems.push(...error.problems);
-    }
-  }
-  if (problems.length > 0) throw new InputError(problems);
-  return scenarios;
-}
-
 async function runAll(scenarios: readonly Scenario[], options: RunOptions): Promise<ScenarioJobResult[]> {
   const progress = new Progress(process.stderr, scenarios.length);
   const jobs = scenarios.map((scenario): ScenarioJob => ({
@@ -65,7 +49,7 @@ async function runAll(scenarios: readonly Scenario[], options: RunOptions): Prom
     return result;
   };
   try {
-    if (options.jobs === 1 || jobs.length === 1) {
+    if (options.jobs === 1 || jobs.length <= 1) {
       const results: ScenarioJobResult[] = [];
       for (const [index, job] of jobs.entries()) {
         const name = scenarios[index]?.name ?? job.file;
@@ -97,17 +81,12 @@ async function runInPool(
   }
 }
 
-/** Writes one recording a scenario; names that occur twice get a number. */
+/** Writes one recording a scenario. */
 function writeRecordings(directory: string, results: readonly ScenarioJobResult[]): void {
   mkdirSync(directory, { recursive: true });
-  const taken = new Map<string, number>();
-  for (const { outcome, recording } of results) {
-    if (recording === undefined) continue;
-    const count = (taken.get(outcome.name) ?? 0) + 1;
-    taken.set(outcome.name, count);
-    const name = count === 1 ? outcome.name : `${outcome.name}-${count}`;
-    writeFileSync(join(directory, `${name}.iovarun`), recording);
-  }
+  const names = distinctNames(results.map(({ outcome }) => outcome.name));
+  for (const [i, { recording }] of results.entries())
+    if (recording !== undefined) writeFileSync(join(directory, `${names[i] ?? ''}.iovarun`), recording);
 }
 
 /** Whether to colour: NO_COLOR wins, then FORCE_COLOR, then whether it is a terminal. */
@@ -146,14 +125,15 @@ function failsInOneRun({ failsWith, kernelOnly }: Scenario): boolean {
 }
 
 async function runCommand(paths: readonly string[], options: RunOptions): Promise<void> {
-  const files = scenarioFiles(paths.length === 0 ? [shippedScenarios()] : paths);
-  const read = readAll(files);
+  checkOutputs([options.json, options.junit], [options.report, options.record]);
+  const read = readScenarios(scenarioFiles(paths.length === 0 ? [shippedScenarios()] : paths));
   const wanted = options.sabotage === true ? read.filter(failsInOneRun) : read;
   if (wanted.length < read.length)
     process.stderr.write(
-      `${read.length - wanted.length} scenarios are left out: they name nothing under fails-with, or are for explore --history\n`,
+      `left out: ${many(read.length - wanted.length, 'scenario')} without fails-with, or kernel-only (explore --history is for those)\n`,
     );
   const scenarios = takeShard(wanted, options.shard);
+  if (scenarios.length === 0) process.stderr.write('no scenario is left to run\n');
   const results = await runAll(scenarios, options);
   if (options.record !== undefined) writeRecordings(options.record, results);
   const run: FinishedRun = { seed: options.seed, placement: options.placement, scenarios: results };

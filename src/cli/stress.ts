@@ -2,7 +2,8 @@
  * `iovaduct stress`: free-running threads on one host's memory, checked as they go.
  *
  * Nothing here repeats: a seed fixes what each thread wants, not who comes first. What a run finds is checked against its own
- * history. Exit status: 0 held, 1 something that must not be, 2 not decided (a client died and the address space had to be given up, or nothing happened).
+ * history. Exit status: 0 held, 1 something that must not be, 2 not decided: the address space had to be given up
+ * after a death, or something that was asked for did not happen.
  */
 import { writeFileSync } from 'node:fs';
 import { Option, type Command } from 'commander';
@@ -10,7 +11,9 @@ import { RandomStream } from '../runtime/random.js';
 import { reportJson, type StressProgress, type StressReport, type Verdict } from '../stress/report.js';
 import { MAX_RUNNING, STRESS_FAULTS, type StressFault, type StressOptions } from '../stress/options.js';
 import { errnoName } from '../uapi/errno.js';
+import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
+import { checkOutputs } from './files.js';
 import { wholeNumber } from './options.js';
 import type { ProgressStream } from './progress.js';
 
@@ -62,7 +65,7 @@ function progressTo(stream: ProgressStream): { tell(progress: StressProgress): v
     tell({ elapsedMs, segments, operations, dmas, violations }): void {
       const seconds = (elapsedMs / 1000).toFixed(0);
       const line = `${seconds} s: ${operations} operations, ${dmas} DMAs, ${segments} segments checked, ${violations} alarms`;
-      if (stream.isTTY === true) stream.write(`\r\u001b[K${line.slice(0, (stream.columns ?? 80) - 1)}`);
+      if (stream.isTTY === true) stream.write(`\r\u001b[K${line.slice(0, (stream.columns || 80) - 1)}`);
       else if (elapsedMs - toldMs >= PLAIN_MS) {
         toldMs = elapsedMs;
         stream.write(`${line}\n`);
@@ -90,12 +93,12 @@ function stressText(report: StressReport): string {
   const failed = [...counts.failed]
     .sort((a, b) => b[1] - a[1])
     .map(([errno, count]) => `${errnoName(errno) ?? errno} ${count}`);
-  const many = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`;
+  const faults = options.faults.map((fault) => `, fault ${fault} on`).join('');
   const lines = [
     `${report.verdict}${report.reason === undefined ? '' : `: ${report.reason}`}`,
     `${many(operations, 'operation')} of ${many(options.threads, 'client')}, ` +
       `${many(counts.dmas, 'DMA')} of ${many(options.devices, 'device')} in ` +
-      `${(report.wallMs / 1000).toFixed(1)} s; seed ${options.seed}, ${options.locks} locks, ${options.invalidation} invalidation`,
+      `${(report.wallMs / 1000).toFixed(1)} s; seed ${options.seed}, ${options.locks} locks, ${options.invalidation} invalidation${faults}`,
     `maps ${counts.maps}, copies ${counts.copies}, unmaps ${counts.unmaps} (${counts.pagesUnmapped} pages), ` +
       `dirty reads ${counts.dirtyReads}, faulting DMAs ${counts.dmaFaults}; failed: ${failed.join(', ') || 'none'}`,
   ];
@@ -103,7 +106,9 @@ function stressText(report: StressReport): string {
   for (const { client, operation, gate, held, outcome, areas } of report.deaths) {
     const locks = held.length === 0 ? 'no lock' : held.join(', ');
     const what =
-      outcome === 'repaired' ? `${areas} areas taken back, the others went on` : 'the address space was given up';
+      outcome === 'repaired'
+        ? `${many(areas, 'area')} taken back, the others went on`
+        : 'the address space was given up';
     lines.push(`client ${client} died in ${operation} at ${gate} with ${locks}: ${what}`);
   }
   for (const [errno, threads] of report.gaveUp) {
@@ -119,6 +124,7 @@ function stressText(report: StressReport): string {
 
 async function stress(flags: StressFlags): Promise<void> {
   const options = optionsOf(flags);
+  checkOutputs([flags.json]);
   // Loaded only here: no other command has kernel or arena in its main thread.
   const { runStress } = await import('../stress/supervisor.js');
   const progress = progressTo(process.stderr);

@@ -24,6 +24,8 @@ export interface Campaign {
   /** Threads. */
   readonly jobs: number;
   readonly onProgress?: (runs: number) => void;
+  /** Is told of the runs that are made beforehand, to see how long they are. */
+  readonly onMeasured?: (runs: number) => void;
 }
 
 /** A run that failed, and the schedule that made it. */
@@ -96,7 +98,12 @@ async function failureOf(
 async function sampleAll(campaign: Campaign, subject: Subject): Promise<Exploration> {
   const { seed, depth, strategy, scenario } = campaign;
   if (strategy === 'exhaustive') throw new RangeError('an exhaustive search is not sampled');
-  const sampling: Sampling = { strategy, seed, depth, choices: await measureChoices(subject, seed) };
+  const sampling: Sampling = {
+    strategy,
+    seed,
+    depth,
+    choices: await measureChoices(subject, seed, campaign.onMeasured),
+  };
   const chunk = subject.isKernelOnly ? CHUNK.kernelOnly : CHUNK.whole;
   const wanted = strategy === 'in-order' ? 1 : campaign.runs;
   const parts =

@@ -131,13 +131,18 @@ export class Collector {
   }
 }
 
-/** k for PCT: the longest of the first runs, which are random. */
-export async function measureChoices(subject: Subject, seed: number): Promise<number> {
+/** k for PCT: the longest of the first runs, which are random. `onProgress` is told how many were made. */
+export async function measureChoices(
+  subject: Subject,
+  seed: number,
+  onProgress?: (runs: number) => void,
+): Promise<number> {
   let longest = 1;
   for (let index = 0; index < WARM_UP_RUNS; index++) {
     const schedule = scheduleOf({ strategy: 'random', seed, depth: 1, choices: 1 }, index);
     const { choices } = await subject.attempt({ scheduleOf: () => schedule });
     longest = Math.max(longest, lengthOf(choices));
+    onProgress?.(index + 1);
   }
   return longest;
 }
@@ -179,7 +184,7 @@ export async function sample(subject: Subject, sampling: Sampling, range: Sample
       collector.selfTested();
       if (flaw !== undefined) return collector.result({ run: index, attempt: flaw });
     }
-    if (index % 64 === 63 && range.onProgress?.(index + 1 - range.first) === false) break;
+    if ((index % 64 === 63 || !subject.isKernelOnly) && range.onProgress?.(index + 1 - range.first) === false) break;
   }
   return collector.result(undefined);
 }

@@ -117,6 +117,9 @@ const SHORTER_RUNS = 400;
 const FEW_PREEMPTIONS = 2;
 const SEARCHED_RUNS = 600;
 
+/** A call that is left out had so many choices, at most, for the schedule to be tried without them. */
+const MOVED_CHOICES = 4;
+
 /** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
   const document = parseDocument(text, { intAsBigInt: true });
@@ -132,16 +135,23 @@ function parse(text: string): Document {
 class Shrinker {
   readonly #case: FailingCase;
   readonly #budget: ShrinkBudget;
+  readonly #onProgress: ((attempts: number) => void) | undefined;
   attempts = 0;
   text: string;
   deviations: Deviations;
   attempt: Attempt | undefined;
 
-  constructor(failing: FailingCase, budget: ShrinkBudget) {
+  constructor(failing: FailingCase, budget: ShrinkBudget, onProgress?: (attempts: number) => void) {
     this.#case = failing;
     this.#budget = budget;
+    this.#onProgress = onProgress;
     this.text = failing.text;
     this.deviations = failing.deviations;
+  }
+
+  #count(): void {
+    this.attempts++;
+    this.#onProgress?.(this.attempts);
   }
 
   get #isSpent(): boolean {
@@ -159,7 +169,7 @@ class Shrinker {
 
   /** Whether a run under these deviations fails as the case does; then they are noted as they really were. */
   async #fails(subject: Subject, deviations: Deviations): Promise<Deviations | undefined> {
-    this.attempts++;
+    this.#count();
     const ran = await record(subject, this.#case.seed, deviating(deviations));
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
@@ -172,6 +182,12 @@ class Shrinker {
     if (subject === undefined) return undefined;
     const known = await this.#fails(subject, this.deviations);
     if (known !== undefined) return known;
+    // What was left out took its choices along: those behind it come earlier.
+    for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && !this.#isSpent; by++) {
+      const list = this.#of(KERNEL_NODE).flatMap(({ at, to }) => (at < by ? [] : [{ at: at - by, to }]));
+      const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
+      if (moved !== undefined) return moved;
+    }
     for (let index = 0; index < this.#budget.schedules && !this.#isSpent; index++) {
       const deviations = await this.#sampled(subject, index);
       if (deviations !== undefined) return await this.#fails(subject, deviations);
@@ -181,7 +197,7 @@ class Shrinker {
 
   /** The `index`-th schedule of an exploration, if the subject fails under it as the case does. */
   async #sampled(subject: Subject, index: number): Promise<Deviations | undefined> {
-    this.attempts++;
+    this.#count();
     const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
     const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
     if (ran.failure?.signature !== this.#case.signature) return undefined;
@@ -254,7 +270,7 @@ class Shrinker {
       if (countDeviations(this.deviations) <= preemptions) return;
       const search = new BoundedSearch(preemptions);
       for (let runs = 0; runs < SEARCHED_RUNS && !search.isDone && !this.#isSpent; runs++) {
-        this.attempts++;
+        this.#count();
         const { failure, choices } = await subject.attempt({ scheduleOf: search.next() });
         search.ended(isPruned(failure?.message ?? ''));
         if (failure?.signature !== this.#case.signature) continue;
@@ -343,9 +359,13 @@ export function withFault(scenario: Scenario): string {
   return String(document);
 }
 
-/** Shrinks a failing case; undefined when it does not fail again to begin with. */
-export async function shrink(failing: FailingCase, budget: ShrinkBudget): Promise<Shrunk | undefined> {
-  const shrinker = new Shrinker(failing, budget);
+/** Shrinks a failing case; undefined when it does not fail again to begin with. `onProgress` is told how many runs that has taken. */
+export async function shrink(
+  failing: FailingCase,
+  budget: ShrinkBudget,
+  onProgress?: (attempts: number) => void,
+): Promise<Shrunk | undefined> {
+  const shrinker = new Shrinker(failing, budget, onProgress);
   await shrinker.begin();
   await shrinker.shrinkText();
   await shrinker.shrinkSchedule();

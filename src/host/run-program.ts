@@ -197,7 +197,8 @@ class ProgramRun {
       if (this.#options.inject !== undefined) continue;
       const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
-        throw new UnexpectedAnswer(`${task}: ${call.op} answered ${text} instead of ${allowed.join(' or ')}`);
+        const what = `unexpected answer in ${task === 'setup' ? task : `task ${task}`}`;
+        throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`);
       }
     }
   }
@@ -273,7 +274,8 @@ function hashed(tell: (add: (value: number) => void) => void): number {
 function failureOf(error: unknown, task: string): ProgramFailure {
   const thrown = error instanceof Error ? error : new Error(String(error));
   const id = thrown instanceof InvariantError ? thrown.id : undefined;
-  const kind = thrown instanceof InvariantError ? '' : `${thrown.name}: `;
+  const isTold = thrown instanceof InvariantError || thrown instanceof UnexpectedAnswer;
+  const kind = isTold ? '' : `${thrown.name}: `;
   const message = `${kind}${thrown.message}`;
   return { signature: signatureOf(message), id, message, stack: thrown.stack, task };
 }
@@ -285,7 +287,6 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
   let failure: ProgramFailure | undefined;
   let stateHash = 0;
   let reachHash: number | undefined;
-  let choices: readonly number[] = [];
   const attempt = (body: () => void): void => {
     if (failure !== undefined) return;
     try {
@@ -295,7 +296,9 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     }
   };
   attempt(() => run.run());
-  choices = [...runtime.scheduler.choices];
+  // Before the tear-down, which has a schedule of its own.
+  const choices = [...runtime.scheduler.choices];
+  const tasks = runtime.scheduler.tasksSeen;
   attempt(() => {
     if (options.checks !== false) run.machine.audit();
     stateHash = run.stateHash();
@@ -307,7 +310,7 @@ export function runProgram(program: Program, options: RunProgramOptions): Progra
     failure,
     results: run.results,
     choices,
-    tasks: runtime.scheduler.tasksSeen,
+    tasks,
     invariants: runtime.invariantReport(),
     events: runtime.drainEvents(),
     stateHash,

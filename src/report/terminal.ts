@@ -4,7 +4,8 @@
  * Colours carry nothing that the signs do not say as well; without them the text is the same.
  */
 import type { ScenarioOutcome } from '../scenario/execute.js';
-import { conflictText, type CheckVerdict, type StepResult } from '../scenario/results.js';
+import { conflictText, EXPECTED_FAILURE, type CheckVerdict, type StepResult } from '../scenario/results.js';
+import { many } from '../scenario/units.js';
 import { checkDetail, countVerdict, runDigest, type FinishedRun } from './summary.js';
 
 /** How to colour; the identity where colours are off. */
@@ -26,6 +27,8 @@ function isTelling(kind: string, result: StepResult): boolean {
 
 /** One sentence about what happened. */
 export function headline(outcome: ScenarioOutcome): string {
+  const failed = outcome.checks.find(({ name, verdict }) => name === EXPECTED_FAILURE && verdict === 'pass');
+  if (failed !== undefined) return `${failed.name}: ${failed.detail}`;
   const telling = outcome.steps.filter(({ kind, result }) => isTelling(kind, result));
   const texts = (telling.length > 0 ? telling : outcome.steps).map(({ result }) => result.text);
   return texts.slice(-4).join('; ');
@@ -56,7 +59,7 @@ function scenarioLines(outcome: ScenarioOutcome, width: number, palette: Palette
 export function totalsLine(run: FinishedRun): string {
   const failed = countVerdict(run, 'fail');
   const inconclusive = countVerdict(run, 'inconclusive');
-  const parts = [`${run.scenarios.length} scenario${run.scenarios.length === 1 ? '' : 's'}`];
+  const parts = [many(run.scenarios.length, 'scenario')];
   if (failed > 0) parts.push(`${failed} failed`);
   if (inconclusive > 0) parts.push(`${inconclusive} inconclusive`);
   return `${parts.join(', ')} · seed ${run.seed} · digest ${runDigest(run).slice(0, 16)}`;

@@ -32,7 +32,8 @@ export const INVARIANTS = {
   linearizability:
     'map, unmap and translate of a page have an order that explains their answers, and a range comes and goes as a whole',
   mapped: 'what was mapped stays mapped until it is unmapped',
-  'device-state': 'the state of a device is loaded while it resumes, at no other time, and no more than there is room for',
+  'device-state':
+    'the state of a device is loaded while it resumes, at no other time, and no more than there is room for',
   mmio: 'the CPU accesses no BAR of a device that does not decode memory',
   'lock-order': 'locks are taken in one order',
   'no-deadlock': 'whatever waits is woken',

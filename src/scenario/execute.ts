@@ -15,7 +15,7 @@ import { runProgramAt } from '../testbed/run-program.js';
 import { run, type Placement } from '../testbed/run.js';
 import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
 import type { KernelOnly, Scenario } from './load.js';
-import type { Check, CheckVerdict } from './results.js';
+import { EXPECTED_FAILURE, type Check, type CheckVerdict } from './results.js';
 import { ScenarioRunner, type GuestLog, type Injection, type ScenarioRecord, type StepLog } from './runner.js';
 import { subjectsOf } from './subjects.js';
 import { timelineOf, type Timeline } from './timeline.js';
@@ -157,13 +157,19 @@ function scheduleOption({ deviations }: Scenario, { scheduleOf }: ExecuteOptions
   return { scheduleOf: (node) => ({ strategy: 'deviating', deviations: deviations[node] ?? [] }) };
 }
 
+/** Whether a scenario failed as its file says it must; `failure` is how it did, `signature` of what that is. */
+function expectedFailure(wanted: string, failure: string | undefined, signature: string | undefined): Check {
+  if (failure === undefined) return { name: 'expected failure did not occur', verdict: 'fail', detail: wanted };
+  if (signature === wanted) return { name: EXPECTED_FAILURE, verdict: 'pass', detail: failure };
+  return { name: 'another failure than expected', verdict: 'fail', detail: `${failure}; expected ${wanted}` };
+}
+
 /** Checks of a scenario that must fail in one way, as one check of whether it did. */
 function judgeFailure(wanted: string | undefined, checks: readonly Check[]): readonly Check[] {
   if (wanted === undefined) return checks;
   const failed = checks.find(({ verdict }) => verdict === 'fail');
-  const isIt = failed !== undefined && signatureOf(`${failed.name}: ${failed.detail}`) === wanted;
-  const detail = failed === undefined ? 'no rule was broken' : `${failed.name}: ${failed.detail}`;
-  return [{ name: `it fails: ${wanted}`, verdict: isIt ? 'pass' : 'fail', detail }];
+  const failure = failed && `${failed.name}: ${failed.detail}`;
+  return [expectedFailure(wanted, failure, failure && signatureOf(failure))];
 }
 
 /** Runs a scenario. Never rejects for what happens inside the run. */
@@ -219,14 +225,13 @@ export async function executeScenario(
 
 /** The verdict on a program's run: whether it broke a rule, and whether it was meant to. */
 function checkOf({ failure, invariants }: ProgramOutcome, wanted: string | undefined): Check {
-  if (wanted !== undefined) {
-    const isIt = failure?.signature === wanted;
-    const detail = failure === undefined ? 'no rule was broken' : failure.message;
-    return { name: `it fails: ${wanted}`, verdict: isIt ? 'pass' : 'fail', detail };
-  }
+  if (wanted !== undefined) return expectedFailure(wanted, failure?.message, failure?.signature);
   const [givenUp] = givenUpChecks(invariants);
   if (failure === undefined) return givenUp ?? { name: 'no rule is broken', verdict: 'pass', detail: '' };
-  return { name: failure.id ?? 'no rule is broken', verdict: 'fail', detail: `${failure.task}: ${failure.message}` };
+  // A message begins with what it is about: the rule's id, or words.
+  const [what = '', ...rest] = failure.message.split(': ');
+  const where = failure.id === undefined || failure.task === '-' ? '' : ` (task ${failure.task})`;
+  return { name: failure.id ?? what, verdict: 'fail', detail: `${rest.join(': ') || what}${where}` };
 }
 
 async function executeKernelOnly(
@@ -246,12 +251,14 @@ async function executeKernelOnly(
   const digest = new HistoryDigest();
   for (const event of ran.events) digest.add(event);
   const checks = [checkOf(ran, scenario.fails)];
-  const steps = ran.results.map(({ task, call, text, startNs, endNs }): StepLog => ({
+  // The address space that is made when the file makes none is no step of it.
+  const said = ran.results.filter(({ call }) => call.line !== undefined);
+  const steps = said.map(({ task, call, text, startNs, endNs }): StepLog => ({
     kind: call.op,
     at: { line: call.line ?? 1, column: 1 },
     startNs,
     endNs,
-    result: { verdict: text === 'ok' ? 'ok' : 'refused', text: `${task}: ${text}` },
+    result: { verdict: text === 'ok' ? 'ok' : 'refused', text: `${task}: ${call.op} ${text}` },
   }));
   const outcome: ScenarioOutcome = {
     name: scenario.name,

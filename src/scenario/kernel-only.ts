@@ -111,7 +111,11 @@ const USES = [
 const answer = z.enum(['ok', ...(Object.keys(ERRNO) as [string, ...string[]])], {
   error: (issue) => `unknown errno ${JSON.stringify(issue.input)}`,
 });
-const expected = z.union([answer.transform((one) => [one]), z.array(answer).min(1)]).optional();
+const expected = z
+  .union([answer.transform((one) => [one]), z.array(answer).min(1)], {
+    error: 'expected ok or the name of an error, e.g. EINVAL, or a list of those',
+  })
+  .optional();
 
 const names = Object.keys(operations) as [OperationName, ...OperationName[]];
 const callError = `a call has one of these keys: ${names.join(', ')}; and may have expect`;
@@ -231,12 +235,15 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
   const problems = unknownNames(source, given, [...own, ...tasks.flatMap(({ placed }) => placed)]);
   for (const { name: task, process: owner } of tasks)
     if (!(owner in given.processes)) problems.push(source.problem(['tasks', task], `no process is called ${owner}`));
+  const { iommu, ats } = given['kernel-only'];
+  if (ats && iommu === 'mock')
+    problems.push(source.problem(['kernel-only', 'ats'], 'only devices behind iommu: arm-smmu-v3 have ats'));
   if (tasks.length === 0) problems.push(source.problem(['tasks'], 'a kernel-only scenario has tasks'));
   if (problems.length > 0) throw new InputError(problems);
   const main: Call[] = hasMain ? [] : [{ op: 'ioas', args: { as: 'main' } }];
   return {
-    iommu: given['kernel-only'].iommu,
-    ats: given['kernel-only'].ats,
+    iommu,
+    ats,
     processes: Object.entries(given.processes).map(([key, { uid, capabilities, memlock }]) => ({
       name: key,
       uid,

@@ -72,6 +72,9 @@ export interface Check {
   readonly at?: Position;
 }
 
+/** The check that a scenario passes which says under `fails` how it must fail. */
+export const EXPECTED_FAILURE = 'fails as it should';
+
 /** `0xc6010000-0xc601ffff`. */
 export function rangeText(range: { readonly start: bigint; readonly last: bigint }): string {
   return `${hexText(range.start)}-${hexText(range.last)}`;

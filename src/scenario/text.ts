@@ -101,6 +101,8 @@ export class SourceText {
 
   /** The value as `schema` understands it. @throws InputError naming every place it does not fit. */
   as<S extends z.ZodType>(schema: S): z.output<S> {
+    if (this.value === null || this.value === undefined)
+      throw new InputError([{ file: this.file, line: 1, column: 1, message: 'the file is empty' }]);
     const result = schema.safeParse(this.value);
     if (result.success) return result.data;
     throw new InputError(result.error.issues.flatMap((issue) => this.#explain(issue, [])));
@@ -108,6 +110,12 @@ export class SourceText {
 
   #explain(issue: z.core.$ZodIssue, base: ValuePath): InputProblem[] {
     const path = [...base, ...issue.path];
+    const missing = this.#missingKey(path);
+    if (missing !== undefined) {
+      // What zod says where nobody gave it words of its own speaks of types that a file does not have.
+      const hint = issue.message.startsWith('Invalid input') ? '' : `: ${issue.message}`;
+      return [this.problem(path, `missing key ${JSON.stringify(missing)}${hint}`)];
+    }
     switch (issue.code) {
       case 'unrecognized_keys':
         return issue.keys.map((key) => this.problem(path, `unknown key ${JSON.stringify(key)}`, key));
@@ -120,6 +128,15 @@ export class SourceText {
     }
   }
 
+  /** The last key of a path when the mapping that should have it is there and does not. */
+  #missingKey(path: ValuePath): string | undefined {
+    let parent: unknown = this.value;
+    for (const step of path.slice(0, -1)) parent = isObject(parent) ? parent[step] : undefined;
+    const key = path.at(-1);
+    if (key === undefined || !isObject(parent) || Array.isArray(parent) || Object.hasOwn(parent, key)) return undefined;
+    return String(key);
+  }
+
   /** Of a union's alternatives, explains the one that was meant: the one whose keys are there. */
   #explainUnion(alternatives: readonly z.core.$ZodIssue[][], path: ValuePath, message: string): InputProblem[] {
     const meant = alternatives.find((issues) => issues.length > 0 && issues.every((issue) => issue.path.length > 0));
@@ -130,6 +147,10 @@ export class SourceText {
   #resolve(node: Node | undefined): Node | undefined {
     return isAlias(node) ? node.resolve(this.#document) : node;
   }
+}
+
+function isObject(value: unknown): value is Readonly<Record<PropertyKey, unknown>> {
+  return typeof value === 'object' && value !== null;
 }
 
 function child(node: Node | undefined, step: PropertyKey): Node | undefined {

@@ -87,3 +87,8 @@ export function durationText(ns: number): string {
 export function hexText(value: bigint): string {
   return `0x${value.toString(16)}`;
 }
+
+/** A count with its noun: `1 run`, `2 runs`, `3 switches`. */
+export function many(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? '' : /(?:s|x|ch|sh)$/.test(what) ? 'es' : 's'}`;
+}

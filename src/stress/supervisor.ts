@@ -359,6 +359,12 @@ class Supervisor {
     if (this.#options.devices > 0 && this.#checker.counts.dmas === 0 && this.#options.workload === 'mixed') {
       return 'no device did anything';
     }
+    if (this.#options.kills.length > 0 && !this.#running.some(({ isKilled }) => isKilled)) {
+      return 'no client was killed';
+    }
+    const { faults } = this.#options;
+    if (faults.length === 1) return `fault ${faults.join()} was on and was not found`;
+    if (faults.length > 1) return `faults ${faults.join(', ')} were on and none was found`;
     return undefined;
   }
 }

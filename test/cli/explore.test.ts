@@ -1,5 +1,5 @@
 /** `iovaduct explore` as a user has it: exit statuses, one document on standard output, the same answer whatever the threads. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -35,6 +35,7 @@ interface Found {
   readonly name: string;
   readonly verdict: string;
   readonly runs: number;
+  readonly tasks: number;
   readonly distinct_schedules: number;
   readonly distinct_states: number;
   readonly invariants: readonly { readonly id: string; readonly looks: number }[];
@@ -68,6 +69,20 @@ describe('exit status', () => {
     ['no path', [], 64],
     ['no such file', [join(folder, 'nope.yaml')], 64],
     ['failures in turn, all held', [GOOD, '--fail-nth'], 0],
+    ['PCT for no depth', [GOOD, '--strategy', 'pct', '--depth', '0'], 64],
+    ['no fault to put back', [GOOD, '--history'], 64],
+    ['no fault to measure', [GOOD, '--table'], 64],
+    ['a document that cannot be written', [GOOD, '--json', join(folder, 'none', 'x.json')], 64],
+    ['a directory that cannot be made', [GOOD, '--corpus', join(GOOD, 'corpus')], 64],
+    ...[['--strategy', 'pct'], ['--runs', '9'], ['--depth', '2'], ['--history'], ['--no-shrink']].map(
+      (args): [string, string[], number] => [
+        `failures in turn with ${args.join(' ')}`,
+        [GOOD, '--fail-nth', ...args],
+        64,
+      ],
+    ),
+    ['failures in turn with a corpus', [GOOD, '--fail-nth', '--corpus', folder], 64],
+    ['failures in turn with pages', [GOOD, '--fail-nth', '--report', folder], 64],
   ])('%s', (_what, args, status) => expect(iovaduct('explore', ...args).status).toBe(status));
 });
 
@@ -75,6 +90,62 @@ test('a bad scenario is named with line and column', () => {
   const { status, stdout, stderr } = iovaduct('explore', BROKEN);
   expect([status, stdout]).toEqual([64, '']);
   expect(stderr).toContain(`${BROKEN}:5:7: `);
+});
+
+test.each([[[]], [['--fail-nth']], [['--table', '1']]])(
+  'a bad second file is found before the first is run %j',
+  (args) => {
+    const { status, stdout, stderr } = iovaduct('explore', BAD, BROKEN, ...args);
+    expect([status, stdout]).toEqual([64, '']);
+    expect(stderr).toContain(`${BROKEN}:5:7: `);
+  },
+);
+
+describe('hints', () => {
+  test.each<[string, string[], string]>([
+    ['a path after --table', ['--table', GOOD], 'paths go before --table'],
+    ['a strategy as an option', [GOOD, '--exhaustive'], 'did you mean --strategy exhaustive?'],
+    ['the help of the command', [GOOD, '--fast'], '(try iovaduct explore --help)'],
+  ])('%s', (_what, args, hint) => expect(iovaduct('explore', ...args).stderr).toContain(hint));
+});
+
+test('n counts the tasks of runs that pass, not those that clean up behind them', () => {
+  const [found] = exploreJson(GOOD, '--runs', '20', '--jobs', '1').scenarios;
+  expect(found?.tasks).toBe(2);
+  expect(found?.guarantees.find(({ depth }) => depth === 2)?.chance).toBeLessThan(1);
+});
+
+test('one of a kind is said in the singular, and several scenarios end with a total', () => {
+  const { stdout } = iovaduct('explore', GOOD, '--strategy', 'in-order');
+  expect(stdout).toMatch(/^✔ good {2}1 schedule, 1 distinct, 1 final state, /);
+  const two = iovaduct('explore', GOOD, WRONG, '--runs', '2', '--no-shrink');
+  expect(two.stdout).toMatch(/\n2 scenarios, 1 failed\n$/);
+  expect(two.stdout).toContain('run 0, task a: unexpected answer in task a: unmap answered ENOENT, expected ok\n');
+});
+
+test('cases of scenarios with one name do not overwrite each other', () => {
+  const other = join(folder, 'other');
+  const out = join(folder, 'twice');
+  mkdirSync(other);
+  copyFileSync(BAD, join(other, 'bad.yaml'));
+  iovaduct('explore', BAD, other, '--history', '--corpus', out, '--report', out, '--runs', '500');
+  const names = ['bad-2.schedule.html', 'bad-2.yaml', 'bad.schedule.html', 'bad.yaml'];
+  expect(readdirSync(out).sort()).toEqual(names);
+});
+
+test('whole hosts: the promise is of one host, and there is no page', () => {
+  const head = 'title: t\nhosts:\n  h: { profile: arm-generic }\nprocesses:\n  p: { on: h }\nsteps:\n';
+  const map = '  - map: { process: p, iova: 0x1000, length: 4 KiB }\n';
+  const whole = file('whole.yaml', head + map);
+  const options = ['--runs', '12', '--jobs', '1'];
+  expect(iovaduct('explore', whole, ...options).stdout).toMatch(
+    /d = 2: .*any bug of that depth in one host in the first/,
+  );
+  expect(iovaduct('explore', GOOD, ...options).stdout).toMatch(/d = 2: .*any bug of that depth in the first/);
+  const failing = file('failing.yaml', `${head}${map}${map}`);
+  const { stdout } = iovaduct('explore', failing, ...options, '--no-shrink', '--report', join(folder, 'no-pages'));
+  expect(stdout).toMatch(/\n {2}run 0: map ok: /);
+  expect(stdout).toContain('no page: pages are for kernel-only scenarios');
 });
 
 test('--json - prints one document: what was made, what it is worth, what was looked at', () => {
@@ -104,7 +175,7 @@ test('--history puts the fault back: the race is found, shrunk, explained and wr
   const args = ['--history', '--strategy', 'exhaustive', '--corpus', corpus, '--report', pages];
   const { status, stdout } = iovaduct('explore', RARE, ...args);
   expect(status).toBe(1);
-  expect(stdout).toMatch(/shrunk to 2 tasks, 2 calls after \d+ to set up, \d switches in \d+ runs: .*rare\.yaml/);
+  expect(stdout).toMatch(/shrunk to 2 tasks, 2 calls after 0 to set up, \d switch(es)? in \d+ runs: .*rare\.yaml/);
   expect(stdout).toContain('BUG: objects');
   const [page] = readdirSync(pages);
   const html = readFileSync(join(pages, page ?? ''), 'utf8');
@@ -123,7 +194,7 @@ describe('threads', () => {
 
   test('the first failure is the same with 1 and 2', () => {
     const [one, two] = ['1', '2'].map((jobs) =>
-      exploreJson(RARE, '--history', ...random, '--seed', '2', '--jobs', jobs),
+      exploreJson(RARE, '--history', ...random, '--seed', '5', '--jobs', jobs),
     );
     // Not in the first chunk.
     expect(one?.scenarios[0]?.failure?.run).toBeGreaterThan(1024);
@@ -158,7 +229,7 @@ describe('--strategy exhaustive', () => {
     const { scenarios, stderr } = exploreJson(RARE, '--strategy', 'exhaustive', '--runs', '12');
     expect(scenarios[0]?.runs).toBe(12);
     expect(scenarios[0]?.bounds.at(-1)?.complete).toBe(false);
-    expect(stderr).toMatch(/pre-emptions at most: not finished, \d+ runs/);
+    expect(stderr).toMatch(/pre-emptions? at most: not finished, \d+ runs?/);
   });
 
   test('finds the race under few pre-emptions, without a seed', () => {
@@ -175,7 +246,7 @@ describe('--fail-nth', () => {
   test('counts what failed, by kind', () => {
     const { status, stdout } = iovaduct('explore', BAD, '--fail-nth');
     expect(status).toBe(0);
-    expect(stdout).toMatch(/^✔ bad {2}4 failures, one a run: 4 of kernel\.kmalloc\n$/);
+    expect(stdout).toMatch(/^✔ bad {2}4 failures injected, one a run: 4 of kernel\.kmalloc\n$/);
   });
 
   test('names the call whose failure does harm, in words and as JSON', () => {

@@ -21,6 +21,7 @@ describe('exit status', () => {
     ['too many threads', ['--threads', '20', '--devices', '9']],
     ['no such lock', ['--locks', 'none']],
     ['no such fault', ['--fault', 'rain']],
+    ['no such directory', ['--json', 'nowhere/report.json']],
   ])('%s: 64', (_what, args) => expect(iovaduct('stress', ...args).status).toBe(64));
 
   test('0 when all held, in words', () => {
@@ -28,6 +29,15 @@ describe('exit status', () => {
     expect(status).toBe(0);
     expect(stdout).toMatch(/^held\n\d+ operations of 2 clients, \d+ DMAs of 1 device in .* seed 5/);
     expect(stderr).not.toContain('Error');
+  });
+
+  test('2 when what was asked for did not happen: it is named', () => {
+    // Without devices nobody sees a write.
+    const torn = iovaduct('stress', '--seconds', '1', '--devices', '0', '--fault', 'dirty-torn');
+    expect(torn.status).toBe(2);
+    expect(torn.stdout).toMatch(/^inconclusive: fault dirty-torn was on and was not found\n.*, fault dirty-torn on\n/);
+    const alive = iovaduct('stress', '--seconds', '1', '--kill-after', '99999');
+    expect([alive.status, alive.stdout.split('\n')[0]]).toEqual([2, 'inconclusive: no client was killed']);
   });
 
   test('1 when something is found: it is named', () => {

@@ -88,6 +88,20 @@ describe('what is refused, and where', () => {
     ['no YAML', 'title: [', 'f.yaml:1:'],
     ['duplicate key', 'title: a\ntitle: b\n', 'f.yaml:2:1: Map keys must be unique'],
     ['empty file', '', 'f.yaml:1:1: '],
+    ['an empty file', '', 'f.yaml:1:1: the file is empty'],
+    ['nothing but comments', '# later\n', 'f.yaml:1:1: the file is empty'],
+    ['missing key', BASE.replace('memory: 4 GiB', 'memry: 4 GiB'), 'f.yaml:8:7: missing key "memory": expected a size'],
+    ['missing key at the top', 'title: t\nsteps: []\n', 'f.yaml:1:1: missing key "hosts"\n'],
+    [
+      'ats of devices behind no SMMU',
+      'title: t\nkernel-only: { iommu: mock, ats: true }\ntasks:\n  a: [{ ioas: { as: x } }]\n',
+      'f.yaml:2:34: only devices behind iommu: arm-smmu-v3 have ats',
+    ],
+    [
+      'no errno to expect',
+      'title: t\nkernel-only: {}\ntasks:\n  a:\n    - ioas: { as: x }\n      expect: EWHAT\n',
+      'f.yaml:6:15: expected ok or the name of an error',
+    ],
     ['unknown key', BASE.replace('vmm:', 'colour: blue, vmm:'), 'f.yaml:8:16: unknown key "colour"'],
     ['unknown key at the top', `${BASE}bogus: 1\n`, 'f.yaml:13:1: unknown key "bogus"'],
     [
