@@ -4,6 +4,7 @@
  * A *step* is what a task did from one gate to the next. Words, locks and tasks are told by their index in a table of the trace. Views
  * of the machine are kept as differences: {@link viewAt} puts them together.
  */
+import { UNEXPECTED_ANSWER } from '../runtime/signature.js';
 import type { PartView, MachineView } from '../host/view.js';
 
 /** A shared word: a field of an object. */
@@ -133,7 +134,7 @@ export function endText({ place }: TraceEnd): string {
 
 /** Whether a call answered something that the program does not expect. No rule was broken then. */
 export function isUnexpectedAnswer({ id, message }: Pick<TraceFailure, 'id' | 'message'>): boolean {
-  return id === undefined && message.startsWith('UnexpectedAnswer: ');
+  return id === undefined && message.startsWith(UNEXPECTED_ANSWER);
 }
 
 /** The calls that a step is part of: more than one where a task went on with the next call at once. */

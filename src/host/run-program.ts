@@ -5,7 +5,7 @@
  * A run ends at the first rule that is broken. Its *signature* says which, without numbers and names, so that two runs that failed for the
  * same reason can be told from two that did not.
  */
-import { signatureOf } from '../runtime/signature.js';
+import { signatureOf, UNEXPECTED_ANSWER } from '../runtime/signature.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import type { FaultId, FaultRule } from '../runtime/faults.js';
 import { sharedRead, sharedWrite } from '../runtime/watch.js';
@@ -197,7 +197,7 @@ class ProgramRun {
       if (this.#options.inject !== undefined) continue;
       const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
-        const what = `unexpected answer in ${task === 'setup' ? task : `task ${task}`}`;
+        const what = `${UNEXPECTED_ANSWER} in ${task === 'setup' ? task : `task ${task}`}`;
         throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`);
       }
     }

@@ -7,3 +7,6 @@ export function signatureOf(message: string): string {
     .replaceAll(/(?<!INV-\d?)\d+/g, '#')
     .slice(0, 160);
 }
+
+/** How the message of a failure begins that is an answer which a program did not allow. */
+export const UNEXPECTED_ANSWER = 'unexpected answer';

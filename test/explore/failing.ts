@@ -35,6 +35,12 @@ export function corpusFailure(name: string): Explanation {
   return explained(scenario, { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] });
 }
 
+/** The page table grows under a mapper's feet, and its own unmap finds out. */
+export function growingRoot(): Explanation {
+  const scenario = readScenario('test/fixtures/growing-root-in-unmap.yaml');
+  return explained(scenario, { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] });
+}
+
 /** A text of a kernel-only scenario, nobody pre-empted. */
 export function inOrder(text: string): Explanation {
   return explained(loadScenario('case.yaml', text), { strategy: 'deviating', deviations: [] });

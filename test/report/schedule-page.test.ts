@@ -10,7 +10,7 @@ import { viewAt } from '../../src/explore/trace.js';
 import { scheduleHtml } from '../../src/report/schedule-html.js';
 import { lockTags, lanesOf, statesAt } from '../../src/report/schedule-page/model.js';
 import { drawnParts } from '../../src/report/schedule-page/tables.js';
-import { corpusFailure, firstFailure, inOrder, lostInvalidation } from '../explore/failing.js';
+import { corpusFailure, firstFailure, growingRoot, inOrder, lostInvalidation } from '../explore/failing.js';
 
 const CHROMIUM = '/usr/bin/chromium';
 const isHere = existsSync(CHROMIUM);
@@ -32,7 +32,7 @@ test('locks of one class have numbers of their own', () => {
 });
 
 test('a table has the columns that say something, and one page is no pages', () => {
-  const { trace: grown } = corpusFailure('growing-root');
+  const { trace: grown } = growingRoot();
   const parts = drawnParts(viewAt(grown, 23), viewAt(grown, 24));
   const table = parts.find(({ name }) => name === 'page table of hwpt 4');
   expect(table?.columns).toEqual(['IOVA', 'to', '']);
@@ -140,7 +140,7 @@ describe.skipIf(!isHere)(`the page of a schedule in ${CHROMIUM}`, () => {
   };
 
   test('tells the locks apart that one class has, draws nothing beyond the last row, and names the call that fails', async () => {
-    const grown = await open(corpusFailure('growing-root'));
+    const grown = await open(growingRoot());
     const tags = await grown.locator('.hold title').allTextContents();
     expect(tags).toEqual(expect.arrayContaining(['3a mutex iopt:pages_mutex #1', '3b mutex iopt:pages_mutex #2']));
     const boxes = await boxesOf(grown.locator('.hold rect'));
@@ -191,7 +191,7 @@ tasks: { a: [ { map: { length: 4 KiB } } ] }
   });
 
   test('says so where no step touches a word', async () => {
-    const { trace: grown, ...rest } = corpusFailure('growing-root');
+    const { trace: grown, ...rest } = growingRoot();
     const untouched = await open({
       ...rest,
       trace: { ...grown, words: [...grown.words, { object: 'quiet', field: 'word' }] },

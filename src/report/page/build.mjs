@@ -18,7 +18,7 @@ const PAGES = [
   {
     name: 'schedule-page',
     contains: `${PREACT};`,
-    imports: ['explore/trace.ts', 'explore/race.ts', 'explore/race-report.ts'],
+    imports: ['explore/trace.ts', 'explore/race.ts', 'explore/race-report.ts', 'runtime/signature.ts'],
   },
 ];
 
