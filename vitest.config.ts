@@ -1,4 +1,19 @@
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
+
+/** Rooms whose files take longest. */
+const LONG = ['test/scenario/', 'test/e2e/', 'test/explore/', 'test/cli/', 'test/stress/', 'test/property/'];
+
+/** Long files first: one that begins last would run alone. */
+class LongFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const rank = ({ moduleId }: TestSpecification): number => {
+      const found = LONG.findIndex((room) => moduleId.includes(room));
+      return found < 0 ? LONG.length : found;
+    };
+    return (await super.sort(files)).sort((a, b) => rank(a) - rank(b));
+  }
+}
 
 /** Workers are always loaded as built JavaScript, so the build runs once before any test (test/setup/build.ts). */
 export default defineConfig({
@@ -8,5 +23,6 @@ export default defineConfig({
     testTimeout: 120_000,
     hookTimeout: 300_000,
     maxWorkers: 2,
+    sequence: { sequencer: LongFirst },
   },
 });

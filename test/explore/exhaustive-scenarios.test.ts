@@ -76,7 +76,7 @@ const FAULTY = readdirSync(FOLDER)
 
 describe('with the fault of the past the exhaustive search finds it, or does not say that everything was seen', () => {
   test.each(FAULTY)('%s', async (name) => {
-    const { failure, bounds } = await exhaust(faulty(name), { runs: 150 });
+    const { failure, bounds } = await exhaust(faulty(name), { runs: 80 });
     const { isComplete, isBounded, hasStalls } = bounds.at(-1) ?? {};
     const claimsAll = isComplete === true && isBounded === false && hasStalls === false;
     expect({ name, found: failure !== undefined || !claimsAll }).toEqual({ name, found: true });
