@@ -1,8 +1,7 @@
 /** `iovaduct bench`: what things cost here and now, as ratios within one run. No figure is a promise, none is a test. */
-import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import type { PageTableTimes } from './bench/reference.js';
-import { shippedScenarios } from './files.js';
+import { shippedScenarios, writeJson } from './files.js';
 
 const PAGES = 1 << 20;
 const REPEATS = 4;
@@ -131,10 +130,7 @@ async function bench(json: string | undefined): Promise<void> {
     rows.push(...measured);
     if (json !== '-') for (const row of measured) process.stdout.write(`${rowText(row)}\n`);
   }
-  if (json === undefined) return;
-  const text = `${JSON.stringify({ pages: PAGES, rows }, undefined, 2)}\n`;
-  if (json === '-') process.stdout.write(text);
-  else writeFileSync(json, text);
+  writeJson({ pages: PAGES, rows }, json);
 }
 
 /** Adds `bench`. */

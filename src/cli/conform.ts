@@ -5,12 +5,13 @@
  * against compiled ones, `all` does it for everything below $IOVADUCT_ORACLE (default ../shared/oracle), or for the committed sample where that is absent.
  * The report goes to standard output, with `--json -` to standard error; its last line is `N passed, N failed, N skipped`.
  */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import type { Command } from 'commander';
 import { EXIT, UsageError } from './exit-codes.js';
+import { writeJson } from './files.js';
 
 interface ConformOptions {
   readonly only?: string;
@@ -204,18 +205,8 @@ async function report(tally: Tally, json: string | undefined): Promise<void> {
     const count = skipped.get(tag);
     if (count !== undefined) tally.write(`skipped ${count} ${tag}: ${reason}`);
   }
-  if (json !== undefined) {
-    const document = {
-      passed,
-      failed: failures.length,
-      skipped: skippedCount,
-      skippedByTag: Object.fromEntries([...skipped].sort()),
-      failures,
-    };
-    const text = `${JSON.stringify(document, undefined, 2)}\n`;
-    if (json === '-') process.stdout.write(text);
-    else writeFileSync(json, text);
-  }
+  const skippedByTag = Object.fromEntries([...skipped].sort());
+  writeJson({ passed, failed: failures.length, skipped: skippedCount, skippedByTag, failures }, json);
   tally.write(`${passed} passed, ${failures.length} failed, ${skippedCount} skipped`);
 }
 

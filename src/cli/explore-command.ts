@@ -1,10 +1,9 @@
 /** What `explore` does: schedules of a scenario, one after another, until one breaks a rule; and what it prints of that. */
-import { writeFileSync } from 'node:fs';
 import type { Exploration } from '../explore/campaign.js';
 import { failNth, type Sweep } from '../explore/fail-nth.js';
 import { countDeviations } from '../explore/record.js';
 import type { Shrunk } from '../explore/shrink.js';
-import { KERNEL_NODE } from '../explore/subject.js';
+import { KERNEL_NODE, type Attempt } from '../explore/subject.js';
 import { givenUpIn, INVARIANTS } from '../runtime/invariants.js';
 import type { Scenario } from '../scenario/load.js';
 import { many } from '../scenario/units.js';
@@ -12,8 +11,8 @@ import { EXIT, UsageError } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
 import { exploreOne, faulty, fileNames, type Explored, type ExploreOptions } from './explore-one.js';
 import { incidentTable } from './explore-table.js';
-import { checkOutputs, readScenarios, scenarioFiles } from './files.js';
-import { LiveLine } from './progress.js';
+import { checkOutputs, readScenarios, scenarioFiles, writeJson } from './files.js';
+import { LiveLine, ofSeveral } from './progress.js';
 import { palette } from './run.js';
 import type { Palette } from '../report/terminal.js';
 
@@ -56,18 +55,26 @@ function sizeText({ scenario, deviations }: Shrunk): string {
   return `${many(tasks.length, 'task')}, ${many(calls, 'call')} after ${own} to set up, ${switches}`;
 }
 
+function verdictOf({ failure, inconclusive }: Exploration): Attempt['verdict'] {
+  if (failure !== undefined) return 'fail';
+  return inconclusive > 0 ? 'inconclusive' : 'pass';
+}
+
+function markOf(exploration: Exploration, colours: Palette): string {
+  const marks = { pass: colours.good('✔'), fail: colours.bad('✖'), inconclusive: colours.unsure('?') };
+  return marks[verdictOf(exploration)];
+}
+
 function exploredText(
   { scenario, exploration, seconds, shrunk, isLost, corpusFile }: Explored,
   colours: Palette,
 ): string {
   const { runs, tasks, choices, changePoints, distinctSchedules, distinctStates, failure, guarantees, bounds } =
     exploration;
-  const mark =
-    failure !== undefined ? colours.bad('✖') : exploration.inconclusive > 0 ? colours.unsure('?') : colours.good('✔');
   const rate = runs / seconds;
   const speed = seconds > 0 ? `, ${rate.toFixed(rate < 10 ? 1 : 0)} a second` : '';
   const lines = [
-    `${mark} ${scenario.name}  ${many(runs, 'schedule')}, ${distinctSchedules} distinct, ${many(distinctStates, 'final state')}${speed}`,
+    `${markOf(exploration, colours)} ${scenario.name}  ${many(runs, 'schedule')}, ${distinctSchedules} distinct, ${many(distinctStates, 'final state')}${speed}`,
     colours.faint(
       `  n = ${many(tasks, 'task')} and time, k = ${many(changePoints, 'choice')}, at most ${choices} in a run`,
     ),
@@ -122,7 +129,7 @@ function exploredJson(
     name: scenario.name,
     strategy: options.strategy,
     seed: options.seed,
-    verdict: failure !== undefined ? 'fail' : exploration.inconclusive > 0 ? 'inconclusive' : 'pass',
+    verdict: verdictOf(exploration),
     runs: exploration.runs,
     distinct_schedules: exploration.distinctSchedules,
     distinct_states: exploration.distinctStates,
@@ -178,40 +185,24 @@ function totalText(total: number, failed: number, inconclusive = 0): string {
   return `${many(total, 'scenario')}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
 }
 
-/** Where progress is told; of several scenarios, with the number of each. */
-class Live {
-  readonly #line = new LiveLine(process.stderr);
-  readonly #total: number;
-
-  constructor(total: number) {
-    this.#total = total;
-  }
-
-  show(index: number, text: string): void {
-    this.#line.show(this.#total === 1 ? text : `[${index + 1}/${this.#total}] ${text}`);
-  }
-
-  clear(): void {
-    this.#line.clear();
-  }
-}
-
 /** Every failure in turn. */
 async function sweepCommand(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
-  const live = new Live(scenarios.length);
+  const live = new LiveLine(process.stderr);
   const all: object[] = [];
   let failed = 0;
   for (const [i, scenario] of scenarios.entries()) {
     const { file, name } = scenario;
-    const sweep = await failNth(scenario, options.seed, (runs) => live.show(i, `${name}: ${many(runs, 'run')}`));
+    const sweep = await failNth(scenario, options.seed, (runs) =>
+      live.show(ofSeveral(i, scenarios.length, `${name}: ${many(runs, 'run')}`)),
+    );
     live.clear();
     out.write(sweepText(name, sweep, palette(out.isTTY)));
     if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
     all.push({ file, name, injected: sweep.injected, invariants: sweep.invariants });
   }
   out.write(totalText(scenarios.length, failed));
-  writeJson({ scenarios: all }, options);
+  writeJson({ scenarios: all }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
 }
 
@@ -221,14 +212,8 @@ async function tableCommand(scenarios: readonly Scenario[], options: ExploreOpti
   const table = await incidentTable(scenarios, options, seeds, (text) => live.show(text));
   live.clear();
   (options.json === '-' ? process.stderr : process.stdout).write(table.text);
-  writeJson(table.json, options);
+  writeJson(table.json, options.json);
   if (!table.isComplete) process.exitCode = EXIT.failed;
-}
-
-function writeJson(document: object, { json }: ExploreOptions): void {
-  const text = `${JSON.stringify(document, undefined, 2)}\n`;
-  if (json === '-') process.stdout.write(text);
-  else if (json !== undefined) writeFileSync(json, text);
 }
 
 /** Those that name a fault under `fails-with`, with that fault. @throws UsageError when none does */
@@ -243,24 +228,25 @@ function withHistory(read: readonly Scenario[]): Scenario[] {
 /** Explores scenarios one after another. */
 async function exploreAll(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
-  const live = new Live(scenarios.length);
+  const live = new LiveLine(process.stderr);
   const names = fileNames(scenarios);
   const all: Explored[] = [];
   for (const [i, scenario] of scenarios.entries()) {
     const fileName = names[i] ?? scenario.name;
-    const explored = await exploreOne(scenario, fileName, options, (text) => live.show(i, text));
+    const explored = await exploreOne(scenario, fileName, options, (text) =>
+      live.show(ofSeveral(i, scenarios.length, text)),
+    );
     live.clear();
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
     if (scenarios.length === 1 || options.report !== undefined)
       out.write(explanationText(explored, fileName, options, scenarios.length));
   }
-  const failed = all.filter(({ exploration }) => exploration.failure !== undefined).length;
-  const inconclusive = all.filter(
-    ({ exploration }) => exploration.failure === undefined && exploration.inconclusive > 0,
-  ).length;
+  const verdicts = all.map(({ exploration }) => verdictOf(exploration));
+  const failed = verdicts.filter((verdict) => verdict === 'fail').length;
+  const inconclusive = verdicts.filter((verdict) => verdict === 'inconclusive').length;
   out.write(totalText(all.length, failed, inconclusive));
-  writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options);
+  writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
   else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
 }

@@ -6,6 +6,7 @@ import type { FaultId } from '../runtime/faults.js';
 import type { Scenario } from '../scenario/load.js';
 import { UsageError } from './exit-codes.js';
 import { exploreOne, faulty, fileNames, type ExploreOptions } from './explore-one.js';
+import { ofSeveral } from './progress.js';
 
 const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];
 
@@ -97,8 +98,8 @@ export async function incidentTable(
   const names = fileNames(wanted.map(({ scenario }) => scenario));
   const rows: IncidentRow[] = [];
   for (const [i, one] of wanted.entries()) {
-    const where = wanted.length === 1 ? '' : `[${i + 1}/${wanted.length}] `;
-    rows.push(await rowOf(one, names[i] ?? '', options, seeds, (text) => show(`${where}${text}`)));
+    const tell = (text: string): void => show(ofSeveral(i, wanted.length, text));
+    rows.push(await rowOf(one, names[i] ?? '', options, seeds, tell));
   }
   const numberOf = ({ incident }: IncidentRow): number => Number(incident?.slice('IN-'.length) ?? Infinity);
   rows.sort((a, b) => (numberOf(a) === numberOf(b) ? 0 : numberOf(a) - numberOf(b)));

@@ -1,5 +1,14 @@
 /** Files on disk: what a PATH on the command line means, and whether what is to be written can be. */
-import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync, type Stats } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  type Stats,
+} from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readScenario, type Scenario } from '../scenario/load.js';
@@ -103,6 +112,13 @@ export function checkOutputs(
     if (!statSync(above).isDirectory()) throw new UsageError(`${directory}: ${above} is no directory`);
     checkWritable(above, directory);
   }
+}
+
+/** Writes a document where `--json` says: a file, `-` for standard output, nowhere when it was not given. */
+export function writeJson(document: object, path: string | undefined): void {
+  const text = `${JSON.stringify(document, undefined, 2)}\n`;
+  if (path === '-') process.stdout.write(text);
+  else if (path !== undefined) writeFileSync(path, text);
 }
 
 /** Names for files, each its own: one that was there before gets a number. */

@@ -19,6 +19,16 @@ export interface ProgressStream {
   write(text: string): unknown;
 }
 
+/** `[2/3] text`: what is told of one of several; of the only one the text alone. */
+export function ofSeveral(index: number, total: number, text: string): string {
+  return total === 1 ? text : `[${index + 1}/${total}] ${text}`;
+}
+
+/** Writes a terminal's line anew, as much of it as there is room for. */
+function rewrite(stream: ProgressStream, text: string): void {
+  stream.write(`\r\u001b[K${text.slice(0, (stream.columns || 80) - 1)}`);
+}
+
 /** Reports how far a run is. */
 export class Progress {
   readonly #stream: ProgressStream;
@@ -38,8 +48,7 @@ export class Progress {
     if (this.#stream.isTTY !== true || performance.now() - this.#drawnMs < REDRAW_MS) return;
     this.#drawnMs = performance.now();
     const running = [...this.#running].map(([what, ns]) => `${what} ${durationText(ns)}`).join(', ');
-    const line = `[${this.#done}/${this.#total}] ${running}`;
-    this.#stream.write(`\r\u001b[K${line.slice(0, (this.#stream.columns || 80) - 1)}`);
+    rewrite(this.#stream, `[${this.#done}/${this.#total}] ${running}`);
   }
 
   /** A scenario has ended. */
@@ -59,10 +68,13 @@ export class Progress {
 /** One line that is rewritten on a terminal; a pipe gets it now and then. */
 export class LiveLine {
   readonly #stream: ProgressStream;
+  readonly #pipeMs: number;
   #shownMs: number;
 
-  constructor(stream: ProgressStream) {
+  /** `pipeMs`: time between two lines to a pipe. */
+  constructor(stream: ProgressStream, pipeMs = PIPE_MS) {
     this.#stream = stream;
+    this.#pipeMs = pipeMs;
     // The first word to a pipe comes when the work has taken as long as later ones are apart.
     this.#shownMs = stream.isTTY === true ? -Infinity : performance.now();
   }
@@ -70,9 +82,10 @@ export class LiveLine {
   show(text: string): void {
     const isTerminal = this.#stream.isTTY === true;
     const nowMs = performance.now();
-    if (nowMs - this.#shownMs < (isTerminal ? REDRAW_MS : PIPE_MS)) return;
+    if (nowMs - this.#shownMs < (isTerminal ? REDRAW_MS : this.#pipeMs)) return;
     this.#shownMs = nowMs;
-    this.#stream.write(isTerminal ? `\r\u001b[K${text.slice(0, (this.#stream.columns || 80) - 1)}` : `${text}\n`);
+    if (isTerminal) rewrite(this.#stream, text);
+    else this.#stream.write(`${text}\n`);
   }
 
   clear(): void {

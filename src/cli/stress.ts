@@ -5,7 +5,6 @@
  * history. Exit status: 0 held, 1 something that must not be, 2 not decided: the address space had to be given up
  * after a death, or something that was asked for did not happen.
  */
-import { writeFileSync } from 'node:fs';
 import { Option, type Command } from 'commander';
 import { RandomStream } from '../runtime/random.js';
 import { reportJson, type StressProgress, type StressReport, type Verdict } from '../stress/report.js';
@@ -13,9 +12,9 @@ import { MAX_RUNNING, STRESS_FAULTS, type StressFault, type StressOptions } from
 import { errnoName } from '../uapi/errno.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
-import { checkOutputs } from './files.js';
+import { checkOutputs, writeJson } from './files.js';
 import { wholeNumber } from './options.js';
-import type { ProgressStream } from './progress.js';
+import { LiveLine } from './progress.js';
 
 interface StressFlags {
   readonly threads: number;
@@ -58,23 +57,9 @@ function optionsOf(flags: StressFlags): StressOptions {
   };
 }
 
-/** Tells progress: one line that is rewritten on a terminal, now and then a line in a pipe. */
-function progressTo(stream: ProgressStream): { tell(progress: StressProgress): void; end(): void } {
-  let toldMs = 0;
-  return {
-    tell({ elapsedMs, segments, operations, dmas, violations }): void {
-      const seconds = (elapsedMs / 1000).toFixed(0);
-      const line = `${seconds} s: ${operations} operations, ${dmas} DMAs, ${segments} segments checked, ${violations} alarms`;
-      if (stream.isTTY === true) stream.write(`\r\u001b[K${line.slice(0, (stream.columns || 80) - 1)}`);
-      else if (elapsedMs - toldMs >= PLAIN_MS) {
-        toldMs = elapsedMs;
-        stream.write(`${line}\n`);
-      }
-    },
-    end(): void {
-      if (stream.isTTY === true) stream.write('\r\u001b[K');
-    },
-  };
+function progressText({ elapsedMs, segments, operations, dmas, violations }: StressProgress): string {
+  const seconds = (elapsedMs / 1000).toFixed(0);
+  return `${seconds} s: ${operations} operations, ${dmas} DMAs, ${segments} segments checked, ${violations} alarms`;
 }
 
 function windowLine({ window, counts }: StressReport): string {
@@ -127,14 +112,10 @@ async function stress(flags: StressFlags): Promise<void> {
   checkOutputs([flags.json]);
   // Loaded only here: no other command has kernel or arena in its main thread.
   const { runStress } = await import('../stress/supervisor.js');
-  const progress = progressTo(process.stderr);
-  const report = await runStress(options, { tell: (state) => progress.tell(state) });
-  progress.end();
-  if (flags.json !== undefined) {
-    const text = `${JSON.stringify(reportJson(report), undefined, 2)}\n`;
-    if (flags.json === '-') process.stdout.write(text);
-    else writeFileSync(flags.json, text);
-  }
+  const live = new LiveLine(process.stderr, PLAIN_MS);
+  const report = await runStress(options, { tell: (progress) => live.show(progressText(progress)) });
+  live.clear();
+  writeJson(reportJson(report), flags.json);
   if (flags.json !== '-') process.stdout.write(stressText(report));
   process.exitCode = STATUS[report.verdict];
 }

@@ -9,7 +9,7 @@
  * nobody had thought of. Then the sections are told ({@link Section}). It may as well be one task's own fault, or about words
  * that nobody records.
  */
-import type { Trace, TraceAccess, TraceStep, TraceWord } from './trace.js';
+import { LOCK_EVENTS, type Trace, type TraceAccess, type TraceStep, type TraceWord } from './trace.js';
 
 /** One side of a race. */
 export interface RaceAccess {
@@ -74,9 +74,6 @@ function clockOf<K>(clocks: Map<K, Clock>, key: K): Clock {
   clocks.set(key, made);
   return made;
 }
-
-/** More lock events than a step has. */
-const LOCK_EVENTS = 2 ** 16;
 
 /** When an access was, among those of its task: a number that grows with steps and, within a step, with its lock events. */
 function momentOf({ at, access }: RaceAccess): number {

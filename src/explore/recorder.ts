@@ -15,6 +15,7 @@ import { ObjectNames } from './trace-names.js';
 import {
   applyView,
   isUnexpectedAnswer,
+  LOCK_EVENTS,
   type Trace,
   type TraceAccess,
   type TraceCall,
@@ -83,9 +84,6 @@ export interface TraceSubject {
   readonly failure: TraceFailure | undefined;
   readonly events: readonly RunEvent[];
 }
-
-/** More lock events than a step has. */
-const LOCK_EVENTS = 2 ** 16;
 
 function accessKey(word: number, locksBefore: number): number {
   return word * LOCK_EVENTS + locksBefore;

@@ -16,6 +16,9 @@ export interface TraceWord {
 /** `update`: a change of a count that commutes with others; `test`: a decision by such a count. */
 export type AccessKind = 'read' | 'write' | 'update' | 'test';
 
+/** More lock events than a step has. */
+export const LOCK_EVENTS = 2 ** 16;
+
 /** One look at a word, or change of it. */
 export interface TraceAccess {
   readonly word: number;

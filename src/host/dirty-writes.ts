@@ -14,15 +14,13 @@
 import type { PagingDomain, IommuDomain } from '../kernel/iommu/domain.js';
 import type { AreaTree } from '../kernel/iommufd/area.js';
 import { IOVA_MAX } from '../kernel/iommufd/io-pagetable.js';
+import { PAGE_BYTES, PAGE_SIZE } from '../kernel/iommufd/pages.js';
 import type { InvariantLedger } from '../runtime/invariants.js';
 import { invariant } from '../runtime/task.js';
 import { sharedRange, sharedRead, sharedWrite } from '../runtime/watch.js';
 
-const PAGE_BYTES = 4096;
-const PAGE = 4096n;
-
 /** What is longer than this is one shared word with every write. */
-const MARKED_BYTES = 512n * 4096n;
+const MARKED_BYTES = 512n * PAGE_SIZE;
 
 interface Tracked {
   /** By page: the number of the last write that no report has had. */
@@ -114,7 +112,7 @@ export class DirtyWrites {
     const { domain, first, asked, end, began, isAlone } = report;
     const tracked = this.#of(domain);
     if (tracked === undefined) return;
-    markRange(tracked, BigInt(first) * PAGE, BigInt(asked - first) * PAGE, true);
+    markRange(tracked, BigInt(first) * PAGE_SIZE, BigInt(asked - first) * PAGE_SIZE, true);
     sharedWrite(tracked, 'reports', tracked.reports.size, tracked.reports.size - 1);
     if (!tracked.reports.delete(report) || has === undefined) return;
     for (const [page, number] of tracked.writes) {

@@ -9,6 +9,7 @@ import { pathToFileURL } from 'node:url';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { iovaduct } from './cli.js';
+import { LOST_INVALIDATION, onHost } from '../fixtures/on-host.js';
 
 const CHROMIUM = '/usr/bin/chromium';
 const isHere = existsSync(CHROMIUM);
@@ -33,21 +34,12 @@ steps:
   - expect: { of: frame, verdict: ok }
 `;
 
-/** An invalidation gets lost, so a write to what was unmapped ends in memory: who wrote the expectation does not know why. */
-const STALE = `title: After an unmap the device is refused
-hosts:
-  a: { profile: arm-generic }
-processes:
-  p: { on: a }
-steps:
-  - plug: { process: p, device: "0000:01:00.0" }
-  - map: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
-  - fault: { host: a, fault: smmu.drop-tlbi }
-  - unmap: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB }, as: after }
-  - expect: { of: after, verdict: refused, landed: { kind: aborted } }
-`;
+/** Who wrote the expectation does not know why. */
+const STALE = onHost(
+  'After an unmap the device is refused',
+  `${LOST_INVALIDATION}  - expect: { of: after, verdict: refused, landed: { kind: aborted } }
+`,
+);
 
 const CARD = '{ bdf: "0000:01:00.0", vendor: 0x1d0f, device: 0x0c0a, class: 0x120000, migration: { context: 1 MiB } }';
 

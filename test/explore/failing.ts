@@ -31,13 +31,16 @@ export function lostInvalidation(): Scenario {
 
 /** A case of the corpus, under the schedule it holds. */
 export function corpusFailure(name: string): Explanation {
-  const scenario = readScenario(`scenarios/corpus/${name}.yaml`);
-  return explained(scenario, { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] });
+  return underOwnSchedule(`scenarios/corpus/${name}.yaml`);
 }
 
 /** The page table grows under a mapper's feet, and its own unmap finds out. */
 export function growingRoot(): Explanation {
-  const scenario = readScenario('test/fixtures/growing-root-in-unmap.yaml');
+  return underOwnSchedule('test/fixtures/growing-root-in-unmap.yaml');
+}
+
+function underOwnSchedule(file: string): Explanation {
+  const scenario = readScenario(file);
   return explained(scenario, { strategy: 'deviating', deviations: scenario.deviations?.['kernel'] ?? [] });
 }
 

@@ -10,6 +10,7 @@ import { InvariantLedger, type InvariantId } from '../../src/runtime/invariants.
 import { rulesOf } from '../../src/report/rules.js';
 import { executeScenario, type ScenarioOutcome } from '../../src/scenario/execute.js';
 import { loadScenario } from '../../src/scenario/load.js';
+import { onHost } from '../fixtures/on-host.js';
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -85,17 +86,12 @@ test('a write through a mapping for reading breaks INV-2', () => {
   expect(failure?.message).toMatch(/MAP \(op 0\) of it lets devices read only; it might have seen a fault/);
 });
 
-const READ_ONLY_ON_HOST = `
-title: A device writes to what it may read
-hosts:
-  a: { profile: arm-generic }
-processes:
-  p: { on: a }
-steps:
-  - plug: { process: p, device: "0000:01:00.0" }
-  - map: { process: p, iova: 0x10000000, length: 4 KiB, access: r }
+const READ_ONLY_ON_HOST = onHost(
+  'A device writes to what it may read',
+  `  - map: { process: p, iova: 0x10000000, length: 4 KiB, access: r }
   - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
-`;
+`,
+);
 
 describe('on a whole host', () => {
   test('a refused write to memory that is mapped for reading is judged, and breaks no rule', async () => {
@@ -197,19 +193,16 @@ tasks:
 
   test('a search that gives up makes a run of whole hosts inconclusive', async () => {
     vi.spyOn(Search.prototype, 'reach').mockReturnValue(undefined);
-    const outcome = await executed(`
-title: Two maps at once
-hosts:
-  a: { profile: arm-generic }
-processes:
-  p: { on: a }
-steps:
-  - plug: { process: p, device: "0000:01:00.0" }
-  - parallel:
+    const outcome = await executed(
+      onHost(
+        'Two maps at once',
+        `  - parallel:
       - - map: { process: p, iova: 0x10000000, length: 4 KiB }
       - - map: { process: p, iova: 0x10000000, length: 4 KiB, as: second }
   - expect: { of: second, verdict: refused, errno: EEXIST }
-`);
+`,
+      ),
+    );
     expect(outcome.checks.filter(({ verdict }) => verdict === 'fail')).toEqual([]);
     expect(outcome.verdict).toBe('inconclusive');
     expect(outcome.checks.at(-1)).toMatchObject({ name: 'linearizability', verdict: 'inconclusive' });

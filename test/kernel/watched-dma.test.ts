@@ -4,21 +4,9 @@ import { PageAllocator } from '../../src/kernel/mm/page-allocator.js';
 import { FaultSwitches } from '../../src/runtime/faults.js';
 import { executeScenario } from '../../src/scenario/execute.js';
 import { loadScenario } from '../../src/scenario/load.js';
+import { LOST_INVALIDATION, onHost } from '../fixtures/on-host.js';
 
-const SCENARIO = `
-title: An invalidation gets lost
-hosts:
-  a: { profile: arm-generic }
-processes:
-  p: { on: a }
-steps:
-  - plug: { process: p, device: "0000:01:00.0" }
-  - map: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
-  - fault: { host: a, fault: smmu.drop-tlbi }
-  - unmap: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
-`;
+const SCENARIO = onHost('An invalidation gets lost', LOST_INVALIDATION);
 
 afterEach(() => {
   vi.restoreAllMocks();

@@ -9,6 +9,7 @@ import type { FinishedRun } from '../../src/report/summary.js';
 import { executeScenario, type ScenarioOutcome } from '../../src/scenario/execute.js';
 import { loadScenario } from '../../src/scenario/load.js';
 import type { TimelineEvent } from '../../src/scenario/timeline.js';
+import { LOST_INVALIDATION, onHost } from '../fixtures/on-host.js';
 
 const HOSTILE = '</script><script>window.broken = 1</script><!-- & "x" \u0001';
 
@@ -129,20 +130,7 @@ describe('the data', () => {
   });
 
   test("DMA that reached memory, but not its holder's, is no right end", async () => {
-    const text = `title: t
-hosts:
-  a: { profile: arm-generic }
-processes:
-  p: { on: a }
-steps:
-  - plug: { process: p, device: "0000:01:00.0" }
-  - map: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB } }
-  - fault: { host: a, fault: smmu.drop-tlbi }
-  - unmap: { process: p, iova: 0x10000000, length: 4 KiB }
-  - dma: { process: p, device: "0000:01:00.0", write: { to: 0x10000000, length: 4 KiB }, as: after }
-  - expect: { of: after, verdict: refused }
-`;
+    const text = onHost('t', `${LOST_INVALIDATION}  - expect: { of: after, verdict: refused }\n`);
     const scenario = loadScenario('scenarios/faulty/stale.yaml', text);
     const stale = pageOf((await executeScenario(scenario, { seed: 1, placement: 'inline' })).outcome);
     const wrong = stale.ways.filter((way) => way.explanation !== undefined);
