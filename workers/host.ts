@@ -1,13 +1,13 @@
 /** Worker entry: one emulated host, driven by the conductor of another thread through comlink. */
 import { workerData, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
-import { unpack } from 'msgpackr';
 import type { HostNodeSpec } from '../src/host/host-node.js';
 import { runProgram } from '../src/host/run-program.js';
+import { packed, unpack } from '../src/layout/msgpack.js';
 import { LocalHostNode } from '../src/testbed/local-node.js';
 import { NodeFailure, type NodeTurn } from '../src/testbed/node.js';
 import type { ProgramRequest } from '../src/testbed/run-program.js';
-import { packed, portEndpoint, type RemoteAnswer, type RemoteHost } from '../src/testbed/remote-node.js';
+import { portEndpoint, type RemoteAnswer, type RemoteHost } from '../src/testbed/remote-node.js';
 
 let node: LocalHostNode | undefined;
 

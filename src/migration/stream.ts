@@ -7,7 +7,7 @@
  * zeroes; see {@link wireBytes}.
  */
 import { crc32 } from 'node:zlib';
-import { Packr } from 'msgpackr';
+import { Packr } from '../layout/msgpack.js';
 import { defineStruct, u16, u32 } from '../layout/struct.js';
 import type { PageRun } from '../uapi/syscall.js';
 import type { BackingSegment } from '../vmm/guest-memory.js';

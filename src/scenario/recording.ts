@@ -4,8 +4,8 @@
  * A recording (`<name>.iovarun`, msgpackr) holds the scenario's text, the descriptions of its hosts, the seed, every node's
  * schedule and the history line by line. Nothing else is read when it is replayed, so it outlives changes of profiles.
  */
-import { Packr } from 'msgpackr';
 import type { HostDescription } from '../hardware/description.js';
+import { Packr } from '../layout/msgpack.js';
 import { InputError } from './text.js';
 import { loadScenario, type Scenario } from './load.js';
 import type { RunTrace, ScenarioOutcome } from './execute.js';

@@ -10,9 +10,9 @@
  */
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
-import { pack, unpack } from 'msgpackr';
 import type { HostNodeSpec } from '../host/host-node.js';
 import type { ProgramOutcome } from '../host/run-program.js';
+import { packed, unpack } from '../layout/msgpack.js';
 import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ProgramRequest } from './run-program.js';
 import { NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
@@ -166,12 +166,4 @@ export class RemoteHostNode implements Node {
     this.#death ??= failure;
     for (const tell of this.#waiting) tell(this.#death);
   }
-}
-
-/**
- * Packs a value into bytes of their own. msgpackr answers with a piece of its large buffer, and posting a piece would copy
- * the whole buffer to the other thread.
- */
-export function packed(value: unknown): Uint8Array {
-  return new Uint8Array(pack(value));
 }

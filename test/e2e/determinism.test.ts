@@ -2,8 +2,8 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { pack, unpack } from 'msgpackr';
 import { afterAll, describe, expect, test } from 'vitest';
+import { pack, unpack } from '../../src/layout/msgpack.js';
 import { iovaduct, runJson } from './cli.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'iovaduct-'));

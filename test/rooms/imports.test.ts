@@ -70,6 +70,12 @@ describe('rooms', () => {
     expect(all.length).toBeGreaterThan(20);
     expect(violations(all)).toEqual([]);
   });
+  test('only src/layout/msgpack.ts imports msgpackr', () => {
+    const importers = [...files, ...readdirSync('workers').map((file) => `workers/${file}`)].filter((file) =>
+      /from 'msgpackr/.test(readFileSync(file, 'utf8')),
+    );
+    expect(importers).toEqual(['src/layout/msgpack.ts']);
+  });
   test('an import upwards, into a hidden room or into no room would be found', () => {
     const found = (file: string, specifier: string): number =>
       violations(importsOf(file, `import { x } from '${specifier}';`)).length;

@@ -11,7 +11,7 @@
  * Invariants: HEAD moves only after the write-back of its descriptor was acknowledged, and the vector is raised only after that; a
  * queue that stopped does no DMA; every frame that arrived since the reset is in NIC_RX_FRAMES, in NIC_RX_DROPS, or waits.
  */
-import { pack, unpack } from 'msgpackr';
+import { pack, unpack } from '../../layout/msgpack.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import {
