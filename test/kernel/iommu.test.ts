@@ -12,6 +12,7 @@ import {
   writeEntry,
 } from '../../src/kernel/iommu/arm-smmu-v3/entries.js';
 import { cdSafeBits, cdUsedBits, steSafeBits, steUsedBits } from '../../src/hardware/smmu/used-bits.js';
+import { ArmSmmuDomain } from '../../src/kernel/iommu/arm-smmu-v3/domain.js';
 import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
 import { ArmSmmuNestedDomain, ArmVsmmu } from '../../src/kernel/iommu/arm-smmu-v3/vsmmu.js';
 import { DmaMemory } from '../../src/kernel/iommu/dma-memory.js';
@@ -468,6 +469,21 @@ describe('groups and ownership', () => {
     const device = m.addDevice('0000:01:00.0', 0x100);
     expect(m.run(iommu_device_claim_dma_owner(device, {}))).toBe(-EINVAL);
     expect(m.dma(device, 0x9001008)).toMatchObject({ ok: true, pa: 0x9001008 });
+  });
+
+  it('maps direct regions with pages as large as they allow, and leaves what is mapped already as it is', () => {
+    const direct = (start: bigint, last: bigint) => ({ type: 'direct', owner: 'RMR', start, last }) as const;
+    const regions = [direct(0x8000_0000n, 0x803f_ffffn), direct(0x803f_e000n, 0x8040_1fffn)];
+    const m = new Machine(hostDescription({}, { reservedRegions: regions }));
+    const device = m.addDevice('0000:01:00.0', 0x100);
+    const domain = m.group(device).domain;
+    const leaves = domain instanceof ArmSmmuDomain ? [...domain.leaves()] : [];
+    expect(leaves.map(({ iova, pa }) => pa - iova)).toEqual(leaves.map(() => 0));
+    expect(leaves.map(({ iova }) => iova)).toEqual([0x8000_0000, 0x8020_0000, 0x8040_0000, 0x8040_1000]);
+    expect(leaves.map(({ lengthBytes }) => lengthBytes)).toEqual([2 * MIB, 2 * MIB, 4096, 4096]);
+    for (const at of [0x8000_0000, 0x803f_ffff, 0x8040_1fff])
+      expect(m.dma(device, at)).toMatchObject({ ok: true, pa: at });
+    expect(m.dma(device, 0x8040_2000)).toMatchObject({ ok: false });
   });
 
   it('maps a doorbell for ordinary drivers and leaves it alone where the device reports it as a hardware region', () => {

@@ -25,16 +25,18 @@ export class DmaCookie {
     this.#nextPage = Math.min(LIMIT, Number(domain.apertureLast) + 1) - PAGE_BYTES;
   }
 
-  /** Identity-maps what firmware wants mapped; pages that are mapped already stay. 0 or -errno. */
+  /** Identity-maps what firmware wants mapped, in one piece where it can; pages that are mapped already stay. 0 or -errno. */
   *mapDirect(regions: readonly ResvRegion[]): Task<number> {
     const pageBytes = this.domain.pageSizes[0] ?? PAGE_BYTES;
     for (const region of regions) {
       if (region.type !== 'direct' && region.type !== 'direct-relaxable') continue;
-      const start = Math.floor(Number(region.start) / pageBytes) * pageBytes;
-      for (let at = start; at <= Number(region.last); at += pageBytes) {
-        if (this.domain.iova_to_phys(at) !== undefined) continue;
-        const rc = yield* this.domain.map(at, at, pageBytes, IOMMU_READ | IOMMU_WRITE);
+      const end = Math.ceil((Number(region.last) + 1) / pageBytes) * pageBytes;
+      let from = Math.floor(Number(region.start) / pageBytes) * pageBytes;
+      for (let at = from; at <= end; at += pageBytes) {
+        if (at < end && this.domain.iova_to_phys(at) === undefined) continue;
+        const rc = at === from ? 0 : yield* this.domain.map(from, from, at - from, IOMMU_READ | IOMMU_WRITE);
         if (rc < 0) return rc;
+        from = at + pageBytes;
       }
     }
     return 0;
