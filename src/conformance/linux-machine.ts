@@ -81,9 +81,9 @@ class SealedMemory implements PageMemory {
     return true;
   }
 
-  pageContents(pfn: number, pages: number): PageRun[] {
+  pageContents(pfn: number, pages: number, firstPage = 0): PageRun[] {
     return Array.from({ length: pages }, (_, i) => ({
-      firstPage: i,
+      firstPage: firstPage + i,
       pages: 1,
       bytes: this.read((pfn + i) * PAGE_BYTES, PAGE_BYTES),
     }));

@@ -64,7 +64,8 @@ export class BusAnalyser {
       else ends.push(end);
     }
     const { device, direction, iova, lengthBytes } = transaction;
-    this.#records.push({ ...transaction, ends, number: this.#records.length, timeNs: this.#runtime.now });
+    const [number, timeNs] = [this.#records.length, this.#runtime.now];
+    this.#records.push({ number, timeNs, device, direction, iova, lengthBytes, ends });
     const ended = ends
       .map(
         (end) =>

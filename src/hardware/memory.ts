@@ -137,15 +137,16 @@ export class PhysicalMemory {
     this.setPageStamps(pfn, pages, 0, 0);
   }
 
-  /** What pages hold, run-length coded, page numbers relative to `pfn`. Bytes only where bytes were written. */
-  pageContents(pfn: number, pages: number): PageRun[] {
-    const runs: PageRun[] = [];
+  /** What pages hold, run-length coded, the first being page `firstPage`. Bytes only where bytes were written. */
+  pageContents(pfn: number, pages: number, firstPage = 0): PageRun[] {
+    const runs: GrowingRun[] = [];
+    const base = pfn - firstPage;
     let at = pfn;
     while (at < pfn + pages) {
       const next = this.directory.nextEntry(at);
       const override = next < 0 || next >= pfn + pages ? pfn + pages : next;
-      this.#extentRuns(at, override, pfn, runs);
-      if (override < pfn + pages) this.#entryRun(override, pfn, runs);
+      this.#extentRuns(at, override, base, runs);
+      if (override < pfn + pages) this.#entryRun(override, base, runs);
       at = override + 1;
     }
     return runs;
@@ -160,7 +161,7 @@ export class PhysicalMemory {
     }
   }
 
-  #extentRuns(from: number, end: number, base: number, runs: PageRun[]): void {
+  #extentRuns(from: number, end: number, base: number, runs: GrowingRun[]): void {
     let at = from;
     for (let index = this.#extentIndex(from); at < end; index++) {
       const extent = this.#extents[index];
@@ -173,7 +174,7 @@ export class PhysicalMemory {
     }
   }
 
-  #entryRun(pfn: number, base: number, runs: PageRun[]): void {
+  #entryRun(pfn: number, base: number, runs: GrowingRun[]): void {
     const entry = this.directory.get(pfn);
     if (entry < 0) pushStamps(runs, pfn - base, 1, entryStamp(entry), 1);
     else if (this.arena.frameIsZero(entry)) pushStamps(runs, pfn - base, 1, 0, 0);
@@ -287,15 +288,20 @@ function cut(extent: StampExtent, pfn: number, pages: number): StampExtent[] {
   return [left, right].filter((piece) => piece.pages > 0);
 }
 
+/** A run that may still become longer: a list of runs in the making. */
+type GrowingRun = { -readonly [K in keyof StampRun]: StampRun[K] } | Exclude<PageRun, StampRun>;
+type StampRun = Extract<PageRun, { readonly stamp: number }>;
+
 /** Adds a run of stamps, joined to the last one where it goes on. A single page fits either step. */
-function pushStamps(runs: PageRun[], firstPage: number, pages: number, stamp: number, step: 0 | 1): void {
+function pushStamps(runs: GrowingRun[], firstPage: number, pages: number, stamp: number, step: 0 | 1): void {
   const last = runs.at(-1);
   if (last !== undefined && !('bytes' in last) && last.firstPage + last.pages === firstPage) {
     const joined =
       last.pages === 1 && pages === 1 ? (stamp === last.stamp ? 0 : 1) : last.pages === 1 ? step : last.step;
     const fits = (pages === 1 || step === joined) && stamp === last.stamp + last.pages * joined;
     if (fits) {
-      runs[runs.length - 1] = { ...last, pages: last.pages + pages, step: joined };
+      last.pages += pages;
+      last.step = joined;
       return;
     }
   }

@@ -411,7 +411,7 @@ export class KernelMachine {
 
   /** Nobody is at work in the kernel. @throws InvariantError when a rule does not hold */
   audit(): void {
-    auditIommufd(this.ictx, (pfn) => this.pages.pinCount(pfn), this.runtime.invariants);
+    auditIommufd(this.ictx, (extent) => this.pages.firstUnpinned(extent), this.runtime.invariants);
   }
 
   /** Everything was given back. @throws InvariantError when something was not */

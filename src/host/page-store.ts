@@ -44,9 +44,9 @@ export class PageStore implements PageMemory {
     return true;
   }
 
-  pageContents(pfn: number, pages: number): PageRun[] {
+  pageContents(pfn: number, pages: number, firstPage = 0): PageRun[] {
     return Array.from({ length: pages }, (_, i) => ({
-      firstPage: i,
+      firstPage: firstPage + i,
       pages: 1,
       bytes: this.read((pfn + i) * PAGE_BYTES, PAGE_BYTES),
     }));

@@ -223,8 +223,9 @@ export class Kernel {
     const contexts = new Set<IommufdContext>();
     for (const { files } of this.#processes.values())
       for (const file of files.open()) if (file instanceof IommufdFile) contexts.add(file.ictx);
-    const pinCount = (pfn: number): number => this.#pages.pinCount(pfn);
-    for (const ictx of contexts) auditIommufd(ictx, pinCount, this.#runtime.invariants, isDmaDriven);
+    for (const ictx of contexts) {
+      auditIommufd(ictx, (extent) => this.#pages.firstUnpinned(extent), this.#runtime.invariants, isDmaDriven);
+    }
   }
 
   #counters(): Record<string, number> {

@@ -10,6 +10,7 @@
  *
  * Source: QEMU hw/vfio/migration.c; domain.md A2.4, A3.10, A3.11.
  */
+import { sameBytes } from '../layout/bytes.js';
 import type { Task } from '../runtime/task.js';
 import { KernelError } from '../uapi/errno.js';
 import type { Guest } from '../vmm/guest.js';
@@ -181,7 +182,7 @@ export class MovingDevices {
     const found: string[] = [];
     for (const { source, target } of this.#moving) {
       const [there, here] = [yield* cardState(source.device), yield* cardState(target)];
-      if (there === undefined || here === undefined || Buffer.compare(there, here) !== 0) found.push(target.bdf);
+      if (there === undefined || here === undefined || !sameBytes(there, here)) found.push(target.bdf);
     }
     return found;
   }

@@ -5,6 +5,7 @@
  * content. Everything here costs what the runs cost, never what the pages would. Lists are sorted by page and disjoint.
  * Pure.
  */
+import { sameBytes } from '../layout/bytes.js';
 import type { PageRun } from '../uapi/syscall.js';
 import { GUEST_PAGE_BYTES, type PageRange } from '../vmm/page-set.js';
 
@@ -83,10 +84,6 @@ export function pageOfStamp(stamp: number): Uint8Array {
     view.setBigUint64(offset, word ^ (word >> 31n), true);
   }
   return bytes;
-}
-
-function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
-  return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
 
 function bytesOf(run: PageRun): Uint8Array {

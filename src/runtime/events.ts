@@ -48,8 +48,11 @@ export function compareEvents(nodeOrder: ReadonlyMap<string, number>): (a: RunEv
 export class HistoryDigest {
   readonly #hash: Hash = createHash('sha256');
 
-  add(event: RunEvent): void {
-    this.#hash.update(eventLine(event)).update('\n');
+  /** Adds an event; its line. */
+  add(event: RunEvent): string {
+    const line = eventLine(event);
+    this.#hash.update(`${line}\n`);
+    return line;
   }
 
   /** Hexadecimal digest of everything added so far. */

@@ -7,6 +7,7 @@
  * An interrupt that does not arrive is `silent`. What was not ok comes with a sentence that names the hop where the transaction
  * left its way.
  */
+import { repeatedWord, sameBytes } from '../layout/bytes.js';
 import { splitWords } from '../layout/bits.js';
 import type { TransactionEnd } from '../host/protocol.js';
 import type { Task } from '../runtime/task.js';
@@ -73,8 +74,7 @@ function* hasArrived(holder: DeviceHolder, step: DmaStep): Task<boolean> {
   const length = Math.min(Number(step.write.length), COMPARED_BYTES);
   const bytes = yield* holder.load(step.write.to, length);
   if (bytes === undefined) return false;
-  const word = patternWord(step.write.pattern);
-  return bytes.every((byte, index) => byte === ((word >>> (8 * (index % 4))) & 0xff));
+  return sameBytes(bytes, repeatedWord(patternWord(step.write.pattern), length));
 }
 
 /** Of a write that ended in a peer's BAR: how much of it is there now. Nothing to say of other ends. */
@@ -235,8 +235,7 @@ export function* performWork(holder: DeviceHolder, step: WorkStep): Task<StepRes
   if (error !== '') return { verdict: 'refused', text, ends, explanation };
   for (let number = Math.max(0, transfers - WORK_PLACES); number < transfers; number++) {
     const bytes = yield* holder.load(placeOf(number), lengthBytes);
-    const word = patternOf(number);
-    if (bytes?.every((byte, i) => byte === ((word >>> (8 * (i % 4))) & 0xff)) === true) continue;
+    if (bytes !== undefined && sameBytes(bytes, repeatedWord(patternOf(number), lengthBytes))) continue;
     return {
       verdict: 'silent',
       text: `${text}; memory at ${hexText(placeOf(number))} is not what it wrote`,

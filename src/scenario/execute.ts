@@ -7,7 +7,7 @@
 import type { HostDescription } from '../hardware/description.js';
 import type { ProgramOutcome } from '../host/run-program.js';
 import { signatureOf } from '../runtime/signature.js';
-import { eventLine, HistoryDigest, type RunEvent } from '../runtime/events.js';
+import { HistoryDigest } from '../runtime/events.js';
 import { givenUpIn, type InvariantId, type InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunFailure } from '../testbed/conductor.js';
@@ -219,7 +219,7 @@ export async function executeScenario(
   };
   return {
     outcome,
-    trace: { lines: linesOf(finished.events), choices: finished.choices, leftover: record?.leftover ?? {} },
+    trace: { lines: finished.lines, choices: finished.choices, leftover: record?.leftover ?? {} },
   };
 }
 
@@ -249,7 +249,7 @@ async function executeKernelOnly(
         : { strategy: 'recorded', of: 'explored', choices },
   });
   const digest = new HistoryDigest();
-  for (const event of ran.events) digest.add(event);
+  const lines = ran.events.map((event) => digest.add(event));
   const checks = [checkOf(ran, scenario.fails)];
   // The address space that is made when the file makes none is no step of it.
   const said = ran.results.filter(({ call }) => call.line !== undefined);
@@ -282,9 +282,5 @@ async function executeKernelOnly(
     tasks: ran.tasks,
     isBroken: false,
   };
-  return { outcome, trace: { lines: linesOf(ran.events), choices: { kernel: ran.choices }, leftover: ran.leftover } };
-}
-
-function linesOf(events: readonly RunEvent[]): string[] {
-  return events.map(eventLine);
+  return { outcome, trace: { lines, choices: { kernel: ran.choices }, leftover: ran.leftover } };
 }

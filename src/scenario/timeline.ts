@@ -87,10 +87,13 @@ export function reportedTransactions(
   limit = TRANSACTION_LIMIT,
 ): readonly TransactionRecord[] {
   if (records.length <= limit) return records;
-  const isPlain = ({ ends, direction }: TransactionRecord): boolean =>
-    ends.every(({ kind }) => kind === (direction === 'msi' ? 'doorbell' : 'memory'));
-  const others = records.filter((record) => !isPlain(record)).slice(0, limit);
-  const latest = others.length < limit ? records.filter(isPlain).slice(others.length - limit) : [];
-  const kept = new Set([...others, ...latest]);
+  const plain: TransactionRecord[] = [];
+  const others: TransactionRecord[] = [];
+  for (const record of records) {
+    const wanted = record.direction === 'msi' ? 'doorbell' : 'memory';
+    (record.ends.every(({ kind }) => kind === wanted) ? plain : others).push(record);
+  }
+  const kept = new Set(others.slice(0, limit));
+  for (const record of kept.size < limit ? plain.slice(kept.size - limit) : []) kept.add(record);
   return records.filter((record) => kept.has(record));
 }

@@ -33,6 +33,8 @@ export interface RunFailure {
 /** The history of a run and how it ended. */
 export interface Conducted {
   readonly events: readonly RunEvent[];
+  /** The events' canonical lines. */
+  readonly lines: readonly string[];
   readonly digest: string;
   readonly virtualNs: number;
   readonly rounds: number;
@@ -76,11 +78,13 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
   const order = compareEvents(new Map(nodes.map((node, index) => [node.name, index])));
   const digest = new HistoryDigest();
   const events: RunEvent[] = [];
+  const lines: string[] = [];
   let virtualNs = 0;
   let rounds = 0;
 
   const end = (failure?: RunFailure): Conducted => ({
     events,
+    lines,
     digest: digest.value(),
     virtualNs,
     rounds,
@@ -88,7 +92,10 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
   });
 
   for (;;) {
-    const earliest = Math.min(...seats.map((seat) => Math.min(seat.nextNs, seat.pending[0]?.deliverNs ?? Infinity)));
+    const earliest = seats.reduce(
+      (ns, { nextNs, pending }) => Math.min(ns, nextNs, pending[0]?.deliverNs ?? ns),
+      Infinity,
+    );
     if (earliest === Infinity) return end({ kind: 'stuck', node: 'main', message: options.describeStuck() });
     if (earliest > options.limitNs) {
       return end({
@@ -98,12 +105,26 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
       });
     }
     const horizonNs = earliest + MESSAGE_LATENCY_NS;
-    const turns = await takeTurns(seats, horizonNs);
-    const failed = turns.find((turn) => turn.failure !== undefined);
-    if (failed?.failure !== undefined) return end(failed.failure);
-    collect(turns, events, digest, order);
+    const answers: (Turn | Promise<Turn>)[] = [];
+    for (const seat of seats) {
+      const answer = takeTurn(seat, horizonNs);
+      if (answer !== undefined) answers.push(answer);
+    }
+    // A run of some ten thousand rounds in this thread need not wait for promises in each.
+    const taken = answers.filter(isTaken);
+    const turns =
+      taken.length === answers.length ? taken : await Promise.all(answers.map((answer) => Promise.resolve(answer)));
+    const happened: RunEvent[] = [];
+    for (const { result, failure } of turns) {
+      if (failure !== undefined) return end(failure);
+      for (const event of result?.events ?? []) happened.push(event);
+    }
+    if (happened.length > 1) happened.sort(order);
+    for (const event of happened) {
+      lines.push(digest.add(event));
+      events.push(event);
+    }
     for (const { result } of turns) for (const message of result?.outbox ?? []) post(seatByName, message);
-    for (const seat of seats) seat.pending.sort(compareMessages);
     virtualNs = earliest;
     rounds++;
     options.onProgress?.(virtualNs);
@@ -112,38 +133,29 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
 }
 
 interface Turn {
-  readonly result?: NodeResult;
-  readonly failure?: RunFailure;
+  readonly result: NodeResult | undefined;
+  readonly failure: RunFailure | undefined;
 }
 
-/** Lets every node with something to do before the horizon run to it, in parallel where they live in workers. */
-function takeTurns(seats: readonly Seat[], horizonNs: number): Promise<Turn[]> {
-  return Promise.all(
-    seats.map(async (seat): Promise<Turn> => {
-      const due = seat.pending.filter((message) => message.deliverNs < horizonNs);
-      if (due.length === 0 && seat.nextNs >= horizonNs) return {};
-      seat.pending = seat.pending.slice(due.length);
-      try {
-        const result = await seat.node.advance({ horizonNs, inbox: due });
-        seat.nextNs = result.nextNs;
-        return { result };
-      } catch (error) {
-        return { failure: failureOf(error, seat.node.name) };
-      }
-    }),
-  );
+function isTaken(turn: Turn | Promise<Turn>): turn is Turn {
+  return !(turn instanceof Promise);
 }
 
-function collect(
-  turns: readonly Turn[],
-  events: RunEvent[],
-  digest: HistoryDigest,
-  order: (a: RunEvent, b: RunEvent) => number,
-): void {
-  const happened = turns.flatMap((turn) => turn.result?.events ?? []).sort(order);
-  for (const event of happened) {
-    digest.add(event);
-    events.push(event);
+/** Lets a node that has something to do before the horizon run to it; those that live in workers run in parallel. */
+function takeTurn(seat: Seat, horizonNs: number): Turn | Promise<Turn> | undefined {
+  const due = seat.pending.filter((message) => message.deliverNs < horizonNs);
+  if (due.length === 0 && seat.nextNs >= horizonNs) return undefined;
+  seat.pending = seat.pending.slice(due.length);
+  const taken = (result: NodeResult): Turn => {
+    seat.nextNs = result.nextNs;
+    return { result, failure: undefined };
+  };
+  const broken = (error: unknown): Turn => ({ result: undefined, failure: failureOf(error, seat.node.name) });
+  try {
+    const answer = seat.node.advance({ horizonNs, inbox: due });
+    return answer instanceof Promise ? answer.then(taken, broken) : taken(answer);
+  } catch (error) {
+    return broken(error);
   }
 }
 
@@ -151,4 +163,5 @@ function post(seats: ReadonlyMap<string, Seat>, message: NodeMessage): void {
   const seat = seats.get(message.to);
   if (seat === undefined) throw new NodeFailure(message.from, 'broken', `message to unknown node ${message.to}`);
   seat.pending.push(message);
+  if (seat.pending.length > 1) seat.pending.sort(compareMessages);
 }

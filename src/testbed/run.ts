@@ -85,7 +85,7 @@ function brokenAtStart(error: unknown): RunOutcome {
           node: MAIN_NODE,
           message: error instanceof Error ? (error.stack ?? error.message) : String(error),
         };
-  return { events: [], digest: '', virtualNs: 0, rounds: 0, failure, choices: {}, invariants: [], tasks: 0 };
+  return { events: [], lines: [], digest: '', virtualNs: 0, rounds: 0, failure, choices: {}, invariants: [], tasks: 0 };
 }
 
 /** Carries out a run. Never rejects for what happens inside it: see `failure`. */

@@ -47,6 +47,6 @@ export const DMA_ERROR_CODE = { NONE: 0, READ_ABORTED: 1, WRITE_ABORTED: 2, BAD_
 /** FNV-1a over bytes, 32 bits, continuing from `hash`. */
 export function fnv1a32(bytes: Uint8Array, hash = 0x811c9dc5): number {
   let sum = hash;
-  for (const byte of bytes) sum = Math.imul(sum ^ byte, 0x01000193) >>> 0;
-  return sum;
+  for (const byte of bytes) sum = Math.imul(sum ^ byte, 0x01000193);
+  return sum >>> 0;
 }

@@ -13,6 +13,14 @@ export type PageRun =
   | { readonly firstPage: number; readonly pages: number; readonly stamp: number; readonly step: 0 | 1 }
   | { readonly firstPage: number; readonly pages: 1; readonly bytes: Uint8Array };
 
+/** A run as it is counted from a page `by` pages further down. */
+export function movedRun(run: PageRun, by: number): PageRun {
+  if (by === 0) return run;
+  const firstPage = run.firstPage + by;
+  if ('bytes' in run) return { firstPage, pages: 1, bytes: run.bytes };
+  return { firstPage, pages: run.pages, stamp: run.stamp, step: run.step };
+}
+
 /** How the pages behind an anonymous mapping lie in physical memory. */
 export type Contiguity = 'scattered' | 'short-runs' | 'pages' | 'huge-2m' | 'huge-1g';
 

@@ -7,7 +7,7 @@
  */
 import type { Process } from '../testbed/process.js';
 import type { Task } from '../runtime/task.js';
-import type { Contiguity, PageRun } from '../uapi/syscall.js';
+import { movedRun, type Contiguity, type PageRun } from '../uapi/syscall.js';
 import { CHUNK_PAGES } from './page-set.js';
 import { alignUp, PAGE_BYTES } from './ranges.js';
 
@@ -66,7 +66,7 @@ export class GuestMemory {
   /** Contents of pages of one segment; page numbers of the backing. */
   *loadPages(firstPage: number, pages: number): Task<PageRun[]> {
     const runs = yield* this.process.loadPages(this.vaOf(BigInt(firstPage) * PAGE_BYTES), pages);
-    return runs.map((run) => ({ ...run, firstPage: run.firstPage + firstPage }));
+    return runs.map((run) => movedRun(run, firstPage));
   }
 
   /** Replaces pages of one segment; page numbers of the backing, `runs` not empty. */
@@ -75,7 +75,7 @@ export class GuestMemory {
     const va = this.vaOf(BigInt(base) * PAGE_BYTES);
     yield* this.process.storePages(
       va,
-      runs.map((run) => ({ ...run, firstPage: run.firstPage - base })),
+      runs.map((run) => movedRun(run, -base)),
     );
   }
 

@@ -12,6 +12,7 @@
  * Invariants: in a ring, descriptors from `seen` to `tail` are posted and not known to be done; a slot is posted again only after
  * its frame was taken.
  */
+import { sameBytes } from '../layout/bytes.js';
 import { joinWords, type BitFields, type Register } from '../layout/bits.js';
 import { u32 } from '../layout/struct.js';
 import type { Task } from '../runtime/task.js';
@@ -470,15 +471,16 @@ function newRing(queue: number): Ring {
 
 /** Contents of frame `number`: every byte depends on the frame and its place in it. */
 function frameBytes(number: number, lengthBytes: number): Uint8Array {
-  return Uint8Array.from({ length: lengthBytes }, (_, i) => (i * 7 + number * 31 + 1) & 0xff);
+  const bytes = new Uint8Array(lengthBytes);
+  for (let i = 0; i < lengthBytes; i++) bytes[i] = (i * 7 + number * 31 + 1) & 0xff;
+  return bytes;
 }
 
 /** Which of the frames from `first` to `end`-1 arrived; undefined when it is none of them. */
 function numberOf(frame: Uint8Array, first: number, end: number, lengthBytes: number): number | undefined {
   if (frame.length !== lengthBytes) return undefined;
   for (let number = first; number < end; number++) {
-    const wanted = frameBytes(number, lengthBytes);
-    if (frame.every((byte, at) => byte === wanted[at])) return number;
+    if (sameBytes(frame, frameBytes(number, lengthBytes))) return number;
   }
   return undefined;
 }

@@ -5,6 +5,7 @@
  * in pieces of a page; a piece that was aborted ends the transfer with an error. A transfer that a migration interrupts goes on in
  * the card that its state is loaded into, from the piece it had come to.
  */
+import { repeatedWord } from '../../layout/bytes.js';
 import { joinWords } from '../../layout/bits.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
@@ -148,7 +149,7 @@ export class DmaEngine implements MigratableModel {
       const { done } = transfer;
       const size = Math.min(PIECE_BYTES, transfer.length - done);
       let { sum } = transfer;
-      let bytes = op === DMA_OP.FILL ? this.#pattern(size) : undefined;
+      let bytes = op === DMA_OP.FILL ? repeatedWord(this.#get(DMA_PATTERN.offset), size) : undefined;
       if (bytes === undefined) {
         const read = yield* this.#fn.dmaRead(src + BigInt(done), size);
         if (!read.ok) return DMA_ERROR_CODE.READ_ABORTED;
@@ -165,13 +166,6 @@ export class DmaEngine implements MigratableModel {
     }
     if (life === this.#life) this.#set(DMA_SUM.offset, transfer.sum);
     return DMA_ERROR_CODE.NONE;
-  }
-
-  #pattern(size: number): Uint8Array {
-    const bytes = new Uint8Array(size);
-    const pattern = this.#get(DMA_PATTERN.offset);
-    for (let i = 0; i < size; i++) bytes[i] = (pattern >>> (8 * (i & 3))) & 0xff;
-    return bytes;
   }
 
   #get(offset: number): number {

@@ -75,6 +75,8 @@ export class MigrationUnit {
   readonly #model: MigratableModel;
   readonly #context: Uint8Array;
   #dirtyContext = new Set<number>();
+  /** No changed page of context is below this. */
+  #firstDirty = 0;
   #activity: Activity = 'running';
   #dmaInFlight = 0;
   #messagesInFlight = 0;
@@ -199,6 +201,7 @@ export class MigrationUnit {
   markContext(): void {
     sharedWrite(this, 'context');
     for (let at = 0; at < this.#context.length; at += CONTEXT_PAGE_BYTES) this.#dirtyContext.add(at);
+    this.#firstDirty = 0;
   }
 
   /** Pages of context that changed since they were taken last. */
@@ -210,10 +213,10 @@ export class MigrationUnit {
   /** Takes the lowest changed page; undefined when none is left. */
   takeContext(): Uint8Array | undefined {
     sharedWrite(this, 'context');
-    let first = Infinity;
-    for (const at of this.#dirtyContext) first = Math.min(first, at);
-    if (first === Infinity) return undefined;
-    this.#dirtyContext.delete(first);
+    if (this.#dirtyContext.size === 0) return undefined;
+    let first = this.#firstDirty;
+    while (!this.#dirtyContext.delete(first)) first += CONTEXT_PAGE_BYTES;
+    this.#firstDirty = first;
     return contextRecord(first, this.#context.subarray(first, first + CONTEXT_PAGE_BYTES));
   }
 
@@ -337,7 +340,9 @@ export class MigrationUnit {
     sharedWrite(this, 'context', this.#serial, this.#serial + 1);
     const at = (this.#serial % entries) * context_entry.sizeBytes;
     this.#context.set(context_entry.encode({ iova, length: lengthBytes, serial: this.#serial }), at);
-    this.#dirtyContext.add(at - (at % CONTEXT_PAGE_BYTES));
+    const page = at - (at % CONTEXT_PAGE_BYTES);
+    this.#dirtyContext.add(page);
+    this.#firstDirty = Math.min(this.#firstDirty, page);
     this.#serial = (this.#serial + 1) >>> 0;
   }
 

@@ -11,6 +11,7 @@ import { invariant, InvariantError } from '../../runtime/task.js';
 import type { Device } from '../device.js';
 import type { PagingDomain } from '../iommu/domain.js';
 import type { IommuGroup } from '../iommu/group.js';
+import type { PageExtent } from '../mm/page-allocator.js';
 import { IOMMU_NO_PASID, IommufdDevice } from './device.js';
 import { IOVA_MAX, type IoPageTable } from './io-pagetable.js';
 import { Ioas } from './ioas.js';
@@ -18,8 +19,8 @@ import type { IoptArea } from './area.js';
 import type { IommufdContext } from './main.js';
 import { PAGE_BYTES, PAGE_SIZE } from './pages.js';
 
-/** Whether a physical page is pinned. */
-type PinCount = (pfn: number) => number;
+/** Number of the first page of a run that is not pinned. */
+type FirstUnpinned = (extent: PageExtent) => number | undefined;
 
 function hex(value: bigint): string {
   return `0x${value.toString(16)}`;
@@ -103,7 +104,7 @@ interface Shown {
   readonly lengthBytes: number;
 }
 
-function shownBy(iopt: IoPageTable, pinCount: PinCount): Shown[] {
+function shownBy(iopt: IoPageTable, firstUnpinned: FirstUnpinned): Shown[] {
   const shown: Shown[] = [];
   for (const area of iopt.areas.overlapping()) {
     const { pages } = area;
@@ -112,8 +113,8 @@ function shownBy(iopt: IoPageTable, pinCount: PinCount): Shown[] {
     const end = Number(area.last) + 1;
     let offset = Number(area.startByte % PAGE_SIZE);
     for (const { pfn, pages: count } of pages.runs(area.firstPage, area.lastPage)) {
-      for (let page = pfn; page < pfn + count && !pages.source.isDmaBuf; page++)
-        invariant(pinCount(page) > 0, () => `area at ${hex(area.iova)}: page ${page} is not pinned`, 'INV-4');
+      const unpinned = pages.source.isDmaBuf ? undefined : firstUnpinned({ pfn, pages: count });
+      invariant(unpinned === undefined, () => `area at ${hex(area.iova)}: page ${unpinned} is not pinned`, 'INV-4');
       const lengthBytes = Math.min(count * PAGE_BYTES - offset, end - iova);
       shown.push({ area, iova, pa: pfn * PAGE_BYTES + offset, lengthBytes });
       iova += lengthBytes;
@@ -189,7 +190,7 @@ function auditGroup(ictx: IommufdContext, group: IommuGroup, bound: number, ledg
  */
 export function auditIommufd(
   ictx: IommufdContext,
-  pinCount: PinCount,
+  firstUnpinned: FirstUnpinned,
   ledger: InvariantLedger,
   isDmaDriven: (device: Device) => boolean = () => false,
 ): void {
@@ -214,7 +215,7 @@ export function auditIommufd(
     auditRanges(ictx, object, ledger);
     for (const area of iopt.areas.overlapping()) auditArea(object, area, ledger);
     if (iopt.domains.length === 0) continue;
-    const wanted = shownBy(iopt, pinCount);
+    const wanted = shownBy(iopt, firstUnpinned);
     for (const domain of iopt.domains) auditTables(ictx, object, domain, wanted);
     ledger.held('INV-4', iopt.domains.length);
   }

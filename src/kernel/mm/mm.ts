@@ -11,7 +11,7 @@ import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW } from '../../uapi/errno.js';
-import { PROT_READ, PROT_WRITE, type Contiguity, type PageRun } from '../../uapi/syscall.js';
+import { PROT_READ, PROT_WRITE, movedRun, type Contiguity, type PageRun } from '../../uapi/syscall.js';
 import { PIN_PAGE_NS, PIN_RUN_NS } from '../costs.js';
 import type { PageAllocator, PageExtent, PageMemory } from './page-allocator.js';
 
@@ -181,9 +181,7 @@ export class MmStruct {
   loadPages(address: bigint, pages: number): PageRun[] | number {
     const runs: PageRun[] = [];
     const rc = this.#forEachExtent(address, pages, PROT_READ, (extent, firstPage) => {
-      for (const run of this.memory.pageContents(extent.pfn, extent.pages)) {
-        runs.push({ ...run, firstPage: firstPage + run.firstPage });
-      }
+      for (const run of this.memory.pageContents(extent.pfn, extent.pages, firstPage)) runs.push(run);
     });
     return rc < 0 ? rc : runs;
   }
@@ -198,8 +196,8 @@ export class MmStruct {
         (extent, firstPage) => {
           const stored: PageRun =
             'bytes' in run
-              ? { ...run, firstPage: 0 }
-              : { ...run, firstPage: 0, pages: extent.pages, stamp: run.stamp + firstPage * run.step };
+              ? movedRun(run, -run.firstPage)
+              : { firstPage: 0, pages: extent.pages, stamp: run.stamp + firstPage * run.step, step: run.step };
           this.memory.setPageContents(extent.pfn, [stored]);
         },
       );

@@ -160,6 +160,12 @@ export class PageAllocator {
     return this.#pins.count(pfn);
   }
 
+  /** The first page of a run that nobody has pinned. */
+  firstUnpinned(extent: PageExtent): number | undefined {
+    sharedRange(this, 'pins of ', extent.pfn * PAGE_BYTES, extent.pages * PAGE_BYTES, false);
+    return this.#pins.uniformPieces(extent).find(({ pfn }) => this.#pins.count(pfn) === 0)?.pfn;
+  }
+
   /** Zeroed pages in mapping order, laid out as `contiguity` says; undefined when there is not enough memory. */
   alloc(pages: number, contiguity: Contiguity): PageExtent[] | undefined {
     sharedWrite(this, 'free');
