@@ -10,6 +10,8 @@ export const EXIT = {
   usage: 64,
   /** The testbed itself broke. */
   broken: 70,
+  /** Ended by Ctrl-C: 128 and the number of SIGINT. */
+  interrupted: 130,
 } as const;
 
 /** Wrong usage that commander cannot see. */

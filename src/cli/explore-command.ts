@@ -11,6 +11,7 @@ import { EXIT, UsageError } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
 import { exploreOne, faulty, fileNames, type Explored, type ExploreOptions } from './explore-one.js';
 import { incidentTable } from './explore-table.js';
+import { interruptible } from './interrupt.js';
 import { checkOutputs, readScenarios, scenarioFiles, writeJson } from './files.js';
 import { LiveLine, ofSeveral } from './progress.js';
 import { palette } from './run.js';
@@ -55,9 +56,9 @@ function sizeText({ scenario, deviations }: Shrunk): string {
   return `${many(tasks.length, 'task')}, ${many(calls, 'call')} after ${own} to set up, ${switches}`;
 }
 
-function verdictOf({ failure, inconclusive }: Exploration): Attempt['verdict'] {
+function verdictOf({ failure, inconclusive, isInterrupted }: Exploration): Attempt['verdict'] {
   if (failure !== undefined) return 'fail';
-  return inconclusive > 0 ? 'inconclusive' : 'pass';
+  return inconclusive > 0 || isInterrupted ? 'inconclusive' : 'pass';
 }
 
 function markOf(exploration: Exploration, colours: Palette): string {
@@ -69,8 +70,20 @@ function exploredText(
   { scenario, exploration, seconds, shrunk, isLost, corpusFile }: Explored,
   colours: Palette,
 ): string {
-  const { runs, tasks, choices, changePoints, distinctSchedules, distinctStates, failure, guarantees, bounds } =
-    exploration;
+  const {
+    runs,
+    tasks,
+    choices,
+    changePoints,
+    distinctSchedules,
+    distinctStates,
+    failure,
+    guarantees,
+    bounds,
+    isInterrupted,
+  } = exploration;
+  if (runs === 0)
+    return `${markOf(exploration, colours)} ${scenario.name}  interrupted before the first schedules were made\n`;
   const rate = runs / seconds;
   const speed = seconds > 0 ? `, ${rate.toFixed(rate < 10 ? 1 : 0)} a second` : '';
   const lines = [
@@ -81,6 +94,7 @@ function exploredText(
     ...(failure === undefined ? guarantees : []).map((one) => colours.faint(guaranteeText(scenario, one))),
     ...bounds.map((bound) => colours.faint(boundText(bound, scenario.kernelOnly !== undefined))),
   ];
+  if (isInterrupted) lines.push('  interrupted');
   if (exploration.reaches > 1)
     lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
   const givenUp = givenUpIn(exploration.invariants);
@@ -145,6 +159,7 @@ function exploredJson(
       stalls_left_out: hasStalls,
     })),
     self_tests: exploration.selfTests,
+    interrupted: exploration.isInterrupted,
     reaches: exploration.reaches,
     schedules_per_second: Math.round(exploration.runs / seconds),
     invariants: exploration.invariants,
@@ -185,31 +200,45 @@ function totalText(total: number, failed: number, inconclusive = 0): string {
   return `${many(total, 'scenario')}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
 }
 
+/** What Ctrl-C has left undone, of scenarios or of rows. */
+function leftText(total: number, made: number): string {
+  return `interrupted: ${made} of ${many(total, 'scenario')} done\n`;
+}
+
 /** Every failure in turn. */
-async function sweepCommand(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
+async function sweepCommand(
+  scenarios: readonly Scenario[],
+  options: ExploreOptions,
+  signal: AbortSignal,
+): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const all: object[] = [];
   let failed = 0;
   for (const [i, scenario] of scenarios.entries()) {
     const { file, name } = scenario;
-    const sweep = await failNth(scenario, options.seed, (runs) =>
-      live.show(ofSeveral(i, scenarios.length, `${name}: ${many(runs, 'run')}`)),
-    );
+    const tell = (runs: number): void => live.show(ofSeveral(i, scenarios.length, `${name}: ${many(runs, 'run')}`));
+    const sweep = await failNth(scenario, options.seed, tell, signal);
     live.clear();
+    if (signal.aborted) break;
     out.write(sweepText(name, sweep, palette(out.isTTY)));
     if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
     all.push({ file, name, injected: sweep.injected, invariants: sweep.invariants });
   }
-  out.write(totalText(scenarios.length, failed));
+  out.write(signal.aborted ? leftText(scenarios.length, all.length) : totalText(scenarios.length, failed));
   writeJson({ scenarios: all }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
 }
 
 /** How soon historical faults are found. */
-async function tableCommand(scenarios: readonly Scenario[], options: ExploreOptions, seeds: number): Promise<void> {
+async function tableCommand(
+  scenarios: readonly Scenario[],
+  options: ExploreOptions,
+  seeds: number,
+  signal: AbortSignal,
+): Promise<void> {
   const live = new LiveLine(process.stderr);
-  const table = await incidentTable(scenarios, options, seeds, (text) => live.show(text));
+  const table = await incidentTable(scenarios, options, seeds, (text) => live.show(text), signal);
   live.clear();
   (options.json === '-' ? process.stderr : process.stdout).write(table.text);
   writeJson(table.json, options.json);
@@ -226,16 +255,16 @@ function withHistory(read: readonly Scenario[]): Scenario[] {
 }
 
 /** Explores scenarios one after another. */
-async function exploreAll(scenarios: readonly Scenario[], options: ExploreOptions): Promise<void> {
+async function exploreAll(scenarios: readonly Scenario[], options: ExploreOptions, signal: AbortSignal): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
   const names = fileNames(scenarios);
   const all: Explored[] = [];
   for (const [i, scenario] of scenarios.entries()) {
     const fileName = names[i] ?? scenario.name;
-    const explored = await exploreOne(scenario, fileName, options, (text) =>
-      live.show(ofSeveral(i, scenarios.length, text)),
-    );
+    if (signal.aborted) break;
+    const tell = (text: string): void => live.show(ofSeveral(i, scenarios.length, text));
+    const explored = await exploreOne(scenario, fileName, options, tell, signal);
     live.clear();
     all.push(explored);
     out.write(exploredText(explored, palette(out.isTTY)));
@@ -245,7 +274,8 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
   const verdicts = all.map(({ exploration }) => verdictOf(exploration));
   const failed = verdicts.filter((verdict) => verdict === 'fail').length;
   const inconclusive = verdicts.filter((verdict) => verdict === 'inconclusive').length;
-  out.write(totalText(all.length, failed, inconclusive));
+  const isWhole = all.length === scenarios.length;
+  out.write(isWhole ? totalText(all.length, failed, inconclusive) : leftText(scenarios.length, all.length));
   writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
   else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
@@ -257,7 +287,10 @@ export async function exploreCommand(paths: readonly string[], options: ExploreO
     throw new UsageError('--depth: PCT looks for bugs of depth 1 at least');
   checkOutputs([options.json], [options.corpus, options.report]);
   const read = readScenarios(scenarioFiles(paths));
-  if (options.failNth === true) await sweepCommand(read, options);
-  else if (options.table !== undefined) await tableCommand(read, options, options.table);
-  else await exploreAll(options.history === true ? withHistory(read) : read, options);
+  const { failNth: isSweep, table, history } = options;
+  await interruptible(async (signal) => {
+    if (isSweep === true) await sweepCommand(read, options, signal);
+    else if (table !== undefined) await tableCommand(read, options, table, signal);
+    else await exploreAll(history === true ? withHistory(read) : read, options, signal);
+  });
 }

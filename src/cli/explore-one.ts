@@ -50,12 +50,16 @@ export function fileNames(scenarios: readonly Scenario[]): string[] {
   return distinctNames(scenarios.map(({ name }) => name.replaceAll(/[^\w.-]+/g, '-')));
 }
 
-/** Explores a scenario; what is written of it is called `fileName`, and `show` is told how far that is. */
+/**
+ * Explores a scenario; what is written of it is called `fileName`, and `show` is told how far that is. `signal` ends it with what
+ * there is by then.
+ */
 export async function exploreOne(
   scenario: Scenario,
   fileName: string,
   options: ExploreOptions,
   show: (progress: string) => void,
+  signal: AbortSignal,
 ): Promise<Explored> {
   const { strategy, runs, depth, seed, jobs } = options;
   const start = performance.now();
@@ -66,6 +70,7 @@ export async function exploreOne(
     depth,
     seed,
     jobs,
+    signal,
     onMeasured: (done) => show(`${scenario.name}: measuring, ${many(done, 'run')}`),
     onProgress: (done) => show(`${scenario.name}: ${done} of ${runs} schedules`),
   });
@@ -77,7 +82,7 @@ export async function exploreOne(
     ? await shrink(
         { file, text, seed, signature: failure.signature, deviations: failure.deviations },
         SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
-        (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`),
+        { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
       )
     : undefined;
   let corpusFile: string | undefined;

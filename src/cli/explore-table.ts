@@ -17,14 +17,14 @@ async function rowOf(
   options: ExploreOptions,
   seeds: number,
   show: (progress: string) => void,
+  signal: AbortSignal,
 ): Promise<IncidentRow> {
   const explorations: Exploration[] = [];
   let small: Shrunk | undefined;
   for (let i = 0; i < seeds; i++) {
     const one = { ...options, seed: options.seed + i, shrink: options.shrink && small === undefined };
-    const { exploration, shrunk } = await exploreOne(scenario, fileName, one, (text) =>
-      show(`${text}, seed ${i + 1} of ${seeds}`),
-    );
+    const tell = (text: string): void => show(`${text}, seed ${i + 1} of ${seeds}`);
+    const { exploration, shrunk } = await exploreOne(scenario, fileName, one, tell, signal);
     explorations.push(exploration);
     small ??= shrunk;
   }
@@ -89,6 +89,7 @@ export async function incidentTable(
   options: ExploreOptions,
   seeds: number,
   show: (progress: string) => void,
+  signal: AbortSignal,
 ): Promise<IncidentTable> {
   const wanted = scenarios.flatMap((scenario) => {
     const fault = historicalFault(scenario);
@@ -99,7 +100,10 @@ export async function incidentTable(
   const rows: IncidentRow[] = [];
   for (const [i, one] of wanted.entries()) {
     const tell = (text: string): void => show(ofSeveral(i, wanted.length, text));
-    rows.push(await rowOf(one, names[i] ?? '', options, seeds, tell));
+    const row = await rowOf(one, names[i] ?? '', options, seeds, tell, signal);
+    // Some of its seeds were not tried.
+    if (signal.aborted) break;
+    rows.push(row);
   }
   const numberOf = ({ incident }: IncidentRow): number => Number(incident?.slice('IN-'.length) ?? Infinity);
   rows.sort((a, b) => (numberOf(a) === numberOf(b) ? 0 : numberOf(a) - numberOf(b)));

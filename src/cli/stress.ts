@@ -13,6 +13,7 @@ import { errnoName } from '../uapi/errno.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { checkOutputs, writeJson } from './files.js';
+import { interruptible } from './interrupt.js';
 import { wholeNumber } from './options.js';
 import { LiveLine } from './progress.js';
 
@@ -113,11 +114,13 @@ async function stress(flags: StressFlags): Promise<void> {
   // Loaded only here: no other command has kernel or arena in its main thread.
   const { runStress } = await import('../stress/supervisor.js');
   const live = new LiveLine(process.stderr, PLAIN_MS);
-  const report = await runStress(options, { tell: (progress) => live.show(progressText(progress)) });
-  live.clear();
-  writeJson(reportJson(report), flags.json);
-  if (flags.json !== '-') process.stdout.write(stressText(report));
-  process.exitCode = STATUS[report.verdict];
+  await interruptible(async (signal) => {
+    const report = await runStress(options, { tell: (progress) => live.show(progressText(progress)), signal });
+    live.clear();
+    writeJson(reportJson(report), flags.json);
+    if (flags.json !== '-') process.stdout.write(`${signal.aborted ? 'interrupted: ' : ''}${stressText(report)}`);
+    process.exitCode = STATUS[report.verdict];
+  });
 }
 
 /** Adds `stress`. */

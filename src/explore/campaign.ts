@@ -7,6 +7,7 @@
 import { Piscina } from 'piscina';
 import type { Scenario } from '../scenario/load.js';
 import { BoundedSearch, isPruned, type BoundReport } from './exhaustive.js';
+import { goesOn } from './between-runs.js';
 import { Collector, measureChoices, sample, type Sampled } from './explore.js';
 import { record, type Deviations } from './record.js';
 import { guarantee, scheduleOf, type Sampling, type StrategyName } from './strategies.js';
@@ -26,6 +27,8 @@ export interface Campaign {
   readonly onProgress?: (runs: number) => void;
   /** Is told of the runs that are made beforehand, to see how long they are. */
   readonly onMeasured?: (runs: number) => void;
+  /** Ends the exploration with what it has. */
+  readonly signal?: AbortSignal;
 }
 
 /** A run that failed, and the schedule that made it. */
@@ -57,6 +60,8 @@ export interface Exploration {
   /** Runs that were made twice, to see that they are the same. */
   readonly selfTests: number;
   readonly failure: CampaignFailure | undefined;
+  /** It was told to end before it had. */
+  readonly isInterrupted: boolean;
 }
 
 /** A piece of a campaign for a thread. Plain data. */
@@ -70,7 +75,7 @@ export interface ExploreJob {
 }
 
 /** Runs in a chunk. */
-const CHUNK = { kernelOnly: 1024, whole: 8 };
+const CHUNK = { kernelOnly: 256, whole: 8 };
 /** Pre-emptions of the bounded searches that come before the unbounded one. */
 const BOUNDS = [0, 1, 2, 3];
 
@@ -102,7 +107,10 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     strategy,
     seed,
     depth,
-    choices: await measureChoices(subject, seed, campaign.onMeasured),
+    choices: await measureChoices(subject, seed, async (runs) => {
+      campaign.onMeasured?.(runs);
+      return await goesOn(campaign.signal);
+    }),
   };
   const chunk = subject.isKernelOnly ? CHUNK.kernelOnly : CHUNK.whole;
   const wanted = strategy === 'in-order' ? 1 : campaign.runs;
@@ -130,37 +138,38 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     reaches: total.reaches.size,
     inconclusive: total.inconclusive,
     selfTests: total.selfTests,
+    isInterrupted: campaign.signal?.aborted === true,
     failure:
       failure &&
       (await failureOf(subject, seed, failure.run, failure.attempt, () => scheduleOf(sampling, failure.run))),
   };
 }
 
-function report({ onProgress }: Campaign, runs: number): boolean {
+async function report({ onProgress, signal }: Campaign, runs: number): Promise<boolean> {
   onProgress?.(runs);
-  return true;
+  return await goesOn(signal);
 }
 
 /** Chunks up to the one with the first failure, in order. */
 async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: number, wanted: number): Promise<Sampled[]> {
-  const { scenario, seed } = campaign;
+  const { scenario, seed, signal = null } = campaign;
   const pool = new Piscina<ExploreJob, Sampled>({
     filename: new URL('../../workers/explore.js', import.meta.url).href,
     maxThreads: campaign.jobs,
     // Runs leave nothing behind: a larger nursery copies less.
     resourceLimits: { maxYoungGenerationSizeMb: 64 },
   });
-  const parts: Sampled[] = [];
+  const parts = new Map<number, Sampled>();
   let next = 0;
   let done = 0;
   let failing = Infinity;
   const work = async (): Promise<void> => {
-    while (next * chunk < wanted && next < failing) {
+    while (next * chunk < wanted && next < failing && signal?.aborted !== true) {
       const index = next++;
       const first = index * chunk;
       const end = Math.min(wanted, first + chunk);
-      const part = await pool.run({ file: scenario.file, text: scenario.text, seed, sampling, first, end });
-      parts[index] = part;
+      const part = await pool.run({ file: scenario.file, text: scenario.text, seed, sampling, first, end }, { signal });
+      parts.set(index, part);
       done += part.runs;
       if (part.failure !== undefined) failing = Math.min(failing, index);
       campaign.onProgress?.(done);
@@ -168,10 +177,14 @@ async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: numbe
   };
   try {
     await Promise.all(Array.from({ length: campaign.jobs }, work));
+  } catch (error) {
+    // A chunk that was under way counts for nothing.
+    if (signal?.aborted !== true) throw error;
   } finally {
     await pool.destroy();
   }
-  return parts.slice(0, failing + 1);
+  const counted = [...parts].filter(([index]) => index <= failing).sort(([a], [b]) => a - b);
+  return counted.map(([, part]) => part);
 }
 
 function merge(parts: readonly Sampled[]): Sampled {
@@ -186,16 +199,18 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
   const collector = new Collector();
   const bounds: BoundReport[] = [];
   let failure: CampaignFailure | undefined;
+  let isInterrupted = false;
   let started = 0;
   for (const bound of [...BOUNDS.filter((preemptions) => preemptions <= campaign.depth), Infinity]) {
     const search = new BoundedSearch(bound);
-    while (!search.isDone && failure === undefined && started < campaign.runs) {
+    while (!search.isDone && failure === undefined && started < campaign.runs && !isInterrupted) {
       started++;
       const schedule = search.next();
       const attempt = await subject.attempt({ scheduleOf: schedule });
       const wasPruned = isPruned(attempt.failure?.message ?? '');
       search.ended(wasPruned);
-      if (started % 64 === 0) report(campaign, started);
+      const isTold = started % 64 === 0 || !subject.isKernelOnly;
+      if (isTold && !(await report(campaign, started))) isInterrupted = true;
       if (wasPruned) continue;
       collector.add(attempt, undefined);
       if (attempt.failure !== undefined) {
@@ -226,5 +241,6 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
     inconclusive: total.inconclusive,
     selfTests: 0,
     failure,
+    isInterrupted,
   };
 }

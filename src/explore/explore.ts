@@ -131,18 +131,18 @@ export class Collector {
   }
 }
 
-/** k for PCT: the longest of the first runs, which are random. `onProgress` is told how many were made. */
+/** k for PCT: the longest of the first runs, which are random. `onProgress` is told how many were made; false ends measuring. */
 export async function measureChoices(
   subject: Subject,
   seed: number,
-  onProgress?: (runs: number) => void,
+  onProgress?: (runs: number) => Promise<boolean>,
 ): Promise<number> {
   let longest = 1;
   for (let index = 0; index < WARM_UP_RUNS; index++) {
     const schedule = scheduleOf({ strategy: 'random', seed, depth: 1, choices: 1 }, index);
     const { choices } = await subject.attempt({ scheduleOf: () => schedule });
     longest = Math.max(longest, lengthOf(choices));
-    onProgress?.(index + 1);
+    if ((await onProgress?.(index + 1)) === false) break;
   }
   return longest;
 }
@@ -167,7 +167,7 @@ export interface SampleRange {
   readonly first: number;
   readonly end: number;
   /** Told now and then how many runs are done; false ends sampling there. */
-  readonly onProgress?: (done: number) => boolean;
+  readonly onProgress?: (done: number) => Promise<boolean>;
 }
 
 /** Runs first..end-1 in order, up to the first that fails. */
@@ -184,7 +184,8 @@ export async function sample(subject: Subject, sampling: Sampling, range: Sample
       collector.selfTested();
       if (flaw !== undefined) return collector.result({ run: index, attempt: flaw });
     }
-    if ((index % 64 === 63 || !subject.isKernelOnly) && range.onProgress?.(index + 1 - range.first) === false) break;
+    const isTold = index % 64 === 63 || !subject.isKernelOnly;
+    if (isTold && (await range.onProgress?.(index + 1 - range.first)) === false) break;
   }
   return collector.result(undefined);
 }

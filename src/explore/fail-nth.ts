@@ -10,6 +10,7 @@
 import type { FaultId } from '../runtime/faults.js';
 import { InvariantLedger, type InvariantReport } from '../runtime/invariants.js';
 import type { Scenario } from '../scenario/load.js';
+import { goesOn } from './between-runs.js';
 import { subjectOf, type Attempt, type AttemptFailure } from './subject.js';
 
 /** What fails. */
@@ -54,14 +55,20 @@ function leakOf({ leftover }: Attempt, clean: Attempt): AttemptFailure | undefin
   return { signature: 'objects: left behind', id: 'objects', message, task: '-' };
 }
 
-/** Sweeps a scenario. `onProgress` is told how many runs were made. */
-export async function failNth(scenario: Scenario, seed: number, onProgress?: (runs: number) => void): Promise<Sweep> {
+/** Sweeps a scenario. `onProgress` is told how many runs were made; `signal` ends the sweep with what it has. */
+export async function failNth(
+  scenario: Scenario,
+  seed: number,
+  onProgress?: (runs: number) => void,
+  signal?: AbortSignal,
+): Promise<Sweep> {
   const subject = subjectOf(scenario, seed);
   const ledger = new InvariantLedger();
   const injected: Injected[] = [];
   let runs = 0;
   for (const fault of INJECTED) {
     for (const node of subject.nodesOf(fault)) {
+      if (signal?.aborted === true) break;
       const once = async (skip: number): Promise<Attempt> =>
         await subject.attempt({
           scheduleOf: () => ({ strategy: 'in-order' }),
@@ -71,7 +78,7 @@ export async function failNth(scenario: Scenario, seed: number, onProgress?: (ru
       const clean = await once(Number.MAX_SAFE_INTEGER);
       let calls = 0;
       let failure: Injected['failure'];
-      while (calls < MAX_CALLS && failure === undefined) {
+      while (calls < MAX_CALLS && failure === undefined && (await goesOn(signal))) {
         const attempt = await once(calls);
         onProgress?.(++runs);
         for (const report of attempt.invariants) ledger.add(report);

@@ -13,6 +13,7 @@ import type { Deviation } from '../runtime/policies.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
+import { goesOn } from './between-runs.js';
 import { countDeviations, deviating, record, type Deviations } from './record.js';
 import { scheduleOf } from './strategies.js';
 import { KERNEL_NODE, subjectOf, type Attempt, type Subject } from './subject.js';
@@ -44,6 +45,14 @@ export interface ShrinkBudget {
   readonly attempts: number;
   /** Schedules tried for each smaller scenario that does not fail under the known one. */
   readonly schedules: number;
+}
+
+/** Who looks on while a case is made small. */
+export interface ShrinkWatch {
+  /** Is told how many runs that has taken. */
+  readonly onProgress?: (attempts: number) => void;
+  /** Ends shrinking with what it has. */
+  readonly signal?: AbortSignal;
 }
 
 type Path = readonly (string | number)[];
@@ -135,27 +144,28 @@ function parse(text: string): Document {
 class Shrinker {
   readonly #case: FailingCase;
   readonly #budget: ShrinkBudget;
-  readonly #onProgress: ((attempts: number) => void) | undefined;
+  readonly #watch: ShrinkWatch;
   attempts = 0;
   text: string;
   deviations: Deviations;
   attempt: Attempt | undefined;
 
-  constructor(failing: FailingCase, budget: ShrinkBudget, onProgress?: (attempts: number) => void) {
+  constructor(failing: FailingCase, budget: ShrinkBudget, watch: ShrinkWatch) {
     this.#case = failing;
     this.#budget = budget;
-    this.#onProgress = onProgress;
+    this.#watch = watch;
     this.text = failing.text;
     this.deviations = failing.deviations;
   }
 
-  #count(): void {
+  async #count({ isKernelOnly }: Subject): Promise<void> {
     this.attempts++;
-    this.#onProgress?.(this.attempts);
+    this.#watch.onProgress?.(this.attempts);
+    if (this.attempts % 64 === 0 || !isKernelOnly) await goesOn(this.#watch.signal);
   }
 
   get #isSpent(): boolean {
-    return this.attempts >= this.#budget.attempts;
+    return this.attempts >= this.#budget.attempts || this.#watch.signal?.aborted === true;
   }
 
   #subject(text: string): Subject | undefined {
@@ -169,7 +179,7 @@ class Shrinker {
 
   /** Whether a run under these deviations fails as the case does; then they are noted as they really were. */
   async #fails(subject: Subject, deviations: Deviations): Promise<Deviations | undefined> {
-    this.#count();
+    await this.#count(subject);
     const ran = await record(subject, this.#case.seed, deviating(deviations));
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
@@ -197,7 +207,7 @@ class Shrinker {
 
   /** The `index`-th schedule of an exploration, if the subject fails under it as the case does. */
   async #sampled(subject: Subject, index: number): Promise<Deviations | undefined> {
-    this.#count();
+    await this.#count(subject);
     const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
     const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
     if (ran.failure?.signature !== this.#case.signature) return undefined;
@@ -270,7 +280,7 @@ class Shrinker {
       if (countDeviations(this.deviations) <= preemptions) return;
       const search = new BoundedSearch(preemptions);
       for (let runs = 0; runs < SEARCHED_RUNS && !search.isDone && !this.#isSpent; runs++) {
-        this.#count();
+        await this.#count(subject);
         const { failure, choices } = await subject.attempt({ scheduleOf: search.next() });
         search.ended(isPruned(failure?.message ?? ''));
         if (failure?.signature !== this.#case.signature) continue;
@@ -359,13 +369,13 @@ export function withFault(scenario: Scenario): string {
   return String(document);
 }
 
-/** Shrinks a failing case; undefined when it does not fail again to begin with. `onProgress` is told how many runs that has taken. */
+/** Shrinks a failing case; undefined when it does not fail again to begin with. */
 export async function shrink(
   failing: FailingCase,
   budget: ShrinkBudget,
-  onProgress?: (attempts: number) => void,
+  watch: ShrinkWatch = {},
 ): Promise<Shrunk | undefined> {
-  const shrinker = new Shrinker(failing, budget, onProgress);
+  const shrinker = new Shrinker(failing, budget, watch);
   await shrinker.begin();
   await shrinker.shrinkText();
   await shrinker.shrinkSchedule();

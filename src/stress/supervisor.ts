@@ -81,6 +81,7 @@ class Supervisor {
   #segments = 0;
   #runningMs = 0;
   #operations = 0;
+  #isInterrupted = false;
 
   constructor(options: StressOptions, worker: URL) {
     this.#options = options;
@@ -104,8 +105,10 @@ class Supervisor {
     this.#devices = deviceThreads(options).map(historyOf);
   }
 
-  async run(tell: (progress: StressProgress) => void): Promise<StressReport> {
+  /** `signal` ends the run with what has happened by then. */
+  async run(tell: (progress: StressProgress) => void, signal: AbortSignal | undefined): Promise<StressReport> {
     const began = performance.now();
+    signal?.addEventListener('abort', () => (this.#isInterrupted = true));
     this.#running = this.#start();
     try {
       const isReady = await this.#untilStanding(Infinity, Infinity);
@@ -221,7 +224,8 @@ class Supervisor {
       const clientsAreOver = this.#running.every(({ isClient, isGone, thread }) => {
         return !isClient || isGone || this.#stateOf(thread) === STATE.ended;
       });
-      if (performance.now() >= endMs || clientsAreOver || this.#checker.violationCount > 0) break;
+      if (performance.now() >= endMs || this.#isInterrupted || clientsAreOver || this.#checker.violationCount > 0)
+        break;
     }
     this.#wake(WORDS.stop, 1);
     this.#release();
@@ -241,7 +245,7 @@ class Supervisor {
       await sleep(LOOK_MS);
       const now = performance.now();
       if (this.#space.thread.locks.isPoisoned) return false;
-      if (now >= endMs) this.#wake(WORDS.pause, 1);
+      if (now >= endMs || (this.#isInterrupted && endMs !== Infinity)) this.#wake(WORDS.pause, 1);
       for (const [i, { client }] of kills.entries())
         if (now >= (killMs[i] ?? Infinity)) this.#kill(clientThread(client));
       for (const { thread, isGone } of this.#running) {
@@ -375,10 +379,12 @@ export interface StressSurroundings {
   readonly tell?: (progress: StressProgress) => void;
   /** The built entry of its workers (workers/stress.ts); beside this module's own when not given. */
   readonly worker?: URL;
+  /** Ends the run early. */
+  readonly signal?: AbortSignal;
 }
 
 /** Runs stress as the options say. */
 export async function runStress(options: StressOptions, around: StressSurroundings = {}): Promise<StressReport> {
   const { tell = () => undefined, worker = new URL('../../workers/stress.js', import.meta.url) } = around;
-  return await new Supervisor(options, worker).run(tell);
+  return await new Supervisor(options, worker).run(tell, around.signal);
 }

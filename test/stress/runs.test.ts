@@ -33,3 +33,11 @@ test('a run of which the threads never got to anything is not decided', async ()
   const report = await runStress({ ...SHORT, operations: 0, devices: 0 });
   expect([report.verdict, report.reason]).toEqual(['inconclusive', 'no client did anything']);
 });
+
+test('a run that is interrupted is checked to where it got', async () => {
+  const interrupt = new AbortController();
+  const options = { ...DEFAULT_OPTIONS, seconds: 1000 };
+  const report = await runStress(options, undefined, { tell: () => interrupt.abort(), signal: interrupt.signal });
+  expect(report.verdict).toBe('held');
+  expect(report.counts.maps).toBeGreaterThan(0);
+});
