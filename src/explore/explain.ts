@@ -1,5 +1,6 @@
 /** A failing schedule once more, with somebody looking on: its trace, and what explains the failure. */
 import { runProgram } from '../host/run-program.js';
+import { isHeldBack } from '../runtime/policies.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { Scenario } from '../scenario/load.js';
 import { findRace, type Race } from './race.js';
@@ -26,7 +27,14 @@ export function explain(scenario: Scenario, seed: number, schedule: ScheduleSpec
     observer: recorder,
     onMachine: (machine) => recorder.attach(machine),
   });
-  const trace = recorder.trace({ scenario: scenario.name, title: scenario.title, program, failure, events });
+  const trace = recorder.trace({
+    scenario: scenario.name,
+    title: scenario.title,
+    program,
+    failure,
+    events,
+    held: schedule.strategy === 'deviating' ? schedule.deviations.filter(isHeldBack) : [],
+  });
   const race = findRace(trace);
   return { trace, race, raceText: raceReport(trace, race) };
 }

@@ -3,6 +3,7 @@
  * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column. What failed
  * outside of every step has a last line of its own.
  */
+import type { HeldBack } from '../runtime/policies.js';
 import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
 import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
 import {
@@ -12,6 +13,7 @@ import {
   wordText,
   type Trace,
   type TraceAccess,
+  type TraceChoice,
   type TraceStep,
 } from './trace.js';
 
@@ -86,12 +88,24 @@ function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
   const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
   if (choices.length === 0) return ['Schedule: no choices', ''];
+  const isFor = (held: HeldBack, { at, of, default: wanted }: TraceChoice): boolean =>
+    at >= held.at && at < held.until && of[wanted] === held.hold;
+  const lines = [
+    ...trace.held.map((held) => {
+      const times = deviations.filter((choice) => isFor(held, choice)).length;
+      const text = `  from choice ${held.at} to ${held.until - 1} task ${held.hold} is held back, ${times} ${times === 1 ? 'time' : 'times'}`;
+      return { at: held.at, text };
+    }),
+    ...deviations
+      .filter((choice) => !trace.held.some((held) => isFor(held, choice)))
+      .map(({ at, of, chosen, default: wanted }) => {
+        const who = of[chosen] === 'time' ? 'time' : `task ${of[chosen] ?? ''}`;
+        return { at, text: `  at choice ${at} ${who} goes on instead of ${of[wanted] ?? ''}` };
+      }),
+  ];
   return [
     `Schedule: ${choices.length} ${choices.length === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}`,
-    ...deviations.map(
-      ({ at, of, chosen, default: wanted }) =>
-        `  at choice ${at} ${of[chosen] === 'time' ? 'time goes on' : `task ${of[chosen] ?? ''} goes on`} instead of ${of[wanted] ?? ''}`,
-    ),
+    ...lines.sort((a, b) => a.at - b.at).map(({ text }) => text),
     '',
   ];
 }

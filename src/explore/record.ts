@@ -10,6 +10,7 @@ import {
   type Candidates,
   type Deviation,
   type SchedulingPolicy,
+  type Switch,
 } from '../runtime/policies.js';
 import type { Attempt, Subject } from './subject.js';
 
@@ -20,7 +21,9 @@ class RecordingPolicy implements SchedulingPolicy {
   readonly name = 'recording';
   readonly preemptsAtGates: boolean;
   readonly stalls: boolean;
-  readonly deviations: Deviation[] = [];
+  readonly deviations: Switch[] = [];
+  /** Who would have gone on instead, for each of them. */
+  readonly instead: string[] = [];
   readonly #inner: SchedulingPolicy;
   #at = 0;
 
@@ -33,9 +36,21 @@ class RecordingPolicy implements SchedulingPolicy {
   choose(candidates: Candidates): number {
     const at = this.#at++;
     const index = this.#inner.choose(candidates);
-    if (index !== defaultChoice(candidates)) this.deviations.push({ at, to: candidateName(candidates.ready, index) });
+    const usual = defaultChoice(candidates);
+    if (index === usual) return index;
+    this.deviations.push({ at, to: candidateName(candidates.ready, index) });
+    this.instead.push(candidateName(candidates.ready, usual));
     return index;
   }
+}
+
+/** A run, and its schedule. */
+interface Recorded {
+  readonly attempt: Attempt;
+  /** Every choice that was not the default, by node. */
+  readonly deviations: Readonly<Record<string, readonly Switch[]>>;
+  /** Who would have gone on at each of them. */
+  readonly instead: Readonly<Record<string, readonly string[]>>;
 }
 
 /** Runs once and writes the schedule down. */
@@ -43,7 +58,7 @@ export async function record(
   subject: Subject,
   seed: number,
   scheduleOf: (node: string) => ScheduleSpec,
-): Promise<{ readonly attempt: Attempt; readonly deviations: Deviations }> {
+): Promise<Recorded> {
   const policies = new Map<string, RecordingPolicy>();
   const attempt = await subject.attempt({
     scheduleOf: (node) => {
@@ -55,6 +70,7 @@ export async function record(
   return {
     attempt,
     deviations: Object.fromEntries([...policies].map(([node, { deviations }]) => [node, deviations])),
+    instead: Object.fromEntries([...policies].map(([node, { instead }]) => [node, instead])),
   };
 }
 

@@ -9,7 +9,7 @@
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
-import type { Deviation } from '../runtime/policies.js';
+import { isHeldBack, TIME, type Deviation } from '../runtime/policies.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
@@ -183,7 +183,8 @@ class Shrinker {
     const ran = await record(subject, this.#case.seed, deviating(deviations));
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
-    return ran.deviations;
+    // Written down choice by choice, a task that is held back is many switches again.
+    return Object.values(deviations).some((list) => list.some(isHeldBack)) ? deviations : ran.deviations;
   }
 
   /** A schedule under which a smaller scenario still fails: the known one, or one that is found. */
@@ -194,7 +195,7 @@ class Shrinker {
     if (known !== undefined) return known;
     // What was left out took its choices along: those behind it come earlier.
     for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && !this.#isSpent; by++) {
-      const list = this.#of(KERNEL_NODE).flatMap(({ at, to }) => (at < by ? [] : [{ at: at - by, to }]));
+      const list = this.#of(KERNEL_NODE).flatMap((one) => (one.at < by ? [] : [{ ...one, at: one.at - by }]));
       const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
       if (moved !== undefined) return moved;
     }
@@ -265,13 +266,44 @@ class Shrinker {
     if (subject === undefined) return;
     await this.#fewer(subject);
     if (!subject.isKernelOnly) return;
+    while (await this.#holdBack(subject)) await this.#fewer(subject);
     await this.#searchFewest(subject);
     for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
       if (this.#isSpent) return;
       const found = await this.#sampled(subject, index);
       if (found === undefined || countDeviations(found) >= countDeviations(this.deviations)) continue;
-      if (await this.#tryDeviations(subject, found)) await this.#fewer(subject);
+      if (!(await this.#tryDeviations(subject, found))) continue;
+      await this.#fewer(subject);
+      while (await this.#holdBack(subject)) await this.#fewer(subject);
     }
+  }
+
+  /** One task held back instead of many switches away from it; whether there was one. */
+  async #holdBack(subject: Subject): Promise<boolean> {
+    const { deviations, instead } = await record(subject, this.#case.seed, deviating(this.deviations));
+    const away = new Map<string, number[]>();
+    for (const [i, { at }] of (deviations[KERNEL_NODE] ?? []).entries()) {
+      const hold = instead[KERNEL_NODE]?.[i] ?? TIME;
+      if (hold !== TIME) away.set(hold, [...(away.get(hold) ?? []), at]);
+    }
+    const byCount = [...away].sort(([, a], [, b]) => b.length - a.length);
+    for (const [hold, places] of byCount) if (await this.#holdBetween(subject, hold, places)) return true;
+    return false;
+  }
+
+  /** Holds a task back between two of its places, and keeps what is outside. */
+  async #holdBetween(subject: Subject, hold: string, places: readonly number[]): Promise<boolean> {
+    const all = this.#of(KERNEL_NODE);
+    for (const [first, at] of places.entries()) {
+      for (let end = places.length - 1; end > first; end = first + Math.floor((end - first) / 2)) {
+        const until = (places[end] ?? at) + 1;
+        const kept = all.filter((one) => one.at < at || one.at >= until);
+        if (kept.length + 1 >= all.length) continue;
+        const held = [...kept, { at, until, hold }].sort((a, b) => a.at - b.at);
+        if (await this.#tryDeviations(subject, { [KERNEL_NODE]: held })) return true;
+      }
+    }
+    return false;
   }
 
   /** Every order of few pre-emptions, from none on: the first that fails has the fewest there are, but for those that wait for time. */
@@ -316,6 +348,7 @@ class Shrinker {
       const deviation = list[i];
       const least = (list[i - 1]?.at ?? -1) + 1;
       if (deviation === undefined) return;
+      if (isHeldBack(deviation)) continue;
       for (let at = least; at < deviation.at && !this.#isSpent; at++) {
         const moved = list.map((other, j) => (j === i ? { ...other, at } : other));
         if (await this.#tryDeviations(subject, { ...this.deviations, [node]: moved })) break;

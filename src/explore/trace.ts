@@ -4,6 +4,7 @@
  * A *step* is what a task did from one gate to the next. Words, locks and tasks are told by their index in a table of the trace. Views
  * of the machine are kept as differences: {@link viewAt} puts them together.
  */
+import type { HeldBack } from '../runtime/policies.js';
 import { UNEXPECTED_ANSWER } from '../runtime/signature.js';
 import type { PartView, MachineView } from '../host/view.js';
 
@@ -125,6 +126,8 @@ export interface Trace {
   /** Steps before those that were left out. */
   readonly omittedSteps: number;
   readonly calls: readonly TraceCall[];
+  /** What the schedule was told of tasks that are held back. */
+  readonly held: readonly HeldBack[];
   /** How the machine looked before the first step that is there. */
   readonly start: MachineView;
   readonly views: readonly TraceView[];

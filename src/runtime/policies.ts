@@ -37,11 +37,27 @@ export interface SchedulingPolicy {
 export type GateMode = 'in-order' | 'random' | 'explored';
 
 /** A choice that is not the default. */
-export interface Deviation {
+export interface Switch {
   /** Number of the choice in the run, from 0. */
   readonly at: number;
   /** Name of the task that goes on, `time` for time. */
   readonly to: string;
+}
+
+/** A task that is passed over as long as anybody else, or time, can go on. */
+export interface HeldBack {
+  /** Number of the first choice of which that is true, and of the first of which it is not any more. */
+  readonly at: number;
+  readonly until: number;
+  /** Name of the task. */
+  readonly hold: string;
+}
+
+/** Where a schedule is not the default one. */
+export type Deviation = Switch | HeldBack;
+
+export function isHeldBack(deviation: Deviation): deviation is HeldBack {
+  return 'hold' in deviation;
 }
 
 /** How a deviation calls time. */
@@ -98,11 +114,23 @@ export function recordedPolicy(choices: readonly number[], mode: GateMode): Sche
   };
 }
 
+/** The default among those that are not held back. */
+function choiceWithout({ ready, canStall, running }: Candidates, held: ReadonlySet<string>): number {
+  const usual = defaultChoice({ ready, canStall, running });
+  const isFree = (index: number): boolean => !held.has(candidateName(ready, index));
+  if (held.size === 0 || isFree(usual)) return usual;
+  const free = ready.findIndex((_, index) => isFree(index));
+  if (free >= 0) return free;
+  return canStall ? ready.length : usual;
+}
+
 /**
- * The default but for the deviations. One whose task cannot go on then is passed over: a schedule that is being shrunk, or an old
- * one on newer code, still says something.
+ * The default but for the deviations. A switch to a task that cannot go on then is passed over: a schedule that is being shrunk, or
+ * an old one on newer code, still says something.
  */
 export function deviatingPolicy(deviations: readonly Deviation[]): SchedulingPolicy {
+  const switches = deviations.filter((deviation): deviation is Switch => !isHeldBack(deviation));
+  const holds = deviations.filter(isHeldBack);
   let at = 0;
   let next = 0;
   return {
@@ -110,13 +138,18 @@ export function deviatingPolicy(deviations: readonly Deviation[]): SchedulingPol
     preemptsAtGates: true,
     stalls: true,
     choose: (candidates) => {
-      const deviation = deviations[next];
-      if (deviation === undefined || deviation.at !== at++) return defaultChoice(candidates);
+      const number = at++;
+      const usual = (): number => {
+        const held = holds.filter((one) => one.at <= number && number < one.until);
+        return choiceWithout(candidates, new Set(held.map(({ hold }) => hold)));
+      };
+      const wanted = switches[next];
+      if (wanted?.at !== number) return usual();
       next++;
       const { ready, canStall } = candidates;
-      if (deviation.to === TIME) return canStall ? ready.length : defaultChoice(candidates);
-      const index = ready.findIndex((_, i) => candidateName(ready, i) === deviation.to);
-      return index < 0 ? defaultChoice(candidates) : index;
+      if (wanted.to === TIME) return canStall ? ready.length : usual();
+      const index = ready.findIndex((_, i) => candidateName(ready, i) === wanted.to);
+      return index < 0 ? usual() : index;
     },
   };
 }

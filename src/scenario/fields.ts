@@ -103,18 +103,33 @@ export function findOverlap(ranges: readonly AddressRange[]): readonly [number, 
   return undefined;
 }
 
-/** A choice of a schedule that is not the default one: at which choice, counted from 0, which task goes on (or `time`). */
-const deviation = z.strictObject({ at: count(0, 2 ** 31), to: z.string().min(1) });
+/** Choices of a run are counted from 0. */
+const choice = count(0, 2 ** 31);
+const taskName = z.string().min(1);
 
-/** A schedule: its choices that are not the default, in rising order. */
-export const deviations = z.array(deviation).superRefine((list, context) => {
-  for (const [i, { at }] of list.entries()) {
-    const before = list[i - 1]?.at ?? -1;
-    if (at > before) continue;
-    context.addIssue({
-      code: 'custom',
-      path: [i, 'at'],
-      message: `choice ${at} after choice ${before}: expected rising order`,
-    });
-  }
+/** A choice of a schedule that is not the default one: which task goes on then (or `time`). */
+const switched = z.strictObject({ at: choice, to: taskName });
+/** A task that is passed over from one choice up to another, which is the first that it may have again. */
+const heldBack = z.strictObject({ at: choice, until: choice, hold: taskName }).superRefine(({ at, until }, context) => {
+  if (until > at) return;
+  context.addIssue({
+    code: 'custom',
+    path: ['until'],
+    message: `until choice ${until}: expected one after choice ${at}`,
+  });
 });
+
+/** A schedule: where it is not the default one, in rising order. */
+export const deviations = z
+  .array(z.union([switched, heldBack], 'expected { at, to } or { at, until, hold }'))
+  .superRefine((list, context) => {
+    for (const [i, { at }] of list.entries()) {
+      const before = list[i - 1]?.at ?? -1;
+      if (at > before) continue;
+      context.addIssue({
+        code: 'custom',
+        path: [i, 'at'],
+        message: `choice ${at} after choice ${before}: expected rising order`,
+      });
+    }
+  });

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { parseDocument } from 'yaml';
 import { explore } from '../../src/explore/campaign.js';
+import { isHeldBack } from '../../src/runtime/policies.js';
 import { deviating } from '../../src/explore/record.js';
 import { shrink, withFault } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf, type Attempt } from '../../src/explore/subject.js';
@@ -90,4 +91,38 @@ test('a failure that does not come again is not shrunk, and nothing is thrown', 
   const { text } = readScenario(file);
   const lost = { file, text, seed: SEED, signature: 'INV-2: nowhere to be seen', deviations: {} };
   expect(await shrink(lost, { attempts: 20, schedules: 5 })).toBeUndefined();
+});
+
+test('many switches away from one task become one: it is held back', async () => {
+  const file = 'scenarios/races/ats-off.yaml';
+  const text = withFault(readScenario(file));
+  const [tlb, atc] = ['smmu0/commands', 'smmu0/atc-inv'];
+  const switches: readonly (readonly [number, string])[] = [
+    ...([
+      [13, tlb],
+      [14, 'time'],
+      [15, tlb],
+      [17, 'time'],
+      [18, tlb],
+      [39, tlb],
+      [85, tlb],
+      [95, tlb],
+    ] as const),
+    ...([
+      [97, atc],
+      [103, tlb],
+      [123, atc],
+      [124, tlb],
+      [125, 'leaver'],
+    ] as const),
+  ];
+  const deviations = { [KERNEL_NODE]: switches.map(([at, to]) => ({ at, to })) };
+  const signature = 'objects: a device is on the list of a domain that was freed';
+  const shrunk = await shrink({ file, text, seed: SEED, signature, deviations }, { attempts: 400, schedules: 0 });
+  expect(shrunk?.attempt.failure?.signature).toBe(signature);
+  const left = shrunk?.deviations[KERNEL_NODE] ?? [];
+  expect(left.length).toBeLessThan(4);
+  expect(left.some(isHeldBack)).toBe(true);
+  invariant(shrunk !== undefined, 'it fails again');
+  expect((await replay(shrunk.scenario)).failure?.signature).toBe(signature);
 });

@@ -114,6 +114,7 @@ describe('the race report', () => {
     steps,
     omittedSteps: 0,
     calls: [],
+    held: [],
     start: {},
     views: [],
   });

@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { guarantee, scheduleOf } from '../../src/explore/strategies.js';
 import { NodeRuntime, type ScheduleSpec } from '../../src/runtime/node-runtime.js';
-import type { Candidates, SchedulingPolicy } from '../../src/runtime/policies.js';
+import type { Candidates, Deviation, SchedulingPolicy } from '../../src/runtime/policies.js';
 import { Scheduler } from '../../src/runtime/scheduler.js';
 import type { Task } from '../../src/runtime/task.js';
 
@@ -138,7 +138,7 @@ function logged(schedule: ScheduleSpec, names: readonly string[] = ['a', 'b', 'c
 
 describe('deviations', () => {
   const DEFAULT = 'a0 a1 a2 b0 b1 b2 c0 c1 c2';
-  const deviating = (...deviations: readonly { at: number; to: string }[]): ScheduleSpec => ({
+  const deviating = (...deviations: readonly Deviation[]): ScheduleSpec => ({
     strategy: 'deviating',
     deviations,
   });
@@ -154,11 +154,49 @@ describe('deviations', () => {
     expect(logged(deviating({ at: 1, to: 'w' }), ['w', 'w', 'w'])).toBe(DEFAULT);
   });
 
+  test('a task that is held back is passed over while another can go on, and up to a choice', () => {
+    expect(logged(deviating({ at: 1, until: 3, hold: 'a' }))).toBe('a0 b0 b1 b2 c0 c1 c2 a1 a2');
+    expect(logged(deviating({ at: 1, until: 1000, hold: 'a' }))).toBe('a0 b0 b1 b2 c0 c1 c2 a1 a2');
+    expect(logged(deviating({ at: 0, until: 5, hold: 'b' }))).toBe('a0 a1 a2 c0 c1 c2 b0 b1 b2');
+    const both = [
+      { at: 0, until: 1000, hold: 'a' },
+      { at: 0, until: 3, hold: 'b' },
+    ];
+    expect(logged(deviating(...both))).toBe('c0 c1 c2 b0 b1 b2 a0 a1 a2');
+  });
+
+  test('a switch goes before what is held back', () => {
+    const switched = [
+      { at: 0, until: 1000, hold: 'a' },
+      { at: 2, to: 'a' },
+    ];
+    expect(logged(deviating(...switched))).toBe('b0 b1 a0 c0 c1 c2 b2 a1 a2');
+  });
+
+  test('time passes sooner than that a task goes on which is held back', () => {
+    const log: string[] = [];
+    const runtime = new NodeRuntime('n', 1, deviating({ at: 0, until: 1000, hold: 'held' }));
+    function* sleeper(): Task<void> {
+      yield 100;
+      log.push(`sleeper ${runtime.now}`);
+    }
+    function* held(): Task<void> {
+      log.push(`held ${runtime.now}`);
+      yield 'test:step';
+      log.push(`held ${runtime.now}`);
+    }
+    runtime.spawn('sleeper', sleeper());
+    runtime.spawn('held', held());
+    runtime.scheduler.runUntil(Infinity);
+    expect(log).toEqual(['sleeper 100', 'held 100', 'held 100']);
+  });
+
   test.each([
     ['a task that there is not', [{ at: 1, to: 'nobody' }]],
     ['time, where it cannot pass', [{ at: 1, to: 'time' }]],
     ['a task that has ended', [{ at: 4, to: 'a' }]],
     ['a choice that never comes', [{ at: 1000, to: 'b' }]],
+    ['a task held back that there is not', [{ at: 0, until: 9, hold: 'nobody' }]],
   ])('passed over: %s', (_what, deviations) => expect(logged(deviating(...deviations))).toBe(DEFAULT));
 
   test('what is passed over keeps none of those behind it from coming', () => {

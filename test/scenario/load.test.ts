@@ -226,6 +226,11 @@ test('a schedule that does not rise is refused where it falls: what comes later 
   expect(schedule('  - { at: 0, to: a }\n  - { at: 3, to: a }\n')).toBe('accepted');
   expect(schedule('  - { at: 3, to: a }\n  - { at: 0, to: a }\n')).toContain('f.yaml:7:11: choice 0 after choice 3');
   expect(schedule('  - { at: 3, to: a }\n  - { at: 3, to: a }\n')).toContain('f.yaml:7:11: choice 3 after choice 3');
+  expect(schedule('  - { at: 3, until: 9, hold: a }\n  - { at: 4, to: a }\n')).toBe('accepted');
+  expect(schedule('  - { at: 3, until: 3, hold: a }\n')).toContain(
+    'f.yaml:6:21: until choice 3: expected one after choice 3',
+  );
+  expect(schedule('  - { at: 3, to: a, hold: a }\n')).toContain('f.yaml:6:');
   expect(refusal(BASE + 'schedule: { a: [{ at: 3, to: x }, { at: 1, to: x }] }\n')).toContain(
     'choice 1 after choice 3',
   );
