@@ -179,30 +179,28 @@ function exploredJson(
   };
 }
 
-function sweepText(name: string, { injected }: Sweep, colours: Palette): string {
+function sweepText(name: string, { injected, isInterrupted }: Sweep, colours: Palette): string {
   const failed = injected.filter(({ failure }) => failure !== undefined);
   const total = injected.reduce((sum, { calls }) => sum + calls, 0);
   const kinds = injected
     .filter(({ calls }) => calls > 0)
     .map(({ fault, node, calls }) => `${calls} of ${fault}${node === KERNEL_NODE ? '' : ` in ${node}`}`);
-  const mark = failed.length === 0 ? colours.good('✔') : colours.bad('✖');
+  const held = isInterrupted ? colours.unsure('?') : colours.good('✔');
+  const mark = failed.length === 0 ? held : colours.bad('✖');
   const lines = [
     `${mark} ${name}  ${many(total, 'failure')} injected, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`,
   ];
   for (const { fault, failure } of failed)
     lines.push(`  ${fault}, call ${failure?.nth ?? 0}: ${failure?.message.split('\n')[0] ?? ''}`);
+  if (isInterrupted) lines.push('  interrupted');
   return `${lines.join('\n')}\n`;
 }
 
-/** `3 scenarios, 1 failed`: what comes after more than one. */
-function totalText(total: number, failed: number, inconclusive = 0): string {
+/** `3 scenarios, 1 failed`: what comes after more than one. `made` is less than `total` after Ctrl-C. */
+function totalText(total: number, made: number, failed: number, inconclusive = 0): string {
   if (total === 1) return '';
-  return `${many(total, 'scenario')}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
-}
-
-/** What Ctrl-C has left undone, of scenarios or of rows. */
-function leftText(total: number, made: number): string {
-  return `interrupted: ${made} of ${many(total, 'scenario')} done\n`;
+  const left = made < total ? `interrupted at scenario ${made} of ${total}` : many(total, 'scenario');
+  return `${left}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
 }
 
 /** Every failure in turn. */
@@ -220,12 +218,13 @@ async function sweepCommand(
     const tell = (runs: number): void => live.show(ofSeveral(i, scenarios.length, `${name}: ${many(runs, 'run')}`));
     const sweep = await failNth(scenario, options.seed, tell, signal);
     live.clear();
-    if (signal.aborted) break;
     out.write(sweepText(name, sweep, palette(out.isTTY)));
     if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
-    all.push({ file, name, injected: sweep.injected, invariants: sweep.invariants });
+    const { injected, isInterrupted, invariants } = sweep;
+    all.push({ file, name, interrupted: isInterrupted, injected, invariants });
+    if (isInterrupted) break;
   }
-  out.write(signal.aborted ? leftText(scenarios.length, all.length) : totalText(scenarios.length, failed));
+  out.write(totalText(scenarios.length, all.length, failed));
   writeJson({ scenarios: all }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
 }
@@ -240,7 +239,8 @@ async function tableCommand(
   const live = new LiveLine(process.stderr);
   const table = await incidentTable(scenarios, options, seeds, (text) => live.show(text), signal);
   live.clear();
-  (options.json === '-' ? process.stderr : process.stdout).write(table.text);
+  const out = options.json === '-' ? process.stderr : process.stdout;
+  out.write(`${table.text}${signal.aborted ? 'interrupted: rows are missing\n' : ''}`);
   writeJson(table.json, options.json);
   if (!table.isComplete) process.exitCode = EXIT.failed;
 }
@@ -274,8 +274,7 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
   const verdicts = all.map(({ exploration }) => verdictOf(exploration));
   const failed = verdicts.filter((verdict) => verdict === 'fail').length;
   const inconclusive = verdicts.filter((verdict) => verdict === 'inconclusive').length;
-  const isWhole = all.length === scenarios.length;
-  out.write(isWhole ? totalText(all.length, failed, inconclusive) : leftText(scenarios.length, all.length));
+  out.write(totalText(scenarios.length, all.length, failed, inconclusive));
   writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
   else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;

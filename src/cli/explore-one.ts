@@ -76,7 +76,7 @@ export async function exploreOne(
   });
   const seconds = (performance.now() - start) / 1000;
   const { failure } = exploration;
-  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink;
+  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink && !signal.aborted;
   const { file, text } = scenario;
   const shrunk = isShrunk
     ? await shrink(
@@ -86,7 +86,8 @@ export async function exploreOne(
       )
     : undefined;
   let corpusFile: string | undefined;
-  if (shrunk !== undefined && options.corpus !== undefined) {
+  // A case that might be smaller is not worth one that is there.
+  if (shrunk !== undefined && options.corpus !== undefined && !signal.aborted) {
     mkdirSync(options.corpus, { recursive: true });
     corpusFile = join(options.corpus, `${fileName}.yaml`);
     writeFileSync(corpusFile, shrunk.text);

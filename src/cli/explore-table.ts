@@ -21,7 +21,7 @@ async function rowOf(
 ): Promise<IncidentRow> {
   const explorations: Exploration[] = [];
   let small: Shrunk | undefined;
-  for (let i = 0; i < seeds; i++) {
+  for (let i = 0; i < seeds && !signal.aborted; i++) {
     const one = { ...options, seed: options.seed + i, shrink: options.shrink && small === undefined };
     const tell = (text: string): void => show(`${text}, seed ${i + 1} of ${seeds}`);
     const { exploration, shrunk } = await exploreOne(scenario, fileName, one, tell, signal);

@@ -1,7 +1,8 @@
 /**
- * Ctrl-C: a command that works for long ends with what it has. A second Ctrl-C ends the process at once.
+ * Ctrl-C: a command that works for long ends with what it has. A second Ctrl-C after that ends the process at once.
  *
- * The signal is only heard between two turns of the event loop: whoever works without waiting has to let it turn now and then.
+ * The signal is only heard between two turns of the event loop: whoever works without waiting has to let it turn now and then, and
+ * what does not come to an end cannot be ended so.
  */
 import { EXIT } from './exit-codes.js';
 

@@ -117,7 +117,7 @@ async function stress(flags: StressFlags): Promise<void> {
   await interruptible(async (signal) => {
     const report = await runStress(options, { tell: (progress) => live.show(progressText(progress)), signal });
     live.clear();
-    writeJson(reportJson(report), flags.json);
+    writeJson({ ...reportJson(report), interrupted: signal.aborted }, flags.json);
     if (flags.json !== '-') process.stdout.write(`${signal.aborted ? 'interrupted: ' : ''}${stressText(report)}`);
     process.exitCode = STATUS[report.verdict];
   });

@@ -76,6 +76,8 @@ export interface ExploreJob {
 
 /** Runs in a chunk. */
 const CHUNK = { kernelOnly: 256, whole: 8 };
+/** Runs that are made here before it is worth while to start threads. */
+const ALONE = { kernelOnly: 1024, whole: 0 };
 /** Pre-emptions of the bounded searches that come before the unbounded one. */
 const BOUNDS = [0, 1, 2, 3];
 
@@ -112,13 +114,16 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
       return await goesOn(campaign.signal);
     }),
   };
-  const chunk = subject.isKernelOnly ? CHUNK.kernelOnly : CHUNK.whole;
+  const kind = subject.isKernelOnly ? 'kernelOnly' : 'whole';
   const wanted = strategy === 'in-order' ? 1 : campaign.runs;
-  const parts =
-    campaign.jobs > 1 && wanted > chunk && scenario.text !== ''
-      ? await sampleInPool(campaign, sampling, chunk, wanted)
-      : [await sample(subject, sampling, { first: 0, end: wanted, onProgress: (done) => report(campaign, done) })];
-  const total = merge(parts);
+  const hasThreads = campaign.jobs > 1 && wanted > Math.max(CHUNK[kind], ALONE[kind]) && scenario.text !== '';
+  const here = await sample(subject, sampling, {
+    first: 0,
+    end: hasThreads ? ALONE[kind] : wanted,
+    onProgress: (done) => report(campaign, done),
+  });
+  const isOver = !hasThreads || here.failure !== undefined;
+  const total = merge(isOver ? [here] : [here, ...(await sampleInPool(campaign, sampling, CHUNK[kind], ALONE[kind]))]);
   const { failure } = total;
   return {
     runs: total.runs,
@@ -150,25 +155,27 @@ async function report({ onProgress, signal }: Campaign, runs: number): Promise<b
   return await goesOn(signal);
 }
 
-/** Chunks up to the one with the first failure, in order. */
-async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: number, wanted: number): Promise<Sampled[]> {
-  const { scenario, seed, signal = null } = campaign;
+/** Chunks of the runs from `start` on, up to the one with the first failure, in order. */
+async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: number, start: number): Promise<Sampled[]> {
+  const { scenario, seed, signal, runs: wanted } = campaign;
   const pool = new Piscina<ExploreJob, Sampled>({
     filename: new URL('../../workers/explore.js', import.meta.url).href,
     maxThreads: campaign.jobs,
     // Runs leave nothing behind: a larger nursery copies less.
     resourceLimits: { maxYoungGenerationSizeMb: 64 },
   });
+  const end = (): void => void pool.destroy();
+  signal?.addEventListener('abort', end);
   const parts = new Map<number, Sampled>();
   let next = 0;
-  let done = 0;
+  let done = start;
   let failing = Infinity;
   const work = async (): Promise<void> => {
-    while (next * chunk < wanted && next < failing && signal?.aborted !== true) {
+    while (start + next * chunk < wanted && next < failing && signal?.aborted !== true) {
       const index = next++;
-      const first = index * chunk;
-      const end = Math.min(wanted, first + chunk);
-      const part = await pool.run({ file: scenario.file, text: scenario.text, seed, sampling, first, end }, { signal });
+      const first = start + index * chunk;
+      const last = Math.min(wanted, first + chunk);
+      const part = await pool.run({ file: scenario.file, text: scenario.text, seed, sampling, first, end: last });
       parts.set(index, part);
       done += part.runs;
       if (part.failure !== undefined) failing = Math.min(failing, index);
@@ -181,6 +188,7 @@ async function sampleInPool(campaign: Campaign, sampling: Sampling, chunk: numbe
     // A chunk that was under way counts for nothing.
     if (signal?.aborted !== true) throw error;
   } finally {
+    signal?.removeEventListener('abort', end);
     await pool.destroy();
   }
   const counted = [...parts].filter(([index]) => index <= failing).sort(([a], [b]) => a - b);
@@ -224,7 +232,7 @@ async function exhaust(campaign: Campaign, subject: Subject): Promise<Exploratio
     }
     const reached = search.report();
     bounds.push(reached);
-    if (failure !== undefined || !reached.isComplete || !reached.isBounded) break;
+    if (failure !== undefined || isInterrupted || !reached.isComplete || !reached.isBounded) break;
   }
   const total = collector.result(undefined);
   return {

@@ -1,6 +1,5 @@
 /** A failing schedule once more, with somebody looking on: its trace, and what explains the failure. */
 import { runProgram } from '../host/run-program.js';
-import { isHeldBack } from '../runtime/policies.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { Scenario } from '../scenario/load.js';
 import { findRace, type Race } from './race.js';
@@ -33,7 +32,7 @@ export function explain(scenario: Scenario, seed: number, schedule: ScheduleSpec
     program,
     failure,
     events,
-    held: schedule.strategy === 'deviating' ? schedule.deviations.filter(isHeldBack) : [],
+    schedule: schedule.strategy === 'deviating' ? schedule.deviations : [],
   });
   const race = findRace(trace);
   return { trace, race, raceText: raceReport(trace, race) };

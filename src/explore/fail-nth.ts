@@ -36,6 +36,8 @@ export interface Injected {
 /** What a sweep came to. */
 export interface Sweep {
   readonly injected: readonly Injected[];
+  /** The last of them was not finished, and those after it not begun. */
+  readonly isInterrupted: boolean;
   readonly invariants: readonly InvariantReport[];
 }
 
@@ -90,5 +92,5 @@ export async function failNth(
       injected.push({ fault, node, calls, failure });
     }
   }
-  return { injected, invariants: ledger.report() };
+  return { injected, isInterrupted: signal?.aborted === true, invariants: ledger.report() };
 }

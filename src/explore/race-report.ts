@@ -3,7 +3,7 @@
  * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column. What failed
  * outside of every step has a last line of its own.
  */
-import type { HeldBack } from '../runtime/policies.js';
+import { isHeldBack, type HeldBack } from '../runtime/deviations.js';
 import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
 import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
 import {
@@ -84,20 +84,30 @@ function causeLines(trace: Trace, race: Race): string[] {
   return ['No pair of accesses to a recorded word explains it; see the steps.', ''];
 }
 
+/** Whether a candidate of that name is what `hold` means: of several tasks of one name, all. */
+function isCalled(candidate: string, hold: string): boolean {
+  return candidate === hold || candidate.startsWith(`${hold}#`);
+}
+
 function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
   const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
   if (choices.length === 0) return ['Schedule: no choices', ''];
-  const isFor = (held: HeldBack, { at, of, default: wanted }: TraceChoice): boolean =>
-    at >= held.at && at < held.until && of[wanted] === held.hold;
+  const switches = new Set(trace.schedule.filter((one) => !isHeldBack(one)).map(({ at }) => at));
+  const holds = trace.schedule.filter(isHeldBack);
+  /** What keeps back the task that would have gone on. */
+  const holdOf = ({ at, of, default: wanted }: TraceChoice): HeldBack | undefined => {
+    if (switches.has(at)) return undefined;
+    return holds.find((held) => at >= held.at && at < held.until && isCalled(of[wanted] ?? '', held.hold));
+  };
   const lines = [
-    ...trace.held.map((held) => {
-      const times = deviations.filter((choice) => isFor(held, choice)).length;
+    ...holds.map((held) => {
+      const times = deviations.filter((choice) => holdOf(choice) === held).length;
       const text = `  from choice ${held.at} to ${held.until - 1} task ${held.hold} is held back, ${times} ${times === 1 ? 'time' : 'times'}`;
       return { at: held.at, text };
     }),
     ...deviations
-      .filter((choice) => !trace.held.some((held) => isFor(held, choice)))
+      .filter((choice) => holdOf(choice) === undefined)
       .map(({ at, of, chosen, default: wanted }) => {
         const who = of[chosen] === 'time' ? 'time' : `task ${of[chosen] ?? ''}`;
         return { at, text: `  at choice ${at} ${who} goes on instead of ${of[wanted] ?? ''}` };

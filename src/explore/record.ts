@@ -4,26 +4,23 @@
  * The wrapped policy decides; this only writes down what it chose among which tasks.
  */
 import { policyFor, type ScheduleSpec } from '../runtime/node-runtime.js';
-import {
-  candidateName,
-  defaultChoice,
-  type Candidates,
-  type Deviation,
-  type SchedulingPolicy,
-  type Switch,
-} from '../runtime/policies.js';
+import { TIME, type Deviation, type Switch } from '../runtime/deviations.js';
+import { candidateName, defaultChoice, type Candidates, type SchedulingPolicy } from '../runtime/policies.js';
 import type { Attempt, Subject } from './subject.js';
 
 /** Deviations from the default, by node. */
 export type Deviations = Readonly<Record<string, readonly Deviation[]>>;
 
+/** A switch, and the task that would have gone on, `time` for time. */
+interface RecordedSwitch extends Switch {
+  readonly instead: string;
+}
+
 class RecordingPolicy implements SchedulingPolicy {
   readonly name = 'recording';
   readonly preemptsAtGates: boolean;
   readonly stalls: boolean;
-  readonly deviations: Switch[] = [];
-  /** Who would have gone on instead, for each of them. */
-  readonly instead: string[] = [];
+  readonly switches: RecordedSwitch[] = [];
   readonly #inner: SchedulingPolicy;
   #at = 0;
 
@@ -38,8 +35,8 @@ class RecordingPolicy implements SchedulingPolicy {
     const index = this.#inner.choose(candidates);
     const usual = defaultChoice(candidates);
     if (index === usual) return index;
-    this.deviations.push({ at, to: candidateName(candidates.ready, index) });
-    this.instead.push(candidateName(candidates.ready, usual));
+    const instead = candidates.ready[usual]?.name ?? TIME;
+    this.switches.push({ at, to: candidateName(candidates.ready, index), instead });
     return index;
   }
 }
@@ -48,9 +45,9 @@ class RecordingPolicy implements SchedulingPolicy {
 interface Recorded {
   readonly attempt: Attempt;
   /** Every choice that was not the default, by node. */
-  readonly deviations: Readonly<Record<string, readonly Switch[]>>;
-  /** Who would have gone on at each of them. */
-  readonly instead: Readonly<Record<string, readonly string[]>>;
+  readonly switches: Readonly<Record<string, readonly RecordedSwitch[]>>;
+  /** The same, as a schedule. */
+  readonly deviations: Deviations;
 }
 
 /** Runs once and writes the schedule down. */
@@ -67,10 +64,13 @@ export async function record(
       return { strategy: 'policy', policy };
     },
   });
+  const made = [...policies];
   return {
     attempt,
-    deviations: Object.fromEntries([...policies].map(([node, { deviations }]) => [node, deviations])),
-    instead: Object.fromEntries([...policies].map(([node, { instead }]) => [node, instead])),
+    switches: Object.fromEntries(made.map(([node, { switches }]) => [node, switches])),
+    deviations: Object.fromEntries(
+      made.map(([node, { switches }]) => [node, switches.map(({ at, to }) => ({ at, to }))]),
+    ),
   };
 }
 

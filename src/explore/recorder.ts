@@ -8,7 +8,8 @@ import type { KernelMachine } from '../host/kernel-machine.js';
 import type { MachineView, PartView } from '../host/view.js';
 import type { Program } from '../host/program.js';
 import { eventLine, type RunEvent } from '../runtime/events.js';
-import { candidateName, defaultChoice, TIME, type Candidates, type HeldBack } from '../runtime/policies.js';
+import { TIME, type Deviation } from '../runtime/deviations.js';
+import { candidateName, defaultChoice, type Candidates } from '../runtime/policies.js';
 import type { SchedulerObserver, TaskHandle } from '../runtime/scheduler.js';
 import type { Wait } from '../runtime/task.js';
 import { ObjectNames } from './trace-names.js';
@@ -83,8 +84,7 @@ export interface TraceSubject {
   readonly program: Program;
   readonly failure: TraceFailure | undefined;
   readonly events: readonly RunEvent[];
-  /** Of its schedule. */
-  readonly held: readonly HeldBack[];
+  readonly schedule: readonly Deviation[];
 }
 
 function accessKey(word: number, locksBefore: number): number {
@@ -229,7 +229,7 @@ export class TraceRecorder implements SchedulerObserver {
   }
 
   /** The trace, when the run is over. */
-  trace({ scenario, title, program, failure, events, held }: TraceSubject): Trace {
+  trace({ scenario, title, program, failure, events, schedule }: TraceSubject): Trace {
     const machine = this.#machine;
     const last = this.#current;
     const end = this.#end(failure);
@@ -251,7 +251,7 @@ export class TraceRecorder implements SchedulerObserver {
       scenario,
       title,
       failure,
-      held,
+      schedule,
       ...optional('end', end),
       tasks: [...this.#tasks]
         .sort(([a], [b]) => a - b)

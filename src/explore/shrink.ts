@@ -9,7 +9,7 @@
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
-import { isHeldBack, TIME, type Deviation } from '../runtime/policies.js';
+import { isHeldBack, TIME, type Deviation } from '../runtime/deviations.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
@@ -195,7 +195,9 @@ class Shrinker {
     if (known !== undefined) return known;
     // What was left out took its choices along: those behind it come earlier.
     for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && !this.#isSpent; by++) {
-      const list = this.#of(KERNEL_NODE).flatMap((one) => (one.at < by ? [] : [{ ...one, at: one.at - by }]));
+      const list = this.#of(KERNEL_NODE).flatMap((one) =>
+        one.at < by || isHeldBack(one) ? [] : [{ ...one, at: one.at - by }],
+      );
       const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
       if (moved !== undefined) return moved;
     }
@@ -280,12 +282,12 @@ class Shrinker {
 
   /** One task held back instead of many switches away from it; whether there was one. */
   async #holdBack(subject: Subject): Promise<boolean> {
-    const { deviations, instead } = await record(subject, this.#case.seed, deviating(this.deviations));
+    if (this.#isSpent) return false;
+    await this.#count(subject);
+    const { switches } = await record(subject, this.#case.seed, deviating(this.deviations));
     const away = new Map<string, number[]>();
-    for (const [i, { at }] of (deviations[KERNEL_NODE] ?? []).entries()) {
-      const hold = instead[KERNEL_NODE]?.[i] ?? TIME;
-      if (hold !== TIME) away.set(hold, [...(away.get(hold) ?? []), at]);
-    }
+    for (const { at, instead } of switches[KERNEL_NODE] ?? [])
+      if (instead !== TIME) away.set(instead, [...(away.get(instead) ?? []), at]);
     const byCount = [...away].sort(([, a], [, b]) => b.length - a.length);
     for (const [hold, places] of byCount) if (await this.#holdBetween(subject, hold, places)) return true;
     return false;

@@ -4,7 +4,7 @@
  * A *step* is what a task did from one gate to the next. Words, locks and tasks are told by their index in a table of the trace. Views
  * of the machine are kept as differences: {@link viewAt} puts them together.
  */
-import type { HeldBack } from '../runtime/policies.js';
+import type { Deviation } from '../runtime/deviations.js';
 import { UNEXPECTED_ANSWER } from '../runtime/signature.js';
 import type { PartView, MachineView } from '../host/view.js';
 
@@ -126,8 +126,8 @@ export interface Trace {
   /** Steps before those that were left out. */
   readonly omittedSteps: number;
   readonly calls: readonly TraceCall[];
-  /** What the schedule was told of tasks that are held back. */
-  readonly held: readonly HeldBack[];
+  /** The deviations that made the run, where it was made so. */
+  readonly schedule: readonly Deviation[];
   /** How the machine looked before the first step that is there. */
   readonly start: MachineView;
   readonly views: readonly TraceView[];

@@ -7,13 +7,13 @@
 import type { EventValue, RunEvent } from './events.js';
 import { FaultSwitches } from './faults.js';
 import { InvariantLedger, type InvariantReport } from './invariants.js';
+import type { Deviation } from './deviations.js';
 import {
   deviatingPolicy,
   inOrderPolicy,
   pctPolicy,
   randomPolicy,
   recordedPolicy,
-  type Deviation,
   type GateMode,
   type SchedulingPolicy,
 } from './policies.js';

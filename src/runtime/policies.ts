@@ -8,6 +8,7 @@
  * The *default* choice is to let the running task run on; a schedule can therefore be written as its deviations from that
  * ({@link Deviation}), which is what shrinking makes small and what a corpus file holds.
  */
+import { isHeldBack, TIME, type Deviation, type HeldBack, type Switch } from './deviations.js';
 import type { RandomStream } from './random.js';
 import type { TaskHandle } from './scheduler.js';
 import { InvariantError } from './task.js';
@@ -35,33 +36,6 @@ export interface SchedulingPolicy {
 
 /** What a schedule was made with, so that it can be repeated. */
 export type GateMode = 'in-order' | 'random' | 'explored';
-
-/** A choice that is not the default. */
-export interface Switch {
-  /** Number of the choice in the run, from 0. */
-  readonly at: number;
-  /** Name of the task that goes on, `time` for time. */
-  readonly to: string;
-}
-
-/** A task that is passed over as long as anybody else, or time, can go on. */
-export interface HeldBack {
-  /** Number of the first choice of which that is true, and of the first of which it is not any more. */
-  readonly at: number;
-  readonly until: number;
-  /** Name of the task. */
-  readonly hold: string;
-}
-
-/** Where a schedule is not the default one. */
-export type Deviation = Switch | HeldBack;
-
-export function isHeldBack(deviation: Deviation): deviation is HeldBack {
-  return 'hold' in deviation;
-}
-
-/** How a deviation calls time. */
-export const TIME = 'time';
 
 /** How a deviation calls a candidate: by its name, with its number where several have that. */
 export function candidateName(ready: readonly TaskHandle<unknown>[], index: number): string {
@@ -114,12 +88,19 @@ export function recordedPolicy(choices: readonly number[], mode: GateMode): Sche
   };
 }
 
+/** Whether a task is held back by that name: of several with one name all are, unless the number is said. */
+function isHeld({ name, number }: TaskHandle<unknown>, { hold }: HeldBack): boolean {
+  return hold === name || hold === `${name}#${number}`;
+}
+
 /** The default among those that are not held back. */
-function choiceWithout({ ready, canStall, running }: Candidates, held: ReadonlySet<string>): number {
-  const usual = defaultChoice({ ready, canStall, running });
-  const isFree = (index: number): boolean => !held.has(candidateName(ready, index));
-  if (held.size === 0 || isFree(usual)) return usual;
-  const free = ready.findIndex((_, index) => isFree(index));
+function choiceWithout(candidates: Candidates, held: readonly HeldBack[]): number {
+  const { ready, canStall } = candidates;
+  const usual = defaultChoice(candidates);
+  const isFree = (task: TaskHandle<unknown> | undefined): boolean =>
+    task !== undefined && !held.some((one) => isHeld(task, one));
+  if (isFree(ready[usual])) return usual;
+  const free = ready.findIndex(isFree);
   if (free >= 0) return free;
   return canStall ? ready.length : usual;
 }
@@ -139,10 +120,11 @@ export function deviatingPolicy(deviations: readonly Deviation[]): SchedulingPol
     stalls: true,
     choose: (candidates) => {
       const number = at++;
-      const usual = (): number => {
-        const held = holds.filter((one) => one.at <= number && number < one.until);
-        return choiceWithout(candidates, new Set(held.map(({ hold }) => hold)));
-      };
+      const usual = (): number =>
+        choiceWithout(
+          candidates,
+          holds.filter((one) => one.at <= number && number < one.until),
+        );
       const wanted = switches[next];
       if (wanted?.at !== number) return usual();
       next++;

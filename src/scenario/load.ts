@@ -11,7 +11,7 @@ import { readFileSync } from 'node:fs';
 import { basename, dirname, extname, join } from 'node:path';
 import type { HostDescription } from '../hardware/description.js';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
-import type { Deviation } from '../runtime/policies.js';
+import type { Deviation } from '../runtime/deviations.js';
 import type { Program } from '../host/program.js';
 import type { LinkSpec } from '../testbed/link.js';
 import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/machines.js';

@@ -81,7 +81,7 @@ class Supervisor {
   #segments = 0;
   #runningMs = 0;
   #operations = 0;
-  #isInterrupted = false;
+  #signal: AbortSignal | undefined;
 
   constructor(options: StressOptions, worker: URL) {
     this.#options = options;
@@ -108,7 +108,7 @@ class Supervisor {
   /** `signal` ends the run with what has happened by then. */
   async run(tell: (progress: StressProgress) => void, signal: AbortSignal | undefined): Promise<StressReport> {
     const began = performance.now();
-    signal?.addEventListener('abort', () => (this.#isInterrupted = true));
+    this.#signal = signal;
     this.#running = this.#start();
     try {
       const isReady = await this.#untilStanding(Infinity, Infinity);
@@ -224,7 +224,12 @@ class Supervisor {
       const clientsAreOver = this.#running.every(({ isClient, isGone, thread }) => {
         return !isClient || isGone || this.#stateOf(thread) === STATE.ended;
       });
-      if (performance.now() >= endMs || this.#isInterrupted || clientsAreOver || this.#checker.violationCount > 0)
+      if (
+        performance.now() >= endMs ||
+        this.#signal?.aborted === true ||
+        clientsAreOver ||
+        this.#checker.violationCount > 0
+      )
         break;
     }
     this.#wake(WORDS.stop, 1);
@@ -245,7 +250,7 @@ class Supervisor {
       await sleep(LOOK_MS);
       const now = performance.now();
       if (this.#space.thread.locks.isPoisoned) return false;
-      if (now >= endMs || (this.#isInterrupted && endMs !== Infinity)) this.#wake(WORDS.pause, 1);
+      if (now >= endMs || (this.#signal?.aborted === true && endMs !== Infinity)) this.#wake(WORDS.pause, 1);
       for (const [i, { client }] of kills.entries())
         if (now >= (killMs[i] ?? Infinity)) this.#kill(clientThread(client));
       for (const { thread, isGone } of this.#running) {

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { parseDocument } from 'yaml';
 import { explore } from '../../src/explore/campaign.js';
-import { isHeldBack } from '../../src/runtime/policies.js';
+import { isHeldBack } from '../../src/runtime/deviations.js';
 import { deviating } from '../../src/explore/record.js';
 import { shrink, withFault } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf, type Attempt } from '../../src/explore/subject.js';

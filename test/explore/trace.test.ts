@@ -114,12 +114,28 @@ describe('the race report', () => {
     steps,
     omittedSteps: 0,
     calls: [],
-    held: [],
+    schedule: [],
     start: {},
     views: [],
   });
   const write = { word: 0, kind: 'write', before: '1', after: '2', held: [], locksBefore: 0 } as const;
   const read = { word: 0, kind: 'read', held: [], locksBefore: 0 } as const;
+
+  test('is told with its schedule: who is held back and how often, and the switches', () => {
+    const choice = (at: number, chosen: number) => ({ at, of: ['a', 'b', 'time'], chosen, default: 0 });
+    const steps = [0, 1, 2, 3, 4].map((at) => step(at, 1, { choices: [choice(at, at === 3 ? 2 : 1)] }));
+    const schedule = [
+      { at: 1, until: 5, hold: 'a' },
+      { at: 3, to: 'time' },
+    ];
+    const told = raceReport({ ...planted(steps), schedule }).split('\n');
+    const first = told.findIndex((line) => line.startsWith('Schedule: 5 choices'));
+    expect(told.slice(first + 1, first + 4)).toEqual([
+      '  at choice 0 task b goes on instead of a',
+      '  from choice 1 to 4 task a is held back, 3 times',
+      '  at choice 3 time goes on instead of a',
+    ]);
+  });
 
   test('is of accesses that nothing orders', () => {
     const racy = planted([step(0, 0, { accesses: [write] }), step(1, 1, { accesses: [read] })]);

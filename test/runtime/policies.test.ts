@@ -2,7 +2,8 @@
 import { describe, expect, test } from 'vitest';
 import { guarantee, scheduleOf } from '../../src/explore/strategies.js';
 import { NodeRuntime, type ScheduleSpec } from '../../src/runtime/node-runtime.js';
-import type { Candidates, Deviation, SchedulingPolicy } from '../../src/runtime/policies.js';
+import type { Deviation } from '../../src/runtime/deviations.js';
+import type { Candidates, SchedulingPolicy } from '../../src/runtime/policies.js';
 import { Scheduler } from '../../src/runtime/scheduler.js';
 import type { Task } from '../../src/runtime/task.js';
 
@@ -163,6 +164,12 @@ describe('deviations', () => {
       { at: 0, until: 3, hold: 'b' },
     ];
     expect(logged(deviating(...both))).toBe('c0 c1 c2 b0 b1 b2 a0 a1 a2');
+  });
+
+  test('of tasks with one name all are held back, or one by its number, whoever else is ready', () => {
+    const names = ['w', 'w', 'c'];
+    expect(logged(deviating({ at: 0, until: 1000, hold: 'w' }), names)).toBe('c0 c1 c2 a0 a1 a2 b0 b1 b2');
+    expect(logged(deviating({ at: 0, until: 1000, hold: 'w#1' }), names)).toBe('a0 a1 a2 c0 c1 c2 b0 b1 b2');
   });
 
   test('a switch goes before what is held back', () => {

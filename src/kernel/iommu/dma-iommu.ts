@@ -31,7 +31,7 @@ export class DmaCookie {
     for (const region of regions) {
       if (region.type !== 'direct' && region.type !== 'direct-relaxable') continue;
       const end = Math.ceil((Number(region.last) + 1) / pageBytes) * pageBytes;
-      let from = Math.floor(Number(region.start) / pageBytes) * pageBytes;
+      let from = Math.ceil(Number(region.start) / pageBytes) * pageBytes;
       for (let at = from; at <= end; at += pageBytes) {
         if (at < end && this.domain.iova_to_phys(at) === undefined) continue;
         const rc = at === from ? 0 : yield* this.domain.map(from, from, at - from, IOMMU_READ | IOMMU_WRITE);
