@@ -122,7 +122,7 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     end: hasThreads ? ALONE[kind] : wanted,
     onProgress: (done) => report(campaign, done),
   });
-  const isOver = !hasThreads || here.failure !== undefined;
+  const isOver = !hasThreads || here.failure !== undefined || campaign.signal?.aborted === true;
   const total = merge(isOver ? [here] : [here, ...(await sampleInPool(campaign, sampling, CHUNK[kind], ALONE[kind]))]);
   const { failure } = total;
   return {

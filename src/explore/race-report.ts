@@ -3,7 +3,7 @@
  * each held; then the schedule as its deviations from the default, then the last steps in fixed columns, a task a column. What failed
  * outside of every step has a last line of its own.
  */
-import { isHeldBack, type HeldBack } from '../runtime/deviations.js';
+import { isHeldBack, TIME, type HeldBack } from '../runtime/deviations.js';
 import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
 import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
 import {
@@ -109,7 +109,7 @@ function scheduleLines(trace: Trace): string[] {
     ...deviations
       .filter((choice) => holdOf(choice) === undefined)
       .map(({ at, of, chosen, default: wanted }) => {
-        const who = of[chosen] === 'time' ? 'time' : `task ${of[chosen] ?? ''}`;
+        const who = of[chosen] === TIME ? TIME : `task ${of[chosen] ?? ''}`;
         return { at, text: `  at choice ${at} ${who} goes on instead of ${of[wanted] ?? ''}` };
       }),
   ];

@@ -266,18 +266,21 @@ class Shrinker {
   async shrinkSchedule(): Promise<void> {
     const subject = this.#subject(this.text);
     if (subject === undefined) return;
-    await this.#fewer(subject);
+    await this.#simpler(subject);
     if (!subject.isKernelOnly) return;
-    while (await this.#holdBack(subject)) await this.#fewer(subject);
     await this.#searchFewest(subject);
     for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
       if (this.#isSpent) return;
       const found = await this.#sampled(subject, index);
       if (found === undefined || countDeviations(found) >= countDeviations(this.deviations)) continue;
-      if (!(await this.#tryDeviations(subject, found))) continue;
-      await this.#fewer(subject);
-      while (await this.#holdBack(subject)) await this.#fewer(subject);
+      if (await this.#tryDeviations(subject, found)) await this.#simpler(subject);
     }
+  }
+
+  /** Fewer deviations, and of a kernel-only machine tasks held back, until nothing more can be left out. */
+  async #simpler(subject: Subject): Promise<void> {
+    do await this.#fewer(subject);
+    while (subject.isKernelOnly && (await this.#holdBack(subject)));
   }
 
   /** One task held back instead of many switches away from it; whether there was one. */
