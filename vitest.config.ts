@@ -2,7 +2,15 @@ import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** Rooms whose files take longest. */
-const LONG = ['test/scenario/', 'test/e2e/', 'test/explore/', 'test/cli/', 'test/stress/', 'test/property/'];
+const LONG = [
+  'test/scenario/',
+  'test/e2e/',
+  'test/explore/',
+  'test/cli/',
+  'test/stress/',
+  'test/property/',
+  'test/conformance/',
+];
 
 /** Long files first: one that begins last would run alone. */
 class LongFirst extends BaseSequencer {

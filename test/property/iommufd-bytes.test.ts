@@ -319,6 +319,6 @@ test('every byte of a window shows the byte it should', () => {
         throw error;
       }
     }),
-    { numRuns: process.env['IOVADUCT_SWEEP'] === undefined ? 50 : 500 },
+    { numRuns: process.env['IOVADUCT_SWEEP'] === undefined ? 25 : 500 },
   );
 });

@@ -7,7 +7,7 @@ import { runProgram } from '../../src/host/run-program.js';
 import { RandomStream } from '../../src/runtime/random.js';
 import { randomProgram } from '../fixtures/random-programs.js';
 
-const PROGRAMS = 600 * Number(process.env['IOVADUCT_SWEEP'] ?? 1);
+const PROGRAMS = 300 * Number(process.env['IOVADUCT_SWEEP'] ?? 1);
 const SCHEDULES = 4;
 
 test(`${PROGRAMS} random programs hold under ${SCHEDULES} schedules each`, () => {
