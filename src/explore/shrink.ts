@@ -214,6 +214,7 @@ class Shrinker {
     const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
     const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
     if (ran.failure?.signature !== this.#case.signature) return undefined;
+    await this.#count(subject);
     return (await record(subject, this.#case.seed, () => scheduleOf(sampling, index))).deviations;
   }
 
@@ -322,6 +323,7 @@ class Shrinker {
         search.ended(isPruned(failure?.message ?? ''));
         if (failure?.signature !== this.#case.signature) continue;
         const schedule = { strategy: 'recorded', of: 'explored', choices: choices[KERNEL_NODE] ?? [] } as const;
+        await this.#count(subject);
         const { deviations } = await record(subject, this.#case.seed, () => schedule);
         if (countDeviations(deviations) < countDeviations(this.deviations)) {
           await this.#tryDeviations(subject, deviations);

@@ -26,4 +26,4 @@ test('a search that is interrupted prints what it has', async () => {
     expect(out).toMatch(/^\? map-unmap {2}[1-9]\d* schedules/);
     expect(out).toContain('\n  interrupted\n');
   }
-}, 120_000);
+});
