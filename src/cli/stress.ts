@@ -8,8 +8,8 @@
 import { Option, type Command } from 'commander';
 import { RandomStream } from '../runtime/random.js';
 import { reportJson, type StressProgress, type StressReport, type Verdict } from '../stress/report.js';
+import { errnoText, iovaText } from '../stress/words.js';
 import { MAX_RUNNING, STRESS_FAULTS, type StressFault, type StressOptions } from '../stress/options.js';
-import { errnoName } from '../uapi/errno.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { checkOutputs, writeJson } from './files.js';
@@ -76,9 +76,7 @@ function windowLine({ window, counts }: StressReport): string {
 /** A report in words. */
 function stressText(report: StressReport): string {
   const { options, counts, operations } = report;
-  const failed = [...counts.failed]
-    .sort((a, b) => b[1] - a[1])
-    .map(([errno, count]) => `${errnoName(errno) ?? errno} ${count}`);
+  const failed = [...counts.failed].sort((a, b) => b[1] - a[1]).map(([errno, count]) => `${errnoText(errno)} ${count}`);
   const faults = options.faults.map((fault) => `, fault ${fault} on`).join('');
   const lines = [
     `${report.verdict}${report.reason === undefined ? '' : `: ${report.reason}`}`,
@@ -95,13 +93,14 @@ function stressText(report: StressReport): string {
       outcome === 'repaired'
         ? `${many(areas, 'area')} taken back, the others went on`
         : 'the address space was given up';
-    lines.push(`client ${client} died in ${operation} at ${gate} with ${locks}: ${what}`);
+    const where = operation === '-' ? `between two operations, after ${gate},` : `in ${operation} at ${gate}`;
+    lines.push(`client ${client} died ${where} with ${locks}: ${what}`);
   }
   for (const [errno, threads] of report.gaveUp) {
-    lines.push(`${many(threads, 'other thread')} ended with ${errnoName(errno) ?? errno}`);
+    lines.push(`${many(threads, 'other thread')} ended with ${errnoText(errno)}`);
   }
   for (const { kind, page, detail } of report.violations) {
-    lines.push(`ALARM ${kind}${page < 0 ? '' : ` at IOVA 0x${(page * 4096).toString(16)}`}: ${detail}`);
+    lines.push(`ALARM ${kind}${page < 0 ? '' : ` at IOVA ${iovaText(page)}`}: ${detail}`);
   }
   const more = report.violationCount - report.violations.length;
   if (more > 0) lines.push(`... and ${more} more`);

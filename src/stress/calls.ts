@@ -20,6 +20,7 @@
 import { EBUSY, EEXIST, ENOENT } from '../uapi/errno.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain, Period, Periods } from './periods.js';
+import { errnoText, iovaText } from './words.js';
 
 /** Pages that a call asked to have mapped or unmapped, between two moments; Infinity is "not yet". */
 export interface Call {
@@ -108,7 +109,7 @@ export class Calls {
       if (entered !== left) this.#wrong(call, `and ${entered - left} of ${entered} pages it had shown are left`);
       if (result === -EEXIST && !this.#isTaken(call, unplaced)) this.#wrong(call, 'where nobody had anything');
       if (op === OP.COPY && result === -ENOENT && this.#isWhole(call, dying)) {
-        this.#wrong(call, `although every page from ${call.source} on was mapped all the while`);
+        this.#wrong(call, `although every page from ${iovaText(call.source)} on was mapped all the while`);
       }
       return;
     }
@@ -120,7 +121,7 @@ export class Calls {
     } else if (op === OP.COPY) {
       const other = this.#otherThanSource(call);
       if (other >= 0)
-        this.#complain('answer', other, `COPY shows a page that page ${call.source + other - page} never was`);
+        this.#complain('answer', other, `COPY shows a page that ${iovaText(call.source + other - page)} never did`);
     }
   }
 
@@ -176,7 +177,7 @@ export class Calls {
       if (entered >= call.invoked || leaving <= call.responded) continue;
       // Nothing in the way: nothing may be left. Else only of what lies in the range from end to end it is sure that it comes first.
       if (stop !== Infinity && (made.page < page || made.page + made.pages > stop)) continue;
-      this.#wrong(call, `but the pages from ${first} on were there before, and still are`);
+      this.#wrong(call, `but the pages from ${iovaText(first)} on were there before, and still are`);
       return;
     }
   }
@@ -208,7 +209,7 @@ export class Calls {
   }
 
   #wrong({ op, page, pages, result }: Call, why: string): void {
-    const answer = result < 0 ? `errno ${-result}` : op === OP.UNMAP ? `${result} pages` : 'success';
+    const answer = result < 0 ? errnoText(-result) : op === OP.UNMAP ? `${result} pages` : 'success';
     this.#complain('answer', page, `${NAMES.get(op) ?? op} of ${pages} pages answered ${answer} ${why}`);
   }
 }

@@ -11,6 +11,7 @@
  */
 import type { Call } from './calls.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
+import { iovaText } from './words.js';
 
 /** Stamp of what was entered in an earlier segment; dirty state written in an earlier one is EARLIER_WRITE. */
 const EARLIER = -2;
@@ -169,7 +170,7 @@ export class Periods {
       this.#complain(
         'mapped-twice',
         page,
-        `${pages} pages entered while page ${other.page} and ${other.pages - 1} more were still there`,
+        `${pages} pages entered while ${other.pages} from ${iovaText(other.page)} on were still there`,
       );
       break;
     }
@@ -204,7 +205,11 @@ export class Periods {
     for (const period of this.overlapping(page, pages)) {
       if (period.gone !== Infinity) continue;
       if (period.page < page || period.page + period.pages > page + pages) {
-        this.#complain('split', page, `a part of the ${period.pages} pages from ${period.page} on was unmapped`);
+        this.#complain(
+          'split',
+          page,
+          `a part of the ${period.pages} pages from ${iovaText(period.page)} on was unmapped`,
+        );
       }
       // A dead thread was mapping or unmapping it: how much of it was there nobody knows.
       if (period.entered === Infinity || period.leaving !== Infinity) isCertain = false;

@@ -1,8 +1,8 @@
 /** What a stress run has to say: plain data. */
-import { errnoName } from '../uapi/errno.js';
 import type { HistoryCounts, Violation } from './check.js';
 import type { ExposureWindow } from './recorded-domain.js';
 import type { StressOptions } from './options.js';
+import { errnoText, iovaText } from './words.js';
 
 /** A client that died, what it was at, and what became of that. */
 export interface Death {
@@ -81,12 +81,12 @@ export function reportJson(report: StressReport): object {
     violation_count: report.violationCount,
     violations: report.violations.map(({ kind, page, detail }) => ({
       kind,
-      ...(page < 0 ? {} : { iova: `0x${(page * 4096).toString(16)}` }),
+      ...(page < 0 ? {} : { iova: iovaText(page) }),
       detail,
     })),
     deaths: report.deaths.map(({ firstPage, pagesObjects, tableFrames, ...death }) => ({
       ...death,
-      iova: `0x${(firstPage * 4096).toString(16)}`,
+      iova: iovaText(firstPage),
       pages_objects: pagesObjects,
       table_frames: tableFrames,
     })),
@@ -95,7 +95,7 @@ export function reportJson(report: StressReport): object {
 }
 
 function byName(counts: ReadonlyMap<number, number>): object {
-  const named = [...counts].map(([errno, count]) => [errnoName(errno) ?? String(errno), count] as const);
+  const named = [...counts].map(([errno, count]) => [errnoText(errno), count] as const);
   return Object.fromEntries(named.sort());
 }
 

@@ -12,6 +12,7 @@
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain, Period, Periods } from './periods.js';
 import { BLOCK_PAGES } from './windows.js';
+import { errnoText } from './words.js';
 
 /** Stamp of a write of an earlier segment: after everything was entered in it, before anything of this one. */
 const EARLIER_WRITE = -1;
@@ -53,7 +54,7 @@ export class ReportedPages {
       const read = { page, pages, invoked: record.invoked, responded };
       this.#reading.set(thread, read);
       if (record.result < 0)
-        this.#complain('hole', page, `reading dirty state of a mapped area ended with ${record.result}`);
+        this.#complain('hole', page, `reading dirty state of a mapped area ended with ${errnoText(-record.result)}`);
       else if (responded !== Infinity) this.#reads.push(read);
       // A dead thread made pages clean and told nobody.
       else for (let at = page; at < page + pages; at++) push(this.#reports, at, read);

@@ -39,6 +39,7 @@ import {
   type StressLayout,
 } from './spec.js';
 import { StressThread } from './thread.js';
+import { errnoText } from './words.js';
 
 /** How often main looks at its threads. */
 const LOOK_MS = 2;
@@ -329,7 +330,8 @@ class Supervisor {
     if (thread.locks.isPoisoned || this.#checker.violationCount > 0) return;
     const { rc } = this.#space.unmap(0n, IOVA_LAST);
     thread.run(iopt.flush_unmapped());
-    if (rc !== 0 || iopt.areas.size > 0) this.#checker.complain('audit', -1, `the last unmap ended with ${rc}`);
+    if (rc !== 0 || iopt.areas.size > 0)
+      this.#checker.complain('audit', -1, `the last unmap ended with ${rc === 0 ? 'areas left' : errnoText(-rc)}`);
     audit(this.#space, this.#checker, this.#otherFrames + this.#lostFrames);
     if (this.#space.pinnedVm.value !== 0) {
       this.#checker.complain('audit', -1, `${this.#space.pinnedVm.value} pages are pinned after the last unmap`);
@@ -341,7 +343,7 @@ class Supervisor {
 
   #report(wallMs: number): StressReport {
     const { counts, violations, violationCount } = this.#checker;
-    const reason = this.#inconclusive();
+    const reason = violationCount > 0 ? undefined : this.#inconclusive();
     return {
       options: this.#options,
       verdict: violationCount > 0 ? 'violated' : reason === undefined ? 'held' : 'inconclusive',

@@ -4,6 +4,7 @@ import { iovaduct } from '../e2e/cli.js';
 
 interface Document {
   readonly verdict: string;
+  readonly reason?: string;
   readonly seed: number;
   readonly operations: number;
   readonly violations: readonly { readonly kind: string; readonly iova?: string }[];
@@ -44,6 +45,7 @@ describe('exit status', () => {
     const { status, document } = stressJson('--seconds', '100', '--fault', 'drop-tlbi', '--seed', '3');
     expect([status, document.verdict, document.seed]).toEqual([1, 'violated', 3]);
     expect(document.violations[0]?.iova).toMatch(/^0x/);
+    expect(document.reason).toBeUndefined();
   });
 
   test('0 or 2 after a death, never a hang', () => {
