@@ -23,8 +23,15 @@ import * as test from '../uapi/iommufd-test.js';
 import * as uapi from '../uapi/iommufd.js';
 import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import type { Card } from './card.js';
-import { ARGUMENT_BYTES, type KernelMachine } from './kernel-machine.js';
-import type { BufferRef, Call, OperationName, Operations } from './program.js';
+import type { KernelMachine } from './kernel-machine.js';
+import {
+  ARGUMENT_BYTES,
+  DATA_BYTES,
+  type BufferRef,
+  type Call,
+  type OperationName,
+  type Operations,
+} from './program.js';
 
 /** What a name stands for. */
 export interface Thing {
@@ -61,7 +68,7 @@ export interface Caller {
 type Operation<K extends OperationName> = (caller: Caller, args: Operations[K]) => Task<number>;
 
 /** What pointers in a struct point to: behind it in the task's memory. */
-const DATA_OFFSET = 4096n;
+const DATA_OFFSET = BigInt(ARGUMENT_BYTES - DATA_BYTES);
 /** What /dev/iommu is in every process. */
 const IOMMUFD = 0;
 const PAGE = 4096n;
@@ -427,7 +434,6 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     return (yield* testCommand(caller, op, fd, 'destroy_access_pages', { access_pages_id: access_pages_id >>> 0 })).rc;
   },
   *'access-rw'(caller, { access, iova, length, write, syz }) {
-    if (length > BigInt(ARGUMENT_BYTES) - DATA_OFFSET) return -EINVAL;
     const fd = caller.things.get(access)?.fd ?? 0;
     const fields = {
       iova,

@@ -16,7 +16,7 @@ import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { errnoName } from '../uapi/errno.js';
 import { KernelMachine } from './kernel-machine.js';
 import { perform, type Caller, type Thing } from './operations.js';
-import type { Call, OperationName, Program } from './program.js';
+import { SETUP_TASK, type Call, type OperationName, type Program } from './program.js';
 
 /** Why a run failed. */
 export interface ProgramFailure {
@@ -131,7 +131,7 @@ class ProgramRun {
     const { machine } = this;
     const { runtime } = machine;
     const { observer, schedule, inject } = this.#options;
-    this.#alone('setup', this.#setup());
+    this.#alone(SETUP_TASK, this.#setup());
     for (const { fault, ...rule } of this.#program.faults) if (fault !== inject?.fault) runtime.faults.arm(fault, rule);
     this.#options.onMachine?.(machine);
     runtime.useSchedule(schedule);
@@ -174,7 +174,7 @@ class ProgramRun {
     const { inject } = this.#options;
     if (inject !== undefined) this.machine.runtime.faults.arm(inject.fault, inject.rule);
     const first = this.#program.processes[0];
-    if (first !== undefined) yield* this.#calls('setup', first.name, this.#program.setup);
+    if (first !== undefined) yield* this.#calls(SETUP_TASK, first.name, this.#program.setup);
   }
 
   /** What a task has of its own is made before it runs: which addresses it gets does not depend on the schedule. */
@@ -195,9 +195,9 @@ class ProgramRun {
       this.results.push({ task, call, rc, text, startNs, endNs: runtime.now });
       runtime.emit('program.call', { op: call.op, answer: text });
       if (this.#options.inject !== undefined) continue;
-      const allowed = call.expect ?? (task === 'setup' ? ['ok'] : undefined);
+      const allowed = call.expect ?? (task === SETUP_TASK ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
-        const what = `${UNEXPECTED_ANSWER} in ${task === 'setup' ? task : `task ${task}`}`;
+        const what = `${UNEXPECTED_ANSWER} in ${task === SETUP_TASK ? task : `task ${task}`}`;
         throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`);
       }
     }

@@ -6,6 +6,7 @@
  */
 import { z } from 'zod';
 import type { AddressRange } from '../hardware/description.js';
+import { CAPABILITIES } from '../uapi/capability.js';
 import { hexText, parseBandwidth, parseDurationNs, parseSize } from './units.js';
 
 const U64_LAST = (1n << 64n) - 1n;
@@ -50,6 +51,12 @@ function parsed<T>(what: string, example: string, parse: (text: string) => T | u
 
 /** A size in bytes: `4 GiB`. */
 export const size = parsed('size', '4 GiB', parseSize);
+
+/** A size that is not nothing. */
+export const lengthAboveZero = size.refine((length) => length > 0n, 'expected more than nothing');
+
+/** A capability of a process, by its name in Linux. */
+export const capability = z.enum(CAPABILITIES, 'expected a capability of Linux, e.g. CAP_IPC_LOCK');
 
 /** A duration in nanoseconds: `50 us`. */
 export const duration = parsed('duration', '50 us', parseDurationNs);

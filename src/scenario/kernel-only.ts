@@ -7,16 +7,44 @@
  */
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
+import { TIME } from '../runtime/deviations.js';
 import { ERRNO } from '../uapi/errno.js';
-import type { Call, CardState, OperationName, Operations, Program } from '../host/program.js';
-import { address, count, deviations, name, range, size } from './fields.js';
+import {
+  ARGUMENT_BYTES,
+  DATA_BYTES,
+  MACHINE_MEMORY_BYTES,
+  SETUP_TASK,
+  type Call,
+  type CardState,
+  type OperationName,
+  type Operations,
+  type Program,
+} from '../host/program.js';
+import { address, capability, count, deviations, lengthAboveZero, name, range, size } from './fields.js';
+import { sizeText } from './units.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
 const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const satisfies readonly CardState[];
 
-const contiguity = z.enum(['scattered', 'short-runs', 'pages', 'huge-2m', 'huge-1g']);
+/** There is no room for a page of 1 GiB. */
+const contiguity = z.enum(
+  ['scattered', 'short-runs', 'pages', 'huge-2m'],
+  'expected scattered, short-runs, pages or huge-2m',
+);
 const prot = z.enum(['r', 'w', 'rw']).default('rw');
 const from = z.strictObject({ buffer: name.optional(), offset: address.default(0n) }).default({ offset: 0n });
+/** Tasks whose names a schedule and a report have other uses for. */
+const taskName = name.refine(
+  (text) => text !== TIME && text !== SETUP_TASK,
+  `a task is not called ${TIME}, which passes, nor ${SETUP_TASK}, which comes before all tasks`,
+);
+/** A bit a page: what a bitmap of {@link DATA_BYTES} speaks of. */
+const DIRTY_BYTES = DATA_BYTES * 8 * 4096;
+const atMost = (length: typeof size, most: number): z.ZodType<bigint, string> =>
+  length.refine(
+    (bytes) => bytes <= BigInt(most),
+    `expected at most ${sizeText(BigInt(most))}: a task has no more room for it`,
+  );
 const place = z.strictObject({ ioas: name.default('main'), iova: address });
 const space = { ioas: name.default('main') };
 
@@ -55,7 +83,12 @@ export const operations = {
     times: count(1, 1024).default(1),
   }),
   'track-dirty': z.strictObject({ hwpt: name, on: z.boolean() }),
-  'read-dirty': z.strictObject({ hwpt: name, iova: address, length: size, clear: z.boolean().default(true) }),
+  'read-dirty': z.strictObject({
+    hwpt: name,
+    iova: address,
+    length: atMost(size, DIRTY_BYTES),
+    clear: z.boolean().default(true),
+  }),
   dma: z.strictObject({ device: name, iova: address, length: size, write: z.boolean().default(true) }),
   msi: z.strictObject({ device: name, doorbell: count(0, 1).default(0) }),
   card: z.strictObject({ as: name }),
@@ -69,7 +102,7 @@ export const operations = {
   'access-rw': z.strictObject({
     access: name,
     iova: address,
-    length: size,
+    length: atMost(size, DATA_BYTES),
     write: z.boolean().default(true),
     syz: z.boolean().default(false),
   }),
@@ -131,7 +164,7 @@ const armed = z.strictObject({ fault, skip: count(0, 1_000_000).optional(), coun
 
 const process = z.strictObject({
   uid: count(0, 0xffff_ffff).default(0),
-  capabilities: z.array(z.string().regex(/^CAP_[A-Z_]+$/, 'expected a capability, e.g. CAP_IPC_LOCK')).default([]),
+  capabilities: z.array(capability).default([]),
   memlock: size.optional(),
 });
 
@@ -146,14 +179,14 @@ export const kernelOnlyFile = z.strictObject({
   }),
   processes: z.record(name, process).default({ p: { uid: 0, capabilities: [] } }),
   buffers: z
-    .record(name, z.strictObject({ length: size, contiguity: contiguity.default('pages') }))
+    .record(name, z.strictObject({ length: lengthAboveZero, contiguity: contiguity.default('pages') }))
     .default({ memory: { length: 65_536n, contiguity: 'pages' } }),
-  files: z.record(name, z.strictObject({ length: size })).default({}),
+  files: z.record(name, z.strictObject({ length: lengthAboveZero })).default({}),
   /** Historical faults that are in the kernel in every run. */
   faults: z.array(armed).default([]),
   'fails-with': armed.optional(),
   setup: z.array(call).default([]),
-  tasks: z.record(name, z.union([calls, z.strictObject({ process: name, calls })])),
+  tasks: z.record(taskName, z.union([calls, z.strictObject({ process: name, calls })])),
   /** A schedule: where others go on than the one that runs. In order where nothing is said. */
   schedule: deviations.default([]),
   /** The rule that this scenario breaks, as a failed run names it: it must. */
@@ -209,6 +242,36 @@ function unknownNames(source: SourceText, given: KernelOnlyFile, all: readonly P
   });
 }
 
+/** Why a fault can never strike on such a machine; undefined where it may. */
+function whyNever(id: FaultId, iommu: Program['iommu']): string | undefined {
+  const [part = ''] = id.split('.');
+  const { layer } = FAULTS[id];
+  if (part === 'its' || layer === 'vmm' || layer === 'link' || layer === 'testbed')
+    return `${id} cannot strike: a kernel-only machine has none of that`;
+  const needed = { smmu: 'arm-smmu-v3', mock: 'mock' }[part] ?? iommu;
+  return needed === iommu ? undefined : `${id} cannot strike without iommu: ${needed}`;
+}
+
+/** What does not fit into the machine's memory: each process has its own of every buffer, and room for each task's arguments. */
+function tooMuch(source: SourceText, { processes, buffers, files }: KernelOnlyFile, tasks: number): InputProblem[] {
+  const copies = BigInt(Object.keys(processes).length);
+  const inPages = (length: bigint, page: bigint): bigint => ((length + page - 1n) / page) * page;
+  const wanted = [
+    ...Object.entries(buffers).map(([key, { length, contiguity: how }]) => ({
+      path: ['buffers', key],
+      bytes: copies * inPages(length, how === 'huge-2m' ? 2n << 20n : 4096n),
+    })),
+    ...Object.entries(files).map(([key, { length }]) => ({ path: ['files', key], bytes: inPages(length, 4096n) })),
+  ];
+  let left = BigInt(MACHINE_MEMORY_BYTES - (tasks + 1) * ARGUMENT_BYTES);
+  for (const { path, bytes } of wanted) {
+    left -= bytes;
+    const message = `no room for it in the ${sizeText(BigInt(MACHINE_MEMORY_BYTES))} of a kernel-only machine`;
+    if (left < 0n) return [source.problem(path, message)];
+  }
+  return [];
+}
+
 /** A file as a program. @throws InputError with every name that stands for nothing */
 export function programOf(source: SourceText, given: KernelOnlyFile): Program {
   const [firstBuffer = 'memory'] = Object.keys(given.buffers);
@@ -238,6 +301,15 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
   const { iommu, ats } = given['kernel-only'];
   if (ats && iommu === 'mock')
     problems.push(source.problem(['kernel-only', 'ats'], 'only devices behind iommu: arm-smmu-v3 have ats'));
+  const named = [
+    ...given.faults.map(({ fault: id }, i) => ({ id, path: ['faults', i, 'fault'] })),
+    ...(given['fails-with'] === undefined ? [] : [{ id: given['fails-with'].fault, path: ['fails-with', 'fault'] }]),
+  ];
+  for (const { id, path } of named) {
+    const why = whyNever(id, iommu);
+    if (why !== undefined) problems.push(source.problem(path, why));
+  }
+  problems.push(...tooMuch(source, given, tasks.length));
   if (tasks.length === 0) problems.push(source.problem(['tasks'], 'a kernel-only scenario has tasks'));
   if (problems.length > 0) throw new InputError(problems);
   const main: Call[] = hasMain ? [] : [{ op: 'ioas', args: { as: 'main' } }];

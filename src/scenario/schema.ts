@@ -13,7 +13,7 @@ import { DIRTY_SOURCES } from '../migration/dirty-sources.js';
 import { ATTACHED_DEVICE_POLICIES, CANCEL_PHASES, MIGRATION_FAILURES } from '../migration/request.js';
 import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
 import { MACHINES, type MachineName } from '../vmm/machines.js';
-import { address, bandwidth, bdf, count, deviations, duration, name, range, size } from './fields.js';
+import { address, bandwidth, bdf, capability, count, deviations, duration, name, range, size } from './fields.js';
 import { pciFunction } from './hosts.js';
 
 function keysOf<K extends string>(table: Readonly<Record<K, unknown>>): [K, ...K[]] {
@@ -85,9 +85,7 @@ const guest = z.strictObject({
 const process = z.strictObject({
   on: name,
   uid: count(0, 0xffff_ffff).default(0),
-  capabilities: z
-    .array(z.string().regex(/^CAP_[A-Z_]+$/, 'expected a capability, e.g. CAP_IPC_LOCK'))
-    .default(['CAP_IPC_LOCK', 'CAP_SYS_RESOURCE']),
+  capabilities: z.array(capability).default(['CAP_IPC_LOCK', 'CAP_SYS_RESOURCE']),
   memlock: size.optional(),
   /** I/O address spaces by name; every process has `main` when none are listed. */
   ioas: z.array(name).min(1).default(['main']),

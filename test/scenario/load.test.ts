@@ -82,6 +82,8 @@ steps: [{ wait: 1 ms }]
   });
 });
 
+const TASKS = 'tasks:\n  a: [{ ioas: { as: x } }]\n';
+
 describe('what is refused, and where', () => {
   const step = (text: string): string => `${BASE}  - ${text}\n`;
   test.each<[string, string, string]>([
@@ -102,6 +104,47 @@ describe('what is refused, and where', () => {
       'title: t\nkernel-only: {}\ntasks:\n  a:\n    - ioas: { as: x }\n      expect: EWHAT\n',
       'f.yaml:6:15: expected ok or the name of an error',
     ],
+    ...[
+      ['a task called time', 'tasks:\n  time: [{ ioas: { as: x } }]\n', 'f.yaml:4:3: a task is not called time'],
+      ['a task called setup', 'tasks:\n  setup: [{ ioas: { as: x } }]\n', 'f.yaml:4:3: a task is not called time'],
+      [
+        'no capability',
+        `processes: { p: { capabilities: [CAP_IPC_LOK] } }\n${TASKS}`,
+        'f.yaml:3:34: expected a capability of Linux',
+      ],
+      [
+        'a fault of hardware that is not there',
+        `faults: [{ fault: smmu.drop-tlbi }]\n${TASKS}`,
+        'f.yaml:3:19: smmu.drop-tlbi cannot strike without iommu: arm-smmu-v3',
+      ],
+      [
+        'a fault of a VMM',
+        `fails-with: { fault: vmm.irq-lost }\n${TASKS}`,
+        'f.yaml:3:22: vmm.irq-lost cannot strike: a kernel-only machine has none of that',
+      ],
+      ['an empty buffer', `buffers: { b: { length: 0 KiB } }\n${TASKS}`, 'f.yaml:3:25: expected more than nothing'],
+      ['an empty file', `files: { b: { length: 0 KiB } }\n${TASKS}`, 'f.yaml:3:23: expected more than nothing'],
+      [
+        'a page of 1 GiB',
+        `buffers: { b: { length: 4 KiB, contiguity: huge-1g } }\n${TASKS}`,
+        'f.yaml:3:44: expected scattered, short-runs, pages or huge-2m',
+      ],
+      ['a buffer without room', `buffers: { b: { length: 256 MiB } }\n${TASKS}`, 'f.yaml:3:15: no room for it'],
+      [
+        'a file without room',
+        `buffers: { b: { length: 1 KiB, contiguity: huge-2m } }\nfiles: { f: { length: 254 MiB } }\n${TASKS}`,
+        'f.yaml:4:13: no room for it in the 256 MiB of a kernel-only machine',
+      ],
+      [
+        'a bitmap without room',
+        'tasks:\n  a: [{ read-dirty: { hwpt: main, iova: 0, length: 4 GiB } }]\n',
+        'expected at most 1920 MiB: a task has no more room for it',
+      ],
+    ].map(([what = '', text = '', message = '']): [string, string, string] => [
+      `of a kernel-only scenario, ${what}`,
+      `title: t\nkernel-only: {}\n${text}`,
+      message,
+    ]),
     ['unknown key', BASE.replace('vmm:', 'colour: blue, vmm:'), 'f.yaml:8:16: unknown key "colour"'],
     ['unknown key at the top', `${BASE}bogus: 1\n`, 'f.yaml:13:1: unknown key "bogus"'],
     [
