@@ -124,6 +124,11 @@ class Order {
   }
 }
 
+/** What of two accesses to a count is no race: each is atomic and leaves it right. */
+function isCounting({ kind }: TraceAccess): boolean {
+  return kind === 'write' || kind === 'update';
+}
+
 function isChange({ kind }: TraceAccess): boolean {
   return kind === 'write' || kind === 'test';
 }
@@ -159,7 +164,7 @@ function pairsOf(trace: Trace): RacePair[] {
         for (const before of isChange(access) ? [read, change] : [change]) {
           if (before === undefined || (clock.get(task) ?? 0) > momentOf(before) || isLocked(before.access, access))
             continue;
-          if (role === 'count' && before.access.kind === 'write' && access.kind === 'write') continue;
+          if (role === 'count' && isCounting(before.access) && isCounting(access)) continue;
           found.set(word, { word, first: before, second: { at, access } });
         }
       }

@@ -12,6 +12,7 @@ import { TIME, type Deviation } from '../runtime/deviations.js';
 import { candidateName, defaultChoice, type Candidates } from '../runtime/policies.js';
 import type { SchedulerObserver, TaskHandle } from '../runtime/scheduler.js';
 import type { Wait } from '../runtime/task.js';
+import { isOfChecker } from '../runtime/watch.js';
 import { ObjectNames } from './trace-names.js';
 import {
   applyView,
@@ -179,7 +180,7 @@ export class TraceRecorder implements SchedulerObserver {
 
   access(object: object, field: string, isWrite: boolean, before: unknown, after: unknown): void {
     const step = this.#current;
-    if (step === undefined) return;
+    if (step === undefined || isOfChecker()) return;
     const word = this.#word(object, field);
     const isChange = before !== after;
     const kind = isWrite ? (before !== undefined && !isChange ? 'test' : 'write') : isChange ? 'update' : 'read';

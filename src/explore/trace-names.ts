@@ -42,7 +42,6 @@ const KINDS: Readonly<Record<string, string>> = {
   UserStruct: 'user',
   IoPageTable: 'ioas',
   AreaTree: 'ioas',
-  Object: 'table checks',
   MappingCheck: 'checks of mappings',
   DirtyWrites: 'checks of dirty pages',
   SwMsiPages: 'MSI doorbell pages',
@@ -55,6 +54,13 @@ const KINDS: Readonly<Record<string, string>> = {
   ResumingFile: 'resuming data',
 };
 
+/** What objects without a class of their own are called, by what they have. */
+function kindOfPlain(object: object): string {
+  if ('stale' in object) return 'table checks';
+  if ('prepare_msi' in object) return 'attach handle';
+  return 'type' in object ? `${String(object.type)} domain` : 'object';
+}
+
 /** Kinds of which there may be several. */
 function kindOf(object: object): string {
   if (object instanceof Mutex) return `mutex ${object.lockClass}`;
@@ -63,6 +69,7 @@ function kindOf(object: object): string {
   if (object instanceof IoptArea) return `area 0x${object.iova.toString(16)}`;
   if (object instanceof IoptPages) return 'pages';
   if (object instanceof IommufdObject && object.id > 0) return `${object.type} ${object.id}`;
+  if (object.constructor === Object) return kindOfPlain(object);
   return KINDS[object.constructor.name] ?? object.constructor.name;
 }
 

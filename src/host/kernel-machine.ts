@@ -39,7 +39,7 @@ import { PageAllocator, type PageExtent } from '../kernel/mm/page-allocator.js';
 import { Process, UserStruct } from '../kernel/mm/process.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
-import { isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
+import { asChecker, isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
 import { EFAULT, ENODEV } from '../uapi/errno.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../uapi/pci-regs.js';
 import { PROT_READ, PROT_WRITE } from '../uapi/syscall.js';
@@ -47,21 +47,19 @@ import { Card } from './card.js';
 import { DirtyWrites } from './dirty-writes.js';
 import { MachineViewer } from './machine-view.js';
 import { PageStore } from './page-store.js';
-import type { Program } from './program.js';
+import { ARGUMENT_BYTES, MACHINE_MEMORY_BYTES, type Program } from './program.js';
 import type { MachineView } from './view.js';
 
 const PAGE_BYTES = 4096;
-/** RAM that processes get their pages from, and the kernel's own behind it. */
+/** Where the RAM of processes is, and the kernel's own behind it. */
 const RAM_PFN = 0x40000;
-const RAM_PAGES = 0x10000;
+const RAM_PAGES = MACHINE_MEMORY_BYTES / PAGE_BYTES;
 const KERNEL_BASE_PFN = 0x80000;
 /** Where processes find the buffers of a program, one behind the other with a gap. */
 const BUFFER_BASE = 0x1000_0000_0000n;
 const BUFFER_STRIDE = 0x1_0000_0000n;
 /** Where the tasks of a process have the arguments of their calls. */
 const ARGUMENT_BASE = 0x3000_0000_0000n;
-/** Room for the arguments of one task. */
-export const ARGUMENT_BYTES = 16 * PAGE_BYTES;
 
 /** From a device to the SMMU, from there to memory, and of an invalidation to a device and back. */
 const TO_SMMU_NS = 100;
@@ -589,7 +587,11 @@ export class KernelMachine {
       const pa = yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
       // A group that is being moved is in two domains: which of them has the write nobody can tell.
       const group = device.group?.mutex.isHeld === true ? undefined : device.group;
-      if (pa !== undefined && write && group?.domain !== undefined) this.dirtyWrites.wrote(group.domain, iova, pa);
+      if (pa !== undefined && write && group !== undefined)
+        asChecker(() => {
+          const { domain } = group;
+          if (domain !== undefined) this.dirtyWrites.wrote(domain, iova, pa);
+        });
       return pa;
     } finally {
       if (atcTicket !== undefined) fn.atc.end(atcTicket);

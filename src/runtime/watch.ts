@@ -25,6 +25,7 @@ export interface Watcher {
 }
 
 let watcher: Watcher | undefined;
+let isChecking = false;
 
 /** Runs `body` with a listener; what listened before listens again afterwards. */
 export function watching<T>(listener: Watcher | undefined, body: () => T): T {
@@ -35,6 +36,25 @@ export function watching<T>(listener: Watcher | undefined, body: () => T): T {
   } finally {
     watcher = before;
   }
+}
+
+/**
+ * What a checker reads in `body`: the order of steps matters to what it finds, so it is told like any other access, but it is none of the
+ * machine that is emulated.
+ */
+export function asChecker<T>(body: () => T): T {
+  const before = isChecking;
+  isChecking = true;
+  try {
+    return body();
+  } finally {
+    isChecking = before;
+  }
+}
+
+/** Whether the access that is being told is a checker's. */
+export function isOfChecker(): boolean {
+  return isChecking;
 }
 
 /** The running task reads a shared word. */

@@ -90,6 +90,15 @@ describe('the race report', () => {
     expect(raceText).toMatch(/^ {2}at choice \d+ (task \S+ goes|time goes) on instead of \S+$/m);
   });
 
+  test.each(['ats-tags', 'walk-of-freed-tables', 'event-of-a-device-that-is-gone'])(
+    '%s: no checker takes part in a race',
+    (name) => {
+      const { trace: run, race: found } = corpusFailure(name);
+      const words = found.pairs.map(({ word }) => wordText(wordOf(run, word)));
+      expect(words.filter((word) => / \.(moves|check|domain)$|checks/.test(word))).toEqual([]);
+    },
+  );
+
   const step = (index: number, task: number, more: Partial<TraceStep>): TraceStep => ({
     index,
     task,

@@ -18,7 +18,7 @@ import { AddressSpaceCheck } from '../../checks/address-space-check.js';
 import { FAULT, operationText, UNANSWERED, type Operation } from '../../checks/operation.js';
 import type { InvariantId } from '../../runtime/invariants.js';
 import { InvariantError } from '../../runtime/task.js';
-import { isWatched, sharedRange, sharedRead, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
+import { asChecker, isWatched, sharedRange, sharedRead, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EDEADLK, ENOENT } from '../../uapi/errno.js';
 import type { IommuGroup } from './group.js';
 import { IOMMU_READ, IOMMU_WRITE, type IommuDomain } from './domain.js';
@@ -138,24 +138,28 @@ export class MappingCheck {
   /** An operation begins: it sees which have ended. */
   #begins(first: number, pages: number): void {
     if (!isWatched()) return;
-    sharedRead(this, 'watch');
-    sharedRead(this, 'ends of long ones');
-    if (pages <= MARKED_PAGES) sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, false);
-    else sharedWrite(this, 'ends of short ones');
+    asChecker(() => {
+      sharedRead(this, 'watch');
+      sharedRead(this, 'ends of long ones');
+      if (pages <= MARKED_PAGES) sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, false);
+      else sharedWrite(this, 'ends of short ones');
+    });
   }
 
   /** It ends: those that begin now see that. */
   #ends({ first, last }: Operation): void {
     if (!isWatched()) return;
-    sharedRead(this, 'watch');
-    const pages = last - first + 1;
-    if (pages <= MARKED_PAGES) {
-      sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, true);
-      sharedUpdate(this, 'ends of short ones');
-    } else {
-      sharedWrite(this, 'ends of long ones');
-      sharedWrite(this, 'ends of short ones');
-    }
+    asChecker(() => {
+      sharedRead(this, 'watch');
+      const pages = last - first + 1;
+      if (pages <= MARKED_PAGES) {
+        sharedRange(this, '', first * PAGE_BYTES, pages * PAGE_BYTES, true);
+        sharedUpdate(this, 'ends of short ones');
+      } else {
+        sharedWrite(this, 'ends of long ones');
+        sharedWrite(this, 'ends of short ones');
+      }
+    });
   }
 
   #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {
@@ -216,11 +220,13 @@ export function beginAccess(
   iova: bigint,
   isWrite: boolean,
 ): WatchedAccess | undefined {
-  const check = checkOf(group?.domain);
-  if (group !== undefined) sharedRead(group, 'moves', group.moves);
-  if (group === undefined || check === undefined || group.isMoving) return undefined;
-  const { domain, moves } = group;
-  return { check, call: check.beginAccess(view, iova, isWrite), group, domain, moves };
+  return asChecker(() => {
+    const check = checkOf(group?.domain);
+    if (group !== undefined) sharedRead(group, 'moves', group.moves);
+    if (group === undefined || check === undefined || group.isMoving) return undefined;
+    const { domain, moves } = group;
+    return { check, call: check.beginAccess(view, iova, isWrite), group, domain, moves };
+  });
 }
 
 /**
@@ -230,7 +236,9 @@ export function beginAccess(
 export function endAccess(access: WatchedAccess | undefined, pa: number | undefined): void {
   if (access === undefined) return;
   const { check, call, group, domain, moves } = access;
-  sharedRead(group, 'moves', group.moves);
-  const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && checkOf(domain) === check;
-  check.endAccess(call, hasStayed ? pa : undefined);
+  asChecker(() => {
+    sharedRead(group, 'moves', group.moves);
+    const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && checkOf(domain) === check;
+    check.endAccess(call, hasStayed ? pa : undefined);
+  });
 }
