@@ -12,6 +12,8 @@ export const EXIT = {
   broken: 70,
   /** Ended by Ctrl-C: 128 and the number of SIGINT. */
   interrupted: 130,
+  /** Whoever read the output went away before its end (`| head`): 128 and the number of SIGPIPE. */
+  unread: 141,
 } as const;
 
 /** Wrong usage that commander cannot see. */

@@ -28,9 +28,10 @@ function percent(chance: number): string {
 function guaranteeText({ kernelOnly }: Scenario, { depth, runs, chance }: Exploration['guarantees'][number]): string {
   const what = `any bug of that depth${kernelOnly === undefined ? ' in one host' : ''} in the first k choices`;
   const made = `  d = ${depth}: ${many(runs, 'run')}`;
+  const s = runs === 1 ? 's' : '';
   return chance < LEAST_CHANCE
-    ? `${made} promise less than ${percent(LEAST_CHANCE)} for ${what}`
-    : `${made} find ${what} with a chance of at least ${percent(chance)}`;
+    ? `${made} promise${s} less than ${percent(LEAST_CHANCE)} for ${what}`
+    : `${made} find${s} ${what} with a chance of at least ${percent(chance)}`;
 }
 
 type Bound = Exploration['bounds'][number];
@@ -107,10 +108,11 @@ function exploredText(
     lines.push(`  run ${failure.run}${task}: ${failure.message.split('\n')[0] ?? ''}`);
     if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));
   }
+  const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
   if (shrunk !== undefined) {
-    const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
-    lines.push(`  shrunk to ${sizeText(shrunk)} in ${many(shrunk.attempts, 'run')}${where}`);
-  }
+    const end = shrunk.isInterrupted ? ', interrupted' : '';
+    lines.push(`  shrunk to ${sizeText(shrunk)} in ${many(shrunk.attempts, 'run')}${end}${where}`);
+  } else if (corpusFile !== undefined) lines.push(`  written as it was found${where}`);
   if (isLost) lines.push('  not shrunk: under the recorded schedule it does not fail again');
   return `${lines.join('\n')}\n`;
 }
@@ -172,8 +174,18 @@ function exploredJson(
             signature: failure.signature,
             message: failure.message,
             task: failure.task,
-            schedule: shrunk?.deviations ?? failure.deviations,
+            schedule: failure.deviations,
             ...(corpusFile === undefined ? {} : { corpus: corpusFile }),
+          },
+        }),
+    ...(shrunk === undefined
+      ? {}
+      : {
+          shrunk: {
+            runs: shrunk.attempts,
+            interrupted: shrunk.isInterrupted,
+            scenario: shrunk.text,
+            schedule: shrunk.deviations,
           },
         }),
   };
@@ -275,7 +287,10 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
   const failed = verdicts.filter((verdict) => verdict === 'fail').length;
   const inconclusive = verdicts.filter((verdict) => verdict === 'inconclusive').length;
   out.write(totalText(scenarios.length, all.length, failed, inconclusive));
-  writeJson({ scenarios: all.map((explored) => exploredJson(explored, options)) }, options.json);
+  writeJson(
+    { interrupted: signal.aborted, scenarios: all.map((explored) => exploredJson(explored, options)) },
+    options.json,
+  );
   if (failed > 0) process.exitCode = EXIT.failed;
   else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
 }
@@ -284,6 +299,8 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
 export async function exploreCommand(paths: readonly string[], options: ExploreOptions): Promise<void> {
   if (options.strategy === 'pct' && options.depth === 0)
     throw new UsageError('--depth: PCT looks for bugs of depth 1 at least');
+  if (options.table !== undefined && options.corpus !== undefined && !options.shrink)
+    throw new UsageError('--no-shrink: a table writes shrunk cases to --corpus');
   checkOutputs([options.json], [options.corpus, options.report]);
   const read = readScenarios(scenarioFiles(paths));
   const { failNth: isSweep, table, history } = options;

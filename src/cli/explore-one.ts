@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { explore, type Exploration } from '../explore/campaign.js';
-import { shrink, withFault, type Shrunk } from '../explore/shrink.js';
+import { shrink, withFault, withSchedule, type Shrunk } from '../explore/shrink.js';
 import type { StrategyName } from '../explore/strategies.js';
 import { loadScenario, type Scenario } from '../scenario/load.js';
 import { many } from '../scenario/units.js';
@@ -33,7 +33,7 @@ export interface Explored {
   readonly shrunk: Shrunk | undefined;
   /** It failed, and did not again when it was to be shrunk. */
   readonly isLost: boolean;
-  /** Where the shrunk case was written. */
+  /** Where the case was written, shrunk if that was wanted. */
   readonly corpusFile: string | undefined;
 }
 
@@ -75,22 +75,26 @@ export async function exploreOne(
     onProgress: (done) => show(`${scenario.name}: ${done} of ${runs} schedules`),
   });
   const seconds = (performance.now() - start) / 1000;
-  const { failure } = exploration;
-  const isShrunk = failure !== undefined && failure.id !== 'INV-20' && options.shrink && !signal.aborted;
   const { file, text } = scenario;
-  const shrunk = isShrunk
-    ? await shrink(
-        { file, text, seed, signature: failure.signature, deviations: failure.deviations },
-        SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
-        { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
-      )
-    : undefined;
+  // A failure of the self-test is of no single schedule.
+  const found = exploration.failure?.id === 'INV-20' || signal.aborted ? undefined : exploration.failure;
+  const shrunk =
+    found !== undefined && options.shrink
+      ? await shrink(
+          { file, text, seed, signature: found.signature, deviations: found.deviations },
+          SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
+          { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
+        )
+      : undefined;
+  const asFound = found && withSchedule(text, found.deviations, found.signature);
+  const written = options.shrink ? shrunk?.text : asFound;
   let corpusFile: string | undefined;
   // A case that might be smaller is not worth one that is there.
-  if (shrunk !== undefined && options.corpus !== undefined && !signal.aborted) {
+  if (written !== undefined && options.corpus !== undefined && !signal.aborted) {
     mkdirSync(options.corpus, { recursive: true });
     corpusFile = join(options.corpus, `${fileName}.yaml`);
-    writeFileSync(corpusFile, shrunk.text);
+    writeFileSync(corpusFile, written);
   }
-  return { scenario, exploration, seconds, shrunk, isLost: isShrunk && shrunk === undefined, corpusFile };
+  const isLost = found !== undefined && options.shrink && shrunk === undefined;
+  return { scenario, exploration, seconds, shrunk, isLost, corpusFile };
 }

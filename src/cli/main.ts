@@ -45,11 +45,12 @@ function createProgram(): Command {
   return program;
 }
 
-/** Whoever read the output has seen enough (`| head`): not an error of ours. */
+/** What cannot be written ends the command; that the reader has seen enough (`| head`) is nothing to speak of. */
 function endWithReader(): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(EXIT.ok);
-    throw error;
+    if (error.code === 'EPIPE') process.exit(EXIT.unread);
+    process.stderr.write(`standard output: ${error.message}\n`);
+    process.exit(EXIT.broken);
   });
 }
 

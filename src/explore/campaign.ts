@@ -119,7 +119,7 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
   const hasThreads = campaign.jobs > 1 && wanted > Math.max(CHUNK[kind], ALONE[kind]) && scenario.text !== '';
   const here = await sample(subject, sampling, {
     first: 0,
-    end: hasThreads ? ALONE[kind] : wanted,
+    end: campaign.signal?.aborted === true ? 0 : hasThreads ? ALONE[kind] : wanted,
     onProgress: (done) => report(campaign, done),
   });
   const isOver = !hasThreads || here.failure !== undefined || campaign.signal?.aborted === true;

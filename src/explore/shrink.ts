@@ -9,7 +9,7 @@
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
-import { isHeldBack, TIME, type Deviation } from '../runtime/deviations.js';
+import { isHeldBack, TIME, type Deviation, type HeldBack } from '../runtime/deviations.js';
 import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
@@ -37,6 +37,8 @@ export interface Shrunk {
   readonly attempt: Attempt;
   /** Runs that shrinking took. */
   readonly attempts: number;
+  /** It was told to end before it had. */
+  readonly isInterrupted: boolean;
 }
 
 /** How much to try. */
@@ -149,6 +151,8 @@ class Shrinker {
   text: string;
   deviations: Deviations;
   attempt: Attempt | undefined;
+  /** What a scenario expects may be wrong once a step is left out; a race is what passes while nobody is pre-empted. */
+  #mustHoldInOrder = false;
 
   constructor(failing: FailingCase, budget: ShrinkBudget, watch: ShrinkWatch) {
     this.#case = failing;
@@ -191,6 +195,7 @@ class Shrinker {
   async #failing(text: string): Promise<Deviations | undefined> {
     const subject = this.#subject(text);
     if (subject === undefined) return undefined;
+    if (this.#mustHoldInOrder && !(await this.#holdsInOrder(subject))) return undefined;
     const known = await this.#fails(subject, this.deviations);
     if (known !== undefined) return known;
     // What was left out took its choices along: those behind it come earlier.
@@ -229,6 +234,14 @@ class Shrinker {
   /** The case as it is. */
   async begin(): Promise<void> {
     await this.#tryText(this.text);
+    const subject = this.#subject(this.text);
+    if (subject === undefined || this.attempt?.failure?.id !== undefined) return;
+    this.#mustHoldInOrder = await this.#holdsInOrder(subject);
+  }
+
+  async #holdsInOrder(subject: Subject): Promise<boolean> {
+    await this.#count(subject);
+    return (await subject.attempt({ scheduleOf: deviating({}) })).failure === undefined;
   }
 
   /** Leaves out what can be left out, until nothing more can. */
@@ -281,7 +294,23 @@ class Shrinker {
   /** Fewer deviations, and of a kernel-only machine tasks held back, until nothing more can be left out. */
   async #simpler(subject: Subject): Promise<void> {
     do await this.#fewer(subject);
-    while (subject.isKernelOnly && (await this.#holdBack(subject)));
+    while (subject.isKernelOnly && ((await this.#holdBack(subject)) || (await this.#holdOn(subject))));
+  }
+
+  /** One task held back once instead of twice with a pause; whether there was one. */
+  async #holdOn(subject: Subject): Promise<boolean> {
+    const all = this.#of(KERNEL_NODE);
+    for (const one of all.filter(isHeldBack)) {
+      const next = all.find(
+        (other): other is HeldBack => isHeldBack(other) && other.hold === one.hold && other.at > one.at,
+      );
+      if (next === undefined) continue;
+      const rest = all.filter((other) => other !== one && other !== next);
+      const both = { ...one, until: Math.max(one.until, next.until) };
+      const list = [...rest, both].sort((a, b) => a.at - b.at);
+      if (await this.#tryDeviations(subject, { [KERNEL_NODE]: list })) return true;
+    }
+    return false;
   }
 
   /** One task held back instead of many switches away from it; whether there was one. */
@@ -428,5 +457,6 @@ export async function shrink(
     deviations: shrinker.deviations,
     attempt,
     attempts: shrinker.attempts,
+    isInterrupted: watch.signal?.aborted === true,
   };
 }

@@ -2,6 +2,7 @@
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { spawnSync } from 'node:child_process';
 import { afterAll, describe, expect, test } from 'vitest';
 import { iovaduct } from '../e2e/cli.js';
 
@@ -32,6 +33,8 @@ const UNMAP = '    - unmap: { iova: 0x1000, length: 4 KiB }\n      expect: [ok]\
 const WRONG = file('wrong.yaml', `title: t\n${MACHINE}tasks:\n  a:\n${UNMAP}`);
 const BROKEN = file('broken.yaml', `title: t\n${MACHINE}tasks:\n  a:\n    - jump: high\n`);
 
+type Schedule = Readonly<Record<string, readonly { readonly at: number; readonly to: string }[]>>;
+
 interface Found {
   readonly name: string;
   readonly verdict: string;
@@ -47,8 +50,10 @@ interface Found {
     readonly rule: string | null;
     readonly message: string;
     readonly task: string;
-    readonly schedule: Readonly<Record<string, readonly { readonly at: number; readonly to: string }[]>>;
+    readonly signature: string;
+    readonly schedule: Schedule;
   };
+  readonly shrunk?: { readonly scenario: string; readonly schedule: Schedule };
 }
 
 function exploreJson(...args: string[]): { status: number | null; stderr: string; scenarios: readonly Found[] } {
@@ -168,6 +173,30 @@ test('--json - prints one document: what was made, what it is worth, what was lo
   expect(plain[0]?.guarantees.map(({ depth }) => depth)).toEqual([2, 3, 4]);
   expect(plain[0]?.guarantees.every(({ runs, chance }) => runs === 23 && chance > 0 && chance <= 1)).toBe(true);
   expect(plain[0]?.invariants.find(({ id }) => id === 'no-deadlock')?.looks).toBeGreaterThan(100);
+});
+
+test('the schedule in --json is one of the file it names; the smaller case is there with its own', () => {
+  const corpus = join(folder, 'as-found');
+  const [found] = exploreJson(BAD, '--history', '--corpus', corpus).scenarios;
+  const { schedule = {} } = found?.failure ?? {};
+  expect(found?.shrunk?.schedule['kernel']?.length).toBeLessThan(schedule['kernel']?.length ?? 0);
+  const deviations = JSON.stringify(schedule['kernel']);
+  const faulty = race(1).replace(/fails-with: (.*)/, 'faults: [$1]');
+  const replayed = file(
+    'replayed.yaml',
+    `${faulty}schedule: ${deviations}\nfails: ${JSON.stringify(found?.failure?.signature)}\n`,
+  );
+  expect(iovaduct('run', replayed).status).toBe(0);
+  expect(readFileSync(join(corpus, 'bad.yaml'), 'utf8')).toBe(found?.shrunk?.scenario);
+  // Without shrinking, the case is written as it was found.
+  const { stdout } = iovaduct('explore', BAD, '--history', '--no-shrink', '--corpus', corpus);
+  expect(stdout).toMatch(/\n {2}written as it was found: .*bad\.yaml\n/);
+  expect(iovaduct('run', join(corpus, 'bad.yaml')).status).toBe(0);
+});
+
+test('whoever stops reading does not make a success of it', () => {
+  const command = `"${process.execPath}" dist/src/cli/main.js explore "${WRONG}" "${GOOD}" | true; exit \${PIPESTATUS[0]}`;
+  expect(spawnSync('bash', ['-c', command]).status).toBe(141);
 });
 
 test('--history puts the fault back: the race is found, shrunk, explained and written down', () => {

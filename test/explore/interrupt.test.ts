@@ -1,5 +1,5 @@
 /** Ctrl-C: what works for long ends with what it has. */
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { interruptible } from '../../src/cli/interrupt.js';
 import { explore } from '../../src/explore/campaign.js';
 import { failNth } from '../../src/explore/fail-nth.js';
@@ -28,6 +28,21 @@ describe('an exploration that is interrupted', () => {
     expect(exploration).toMatchObject({ isInterrupted: true, failure: undefined, runs: 64 });
   });
 
+  test('makes no run of its own where it is interrupted while it measures', async () => {
+    const interrupt = new AbortController();
+    const exploration = await explore({
+      scenario: SCENARIO,
+      strategy: 'portfolio',
+      runs: 1000,
+      depth: 3,
+      seed: 1,
+      jobs: 1,
+      signal: interrupt.signal,
+      onMeasured: () => interrupt.abort(),
+    });
+    expect(exploration).toMatchObject({ isInterrupted: true, runs: 0 });
+  });
+
   test('has the smaller case that shrinking had come to', async () => {
     const { file } = SCENARIO;
     const scenario = loadScenario(file, withFault(SCENARIO));
@@ -40,7 +55,7 @@ describe('an exploration that is interrupted', () => {
     };
     const watch = { signal: interrupt.signal, onProgress };
     const small = await shrink(failing, { attempts: 1000, schedules: 20 }, watch);
-    expect(small?.attempts).toBe(10);
+    expect(small).toMatchObject({ attempts: 10, isInterrupted: true });
     expect(small?.attempt.failure?.signature).toBe(failure.signature);
   });
 
@@ -63,6 +78,17 @@ describe('Ctrl-C', () => {
     });
     expect(process.exitCode).toBe(130);
     expect(process.listenerCount('SIGINT')).toBe(0);
+  });
+
+  test('a second time ends the process', async () => {
+    const exit = vi.spyOn(process, 'exit').mockImplementation(() => undefined as never);
+    await interruptible(async () => {
+      process.emit('SIGINT');
+      expect(exit).not.toHaveBeenCalled();
+      await Promise.resolve(process.emit('SIGINT'));
+    });
+    expect(exit).toHaveBeenCalledWith(130);
+    exit.mockRestore();
   });
 
   test('does not hide a failure that was found before', async () => {

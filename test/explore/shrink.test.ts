@@ -1,0 +1,56 @@
+/** What shrinking may not take away, and what it joins. */
+import { readdirSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { explore } from '../../src/explore/campaign.js';
+import { deviating } from '../../src/explore/record.js';
+import { shrink } from '../../src/explore/shrink.js';
+import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
+import { isHeldBack } from '../../src/runtime/deviations.js';
+import { invariant } from '../../src/runtime/task.js';
+import { loadScenario, readScenario } from '../../src/scenario/load.js';
+
+const FILE = 'slip.yaml';
+const TEXT = `title: Somebody else unmaps
+kernel-only: { iommu: mock }
+setup:
+  - map: { iova: 0x2000000, length: 4 KiB }
+tasks:
+  a:
+    - unmap: { iova: 0x2000000, length: 4 KiB }
+      expect: [ok, EBUSY]
+  b:
+    - unmap: { iova: 0x2000000, length: 4 KiB }
+      expect: [ok, ENOENT, EBUSY]
+`;
+
+test('a race that shows in an answer keeps what makes the answer right without it', async () => {
+  const scenario = loadScenario(FILE, TEXT);
+  const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 200, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'b can come first');
+  const failing = { file: FILE, text: TEXT, seed: 1, ...failure };
+  const shrunk = await shrink(failing, { attempts: 2000, schedules: 20 });
+  const program = shrunk?.scenario.kernelOnly?.program;
+  expect(program?.tasks.map(({ name }) => name)).toEqual(['a', 'b']);
+  expect(program?.setup.map(({ op }) => op)).toEqual(['ioas', 'map']);
+  invariant(shrunk !== undefined, 'it fails again');
+  const inOrder = await subjectOf(shrunk.scenario, 1).attempt({ scheduleOf: deviating({}) });
+  expect(inOrder.failure).toBeUndefined();
+});
+
+test('an answer that is wrong in every order is made as small as it can be', async () => {
+  const text = TEXT.replace('expect: [ok, EBUSY]', 'expect: EINVAL');
+  const scenario = loadScenario(FILE, text);
+  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'nothing answers EINVAL');
+  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  expect(shrunk?.scenario.kernelOnly?.program.tasks.map(({ name }) => name)).toEqual(['a']);
+});
+
+test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml')))(
+  '%s: a task that is held back is held back once, not twice side by side',
+  (file) => {
+    const holds = (readScenario(`scenarios/corpus/${file}`).deviations?.[KERNEL_NODE] ?? []).filter(isHeldBack);
+    for (const { at, until, hold } of holds)
+      expect(holds.filter((other) => other.hold === hold && other.at > at && other.at <= until)).toEqual([]);
+  },
+);
