@@ -179,7 +179,9 @@ export class LegalityChecker {
   walked(root: number, input: number, isWrite = false): void {
     if (!isWatched()) return;
     const owner = this.#owners.get(root);
-    if (owner !== undefined) sharedRange(owner, '', input, 1, isWrite);
+    if (owner === undefined) return;
+    sharedRange(owner, '', input, 1, isWrite);
+    sharedRead(owner, 'tables', 'there');
   }
 
   /** Watches the translation table of `owner`, whose root is at an address, until `unwatch`. */
@@ -225,6 +227,7 @@ export class LegalityChecker {
         this.#looks?.held('INV-4');
       },
       unwatch: () => {
+        sharedWrite(owner, 'tables', 'there', 'given back');
         this.#tables.delete(table);
         this.#owners.delete(root);
       },
