@@ -22,7 +22,14 @@ async function rowOf(
   const explorations: Exploration[] = [];
   let small: Shrunk | undefined;
   for (let i = 0; i < seeds && !signal.aborted; i++) {
-    const one = { ...options, seed: options.seed + i, shrink: options.shrink && small === undefined };
+    const isFirst = small === undefined;
+    const { corpus, ...rest } = options;
+    const one = {
+      ...rest,
+      seed: options.seed + i,
+      shrink: options.shrink && isFirst,
+      ...(corpus !== undefined && isFirst ? { corpus } : {}),
+    };
     const tell = (text: string): void => show(`${text}, seed ${i + 1} of ${seeds}`);
     const { exploration, shrunk } = await exploreOne(scenario, fileName, one, tell, signal);
     explorations.push(exploration);

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { spawnSync } from 'node:child_process';
 import { afterAll, describe, expect, test } from 'vitest';
+import { readScenario } from '../../src/scenario/load.js';
 import { iovaduct } from '../e2e/cli.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'iovaduct-explore-'));
@@ -192,6 +193,14 @@ test('the schedule in --json is one of the file it names; the smaller case is th
   const { stdout } = iovaduct('explore', BAD, '--history', '--no-shrink', '--corpus', corpus);
   expect(stdout).toMatch(/\n {2}written as it was found: .*bad\.yaml\n/);
   expect(iovaduct('run', join(corpus, 'bad.yaml')).status).toBe(0);
+});
+
+test('a table writes the case that its row tells of, whatever later seeds find', () => {
+  const corpus = join(folder, 'of-table');
+  const { stdout } = iovaduct('explore', BAD, '--table', '3', '--corpus', corpus);
+  const { kernelOnly, deviations } = readScenario(join(corpus, 'bad.yaml'));
+  const calls = kernelOnly?.program.tasks.reduce((sum, task) => sum + task.calls.length, 0);
+  expect(stdout).toContain(`| ${calls} × ${deviations?.['kernel']?.length ?? 0} `);
 });
 
 test('whoever stops reading does not make a success of it', () => {
