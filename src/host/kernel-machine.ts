@@ -19,6 +19,7 @@ import { SyscallContext } from '../kernel/files.js';
 import { beginAccess, endAccess } from '../kernel/iommu/mapping-check.js';
 import { memoryWord } from '../kernel/iommu/dma-memory.js';
 import { ArmSmmuV3 } from '../kernel/iommu/arm-smmu-v3/driver.js';
+import type { IommuGroup } from '../kernel/iommu/group.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
 import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
@@ -576,6 +577,8 @@ export class KernelMachine {
     if (smmu === undefined || fn === undefined) return undefined;
     sharedRead(fn, 'ATS enabled', fn.isAtsEnabled);
     const atcTicket = fn.isAtsEnabled ? fn.atc.begin() : undefined;
+    const { group } = device;
+    const moves = movesOf(group);
     try {
       yield TO_SMMU_NS;
       let address = iova;
@@ -585,11 +588,10 @@ export class KernelMachine {
         address = BigInt(entry.pa) + iova - entry.first;
       }
       const pa = yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
-      // A group that is being moved is in two domains: which of them has the write nobody can tell.
-      const group = device.group?.mutex.isHeld === true ? undefined : device.group;
-      if (pa !== undefined && write && group !== undefined)
+      // Of a group that was moved meanwhile nobody can tell which domain has the write.
+      if (pa !== undefined && write && moves !== undefined && movesOf(group) === moves)
         asChecker(() => {
-          const { domain } = group;
+          const domain = group?.domain;
           if (domain !== undefined) this.dirtyWrites.wrote(domain, iova, pa);
         });
       return pa;
@@ -622,6 +624,13 @@ export class KernelMachine {
     this.runtime.invariants.held('INV-3');
     if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
   }
+}
+
+/** How often a group has been moved, for a checker; undefined while it is being moved. */
+function movesOf(group: IommuGroup | undefined): number | undefined {
+  if (group === undefined) return undefined;
+  asChecker(() => sharedRead(group, 'moves', group.moves));
+  return group.isMoving ? undefined : group.moves;
 }
 
 /** 64 bits as two numbers. */

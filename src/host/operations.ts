@@ -16,7 +16,8 @@ import {
   iommufd_device_unbind,
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
-import { invariant, type Task } from '../runtime/task.js';
+import { invariant, WaitQueue, type Task } from '../runtime/task.js';
+import { sharedTest, sharedUpdate } from '../runtime/watch.js';
 import { EINVAL, ENODEV } from '../uapi/errno.js';
 import type { Ioctl } from '../uapi/ioctl.js';
 import * as test from '../uapi/iommufd-test.js';
@@ -41,6 +42,8 @@ export interface Thing {
   readonly device?: Device;
   /** Of a device: its iommufd object. */
   readonly idev?: IommufdDevice;
+  /** Of a device: its replacements. */
+  readonly moves?: Moves;
   /** Of a device: the page table it was attached to first. */
   readonly hwptId?: number;
   /** Where a mapping of a file begins. */
@@ -54,6 +57,27 @@ export interface Thing {
   readonly card?: Card;
   /** What was read from a card. */
   readonly bytes?: Uint8Array;
+}
+
+/** A device's replacements that are under way: it goes only after them, as VFIO's lock of its devices' sets sees to (vfio/device_cdev.c). */
+class Moves {
+  readonly #ended = new WaitQueue('end of a replacement');
+  #underWay = 0;
+
+  *during<T>(move: Task<T>): Task<T> {
+    sharedUpdate(this, 'under way', this.#underWay, ++this.#underWay);
+    try {
+      return yield* move;
+    } finally {
+      sharedUpdate(this, 'under way', this.#underWay, --this.#underWay);
+      this.#ended.wakeAll();
+    }
+  }
+
+  *ended(): Task<void> {
+    sharedTest(this, 'under way', this.#underWay);
+    while (this.#underWay > 0) yield this.#ended;
+  }
 }
 
 /** A task of a program in the kernel. */
@@ -299,7 +323,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       yield* machine.removeDevice(device);
       return hwptId;
     }
-    things.set(as, { id: bound.id, idev: bound.idev, device, hwptId });
+    things.set(as, { id: bound.id, idev: bound.idev, device, hwptId, moves: new Moves() });
     things.set(`${as}-hwpt`, { id: hwptId });
     return 0;
   },
@@ -312,8 +336,8 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       const op = test.IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE;
       return (yield* testCommand(caller, op, thing?.pin ?? 0, 'mock_domain_replace', fields)).rc;
     }
-    if (thing?.idev === undefined) return -ENODEV;
-    const rc = yield* iommufd_device_replace(thing.idev, ptId, caller.ctx);
+    if (thing?.idev === undefined || thing.moves === undefined) return -ENODEV;
+    const rc = yield* thing.moves.during(iommufd_device_replace(thing.idev, ptId, caller.ctx));
     return rc < 0 ? rc : 0;
   },
   *unplug(caller, { device }) {
@@ -322,6 +346,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (thing?.idev === undefined || thing.device === undefined) return -ENODEV;
     if (machine.smmu === undefined) return (yield* ioctl(caller, uapi.IOMMU_DESTROY, { id: thing.pin ?? 0 })).rc;
     things.delete(device);
+    if (thing.moves !== undefined) yield* thing.moves.ended();
     yield* machine.giveBack(thing);
     return 0;
   },

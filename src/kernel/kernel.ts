@@ -98,7 +98,7 @@ export class Kernel {
    */
   #checkReached({ bdf, pa, lengthBytes }: TranslatedAccess): void {
     const group = this.#pci.device(bdf)?.group;
-    if (group?.attachHandle === undefined || group.mutex.isHeld) return;
+    if (group?.attachHandle === undefined || group.isMoving) return;
     if (!this.#board.memory.contains(pa, lengthBytes) || this.#runtime.faults.isHardwareBroken) return;
     const pfn = Math.floor(pa / PAGE_BYTES);
     invariant(

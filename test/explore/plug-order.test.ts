@@ -52,3 +52,23 @@ tasks:
 `;
   expect(await reachesOf(replaced)).toBe(2);
 });
+
+test('a device goes only when it has been moved', async () => {
+  const scenario = loadScenario(
+    'move.yaml',
+    `
+title: a device is moved by one task while another unplugs it
+kernel-only: { iommu: arm-smmu-v3 }
+setup:
+  - device: { as: nic }
+  - ioas: { as: second }
+tasks:
+  a:
+    - replace: { device: nic, to: second }
+  b:
+    - unplug: { device: nic }
+`,
+  );
+  const found = await explore({ scenario, strategy: 'portfolio', runs: 300, depth: 3, seed: 1, jobs: 1 });
+  expect(found.failure).toBeUndefined();
+});

@@ -76,3 +76,28 @@ test('what leaves while a report is made ends it, and what it has had the next o
   };
   for (let seed = 0; seed < 300; seed++) expect(ran(tasks, seed).failure, `seed ${seed}`).toBeUndefined();
 });
+
+test('a write is owed although an interrupt is prepared meanwhile, which holds the lock of the group and moves nothing', () => {
+  const { kernelOnly } = loadScenario(
+    'interrupt.yaml',
+    `title: a write without dirty state
+kernel-only: { iommu: arm-smmu-v3 }
+faults: [{ fault: smmu.dirty-lost }]
+setup:
+  - device: { as: nic }
+  - map: { iova: 0x1000000, length: 8 KiB }
+  - hwpt: { as: tracked, device: nic, dirty: true }
+  - replace: { device: nic, to: tracked }
+  - track-dirty: { hwpt: tracked, on: true }
+tasks:
+  a:
+    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
+    - read-dirty: { hwpt: tracked, iova: 0x1000000, length: 8 KiB }
+  b:
+    - msi: { device: nic }
+`,
+  );
+  if (kernelOnly === undefined) throw new Error('it is kernel-only');
+  const { failure } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'deviating', deviations: [] } });
+  expect(failure?.id).toBe('INV-11');
+});
