@@ -86,7 +86,7 @@ export async function exploreOne(
           { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
         )
       : undefined;
-  const asFound = found && withSchedule(text, found.deviations, found.signature);
+  const asFound = found && withSchedule(text, found.deviations, seed, found.signature);
   const written = options.shrink ? shrunk?.text : asFound;
   let corpusFile: string | undefined;
   // A case that might be smaller is not worth one that is there.

@@ -2,6 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { Option, type Command } from 'commander';
 import { STRATEGIES } from '../explore/strategies.js';
+import { DEFAULT_SEED } from '../scenario/load.js';
 import type { ExploreOptions } from './explore-one.js';
 import { wholeNumber } from './options.js';
 
@@ -26,7 +27,7 @@ export function addExploreCommand(program: Command): void {
       wholeNumber(0),
       3,
     )
-    .option('--seed <n>', 'seed of the scenario and of the schedules', wholeNumber(0), 1)
+    .option('--seed <n>', 'seed of the scenario and of the schedules', wholeNumber(0), DEFAULT_SEED)
     .option('--jobs <n>', 'threads', wholeNumber(1), availableParallelism())
     .option('--history', 'with the historical fault that each scenario names under fails-with')
     .addOption(

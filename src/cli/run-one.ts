@@ -14,6 +14,7 @@ import type { Placement } from '../testbed/run.js';
 export interface ScenarioJob {
   readonly file: string;
   readonly text: string;
+  /** Unless the scenario has one of its own. */
   readonly seed: number;
   readonly placement: Placement;
   /** Whether the bytes of a recording are wanted. */
@@ -35,7 +36,7 @@ export async function runJob(job: ScenarioJob, onProgress?: (virtualNs: number) 
   const loaded = loadScenario(job.file, job.text);
   const scenario = job.isSabotaged ? (sabotaged(loaded) ?? loaded) : loaded;
   const { outcome: plain, trace } = await executeScenario(scenario, {
-    seed: job.seed,
+    seed: scenario.seed ?? job.seed,
     placement: job.placement,
     ...(onProgress === undefined ? {} : { onProgress }),
   });

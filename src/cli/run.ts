@@ -6,7 +6,7 @@ import { Option, type Command } from 'commander';
 import { createColors } from 'picocolors';
 import { Piscina } from 'piscina';
 import type { ScenarioOutcome } from '../scenario/execute.js';
-import type { Scenario } from '../scenario/load.js';
+import { DEFAULT_SEED, type Scenario } from '../scenario/load.js';
 import { many } from '../scenario/units.js';
 import type { Placement } from '../testbed/run.js';
 import { EXIT } from './exit-codes.js';
@@ -147,7 +147,7 @@ export function addRunCommand(program: Command): void {
     .command('run')
     .description('run scenarios and say whether what they expect is what happens')
     .argument('[path...]', 'scenario files, or directories of them (default: the shipped ones)')
-    .option('--seed <n>', 'seed of everything random', wholeNumber(0), 1)
+    .option('--seed <n>', 'seed of everything random', wholeNumber(0), DEFAULT_SEED)
     .addOption(
       new Option('--placement <where>', 'where hosts live: each in a worker, or all in one thread')
         .choices(['workers', 'inline'])

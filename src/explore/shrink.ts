@@ -10,7 +10,7 @@
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
 import { isHeldBack, TIME, type Deviation, type HeldBack } from '../runtime/deviations.js';
-import { isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
+import { DEFAULT_SEED, isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
 import { goesOn } from './between-runs.js';
@@ -74,7 +74,7 @@ const SPARED = new Set([
   'links',
 ]);
 /** What a file is about is kept. */
-const KEPT = new Set(['title', 'covers', 'kernel-only', 'faults', 'fails', 'fails-with', 'schedule', 'limit']);
+const KEPT = new Set(['title', 'covers', 'kernel-only', 'faults', 'fails', 'fails-with', 'schedule', 'seed', 'limit']);
 
 /** Paths of what might be left out: whole entries first, deepest and last first among those. */
 function removable(document: Document): Path[] {
@@ -397,10 +397,11 @@ class Shrinker {
   }
 }
 
-/** The text of a scenario file with a schedule and the failure it must end in. */
-export function withSchedule(text: string, deviations: Deviations, signature: string): string {
+/** The text of a scenario file with a schedule, the seed it is of and the failure it must end in. */
+export function withSchedule(text: string, deviations: Deviations, seed: number, signature: string): string {
   const document = parse(text);
-  document.deleteIn(['schedule']);
+  for (const key of ['schedule', 'seed']) document.deleteIn([key]);
+  if (seed !== DEFAULT_SEED) document.set('seed', seed);
   const isKernelOnly = document.hasIn(['kernel-only']);
   const lists = Object.entries(deviations).filter(([, list]) => list.length > 0);
   const value = isKernelOnly ? deviations[KERNEL_NODE] : Object.fromEntries(lists);
@@ -450,7 +451,7 @@ export async function shrink(
   await shrinker.shrinkSchedule();
   const { attempt } = shrinker;
   if (attempt === undefined) return undefined;
-  const text = withSchedule(shrinker.text, shrinker.deviations, failing.signature);
+  const text = withSchedule(shrinker.text, shrinker.deviations, failing.seed, failing.signature);
   return {
     text,
     scenario: loadScenario(failing.file, text),

@@ -110,6 +110,9 @@ export function findOverlap(ranges: readonly AddressRange[]): readonly [number, 
   return undefined;
 }
 
+/** What is random in a run. */
+export const seed = count(0, Number.MAX_SAFE_INTEGER);
+
 /** Choices of a run are counted from 0. */
 const choice = count(0, 2 ** 31);
 const taskName = z.string().min(1);

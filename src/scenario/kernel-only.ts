@@ -20,7 +20,7 @@ import {
   type Operations,
   type Program,
 } from '../host/program.js';
-import { address, capability, count, deviations, lengthAboveZero, name, range, size } from './fields.js';
+import { address, capability, count, deviations, lengthAboveZero, name, range, seed, size } from './fields.js';
 import { sizeText } from './units.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
@@ -189,6 +189,8 @@ export const kernelOnlyFile = z.strictObject({
   tasks: z.record(taskName, z.union([calls, z.strictObject({ process: name, calls })])),
   /** A schedule: where others go on than the one that runs. In order where nothing is said. */
   schedule: deviations.default([]),
+  /** The seed that the schedule is of, whatever seed the run is given. */
+  seed: seed.optional(),
   /** The rule that this scenario breaks, as a failed run names it: it must. */
   fails: z.string().min(1).optional(),
 });

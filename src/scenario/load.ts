@@ -53,6 +53,9 @@ export interface KernelOnly {
   readonly program: Program;
 }
 
+/** The seed of runs that are given none. */
+export const DEFAULT_SEED = 1;
+
 /** A scenario, checked. */
 export interface Scenario {
   /** File name without directory and extension. */
@@ -65,6 +68,8 @@ export interface Scenario {
   readonly schedule: 'in-order' | 'random';
   /** Where the schedule of a node is not in order; the other nodes are, then. */
   readonly deviations?: Readonly<Record<string, readonly Deviation[]>>;
+  /** The seed of its runs, where it has one of its own. */
+  readonly seed?: number;
   /** Signature of the failure that it must end in. */
   readonly fails?: string;
   readonly limitNs?: number;
@@ -457,6 +462,7 @@ export function loadScenario(file: string, text: string, options: LoadOptions = 
     ...(typeof given.schedule === 'string'
       ? { schedule: given.schedule }
       : { schedule: 'in-order', deviations: given.schedule }),
+    ...(given.seed === undefined ? {} : { seed: given.seed }),
     ...(given.fails === undefined ? {} : { fails: given.fails }),
     ...(given.limit === undefined ? {} : { limitNs: given.limit }),
     hosts,
@@ -489,6 +495,7 @@ function loadKernelOnly(source: SourceText, text: string): Scenario {
     steps: [],
     kernelOnly: { program: programOf(source, given) },
     deviations: { kernel: given.schedule },
+    ...(given.seed === undefined ? {} : { seed: given.seed }),
     ...(given.fails === undefined ? {} : { fails: given.fails }),
     ...(given['fails-with'] === undefined ? {} : { failsWith: withoutUndefined(given['fails-with']) }),
   };

@@ -13,7 +13,7 @@ import { DIRTY_SOURCES } from '../migration/dirty-sources.js';
 import { ATTACHED_DEVICE_POLICIES, CANCEL_PHASES, MIGRATION_FAILURES } from '../migration/request.js';
 import { HOTPLUG_POLICIES } from '../vmm/hotplug.js';
 import { MACHINES, type MachineName } from '../vmm/machines.js';
-import { address, bandwidth, bdf, capability, count, deviations, duration, name, range, size } from './fields.js';
+import { address, bandwidth, bdf, capability, count, deviations, duration, name, range, seed, size } from './fields.js';
 import { pciFunction } from './hosts.js';
 
 function keysOf<K extends string>(table: Readonly<Record<K, unknown>>): [K, ...K[]] {
@@ -341,6 +341,8 @@ export const scenarioFile = z.strictObject({
   covers: z.array(z.string()).default([]),
   /** `random`: the seed decides. Or where the schedule is not in order, by node: `main` and the hosts. */
   schedule: z.union([z.enum(['in-order', 'random']), z.record(name, deviations)]).default('in-order'),
+  /** The seed that the schedule is of, whatever seed the run is given. */
+  seed: seed.optional(),
   /** The rule that this scenario breaks, as a failed run names it: it must. */
   fails: z.string().min(1).optional(),
   /** Virtual time after which the run is given up. */

@@ -1,9 +1,10 @@
 /** What shrinking may not take away, and what it joins. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
+import { runJob } from '../../src/cli/run-one.js';
 import { explore } from '../../src/explore/campaign.js';
 import { deviating } from '../../src/explore/record.js';
-import { shrink } from '../../src/explore/shrink.js';
+import { shrink, withSchedule } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { invariant } from '../../src/runtime/task.js';
@@ -54,3 +55,12 @@ test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml'
       expect(holds.filter((other) => other.hold === hold && other.at > at && other.at <= until)).toEqual([]);
   },
 );
+
+test('a case is written with its seed, and run with it', async () => {
+  const text = readFileSync('scenarios/concurrency/two-clients.yaml', 'utf8');
+  const written = withSchedule(text, { main: [{ at: 0, to: 'time' }] }, 7, 'INV-1: never');
+  expect(withSchedule(written, {}, 1, 'INV-1: never')).not.toContain('seed:');
+  const job = { file: 'two-clients.yaml', text: written, seed: 1, placement: 'inline' } as const;
+  const { outcome } = await runJob({ ...job, isRecorded: false, isSabotaged: false });
+  expect(outcome.seed).toBe(7);
+});
