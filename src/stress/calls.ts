@@ -41,6 +41,8 @@ export interface Call {
 interface OpenCall extends Call {
   entered: number;
   left: number;
+  /** Of an UNMAP: the page behind what it took out last, where it looks for more. */
+  cursor: number;
   /** Pages outside its range, out of order, or for other accesses than were asked for. */
   isAstray: boolean;
   readonly runs: { readonly page: number; readonly pages: number; readonly frame: number }[];
@@ -72,7 +74,7 @@ export class Calls {
     if (op === OP.MAP || op === OP.COPY || op === OP.UNMAP) {
       const { page, pages, result, invoked, frame: source, extra: access } = record;
       const responded = record.responded === PENDING ? Infinity : record.responded;
-      const work = { entered: 0, left: 0, isAstray: false, runs: [] };
+      const work = { entered: 0, left: 0, cursor: page, isAstray: false, runs: [] };
       const call: OpenCall = { op, page, pages, source, access, result, invoked, responded, ...work };
       this.#calls.push(call);
       this.#last.set(record.thread, call);
@@ -186,8 +188,8 @@ export class Calls {
    * The lowest page at which something may have stopped an UNMAP as it says; Infinity when nothing did, undefined when
    * nothing can have.
    */
-  #stop(call: Call, there: readonly Period[], others: readonly Call[]): number | undefined {
-    const { page, pages, result, invoked, responded } = call;
+  #stop(call: OpenCall, there: readonly Period[], others: readonly Call[]): number | undefined {
+    const { page, pages, cursor, result, invoked, responded } = call;
     if (result >= 0) return Infinity;
     if (result === -ENOENT) {
       const reachingOut = (at: number): boolean =>
@@ -196,6 +198,8 @@ export class Calls {
             made.page < at && made.page + made.pages > at && entering <= responded && leaving >= invoked,
         );
       if (reachingOut(page)) return page;
+      // What it took out is free while it goes on: another MAP may lie there and beyond, and is cut where it looks next.
+      if (reachingOut(cursor)) return cursor;
       return reachingOut(page + pages) ? page + pages : undefined;
     }
     if (result !== -EBUSY) return undefined;
@@ -224,6 +228,7 @@ function enter(call: OpenCall, { page, pages, frame, extra }: HistoryCursor): vo
 function leave(call: OpenCall, { page, pages, result }: HistoryCursor): void {
   if (call.page >= 0 && (page < call.page || page + pages > call.page + call.pages)) call.isAstray = true;
   call.left += result;
+  call.cursor = page + pages;
 }
 
 /** Whether a MAP or COPY may have had IOVAs for a while of which no period speaks. */

@@ -254,9 +254,7 @@ class Supervisor {
       if (now >= endMs || (this.#signal?.aborted === true && endMs !== Infinity)) this.#wake(WORDS.pause, 1);
       for (const [i, { client }] of kills.entries())
         if (now >= (killMs[i] ?? Infinity)) this.#kill(clientThread(client));
-      for (const { thread, isGone } of this.#running) {
-        if (!isGone && this.#stateOf(thread) === STATE.doomed) this.#kill(thread);
-      }
+      this.#killDoomed();
       const isStanding = ({ thread, isGone }: Running): boolean =>
         isGone || this.#stateOf(thread) === STATE.parked || this.#stateOf(thread) === STATE.ended;
       if (this.#running.every(isStanding) && this.#running.every(({ isKilled, isGone }) => isGone || !isKilled)) {
@@ -272,6 +270,12 @@ class Supervisor {
         return false;
       }
     }
+  }
+
+  /** Ends those that stand at the gate where they are to die: they wait for nothing else. */
+  #killDoomed(): void {
+    for (const { thread, isGone } of this.#running)
+      if (!isGone && this.#stateOf(thread) === STATE.doomed) this.#kill(thread);
   }
 
   #kill(thread: number): void {
@@ -296,6 +300,7 @@ class Supervisor {
         this.#stuck();
         return;
       }
+      this.#killDoomed();
       await sleep(LOOK_MS);
     }
   }

@@ -343,6 +343,23 @@ describe('answers', () => {
     expect(found()).toEqual([]);
   });
 
+  test('ENOENT of an unmap is explained by an area that came where it had taken one out, and reaches beyond', () => {
+    map();
+    call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
+      leaveAs(client, PAGE, 4);
+      map(PAGE, 8, other);
+    });
+    expect(found()).toEqual([]);
+    // Nothing begins below the place where it went on to look.
+    unmap(PAGE, 8, other);
+    map();
+    call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
+      leaveAs(client, PAGE, 4);
+      map(PAGE + 4, 4, other);
+    });
+    expect(found()).toEqual(['answer']);
+  });
+
   test('an area of several runs is one', () => {
     call(client, OP.MAP, PAGE, 4, 0, () => {
       enterAs(client, PAGE, 2);
