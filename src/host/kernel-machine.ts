@@ -38,6 +38,7 @@ import { MemfdFile } from '../kernel/mm/memfd.js';
 import { MmStruct } from '../kernel/mm/mm.js';
 import { PageAllocator, type PageExtent } from '../kernel/mm/page-allocator.js';
 import { Process, UserStruct } from '../kernel/mm/process.js';
+import { ARGUMENT_BYTES, MACHINE_MEMORY_BYTES } from '../runtime/kernel-only.js';
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import { asChecker, isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
@@ -48,7 +49,7 @@ import { Card } from './card.js';
 import { DirtyWrites } from './dirty-writes.js';
 import { MachineViewer } from './machine-view.js';
 import { PageStore } from './page-store.js';
-import { ARGUMENT_BYTES, MACHINE_MEMORY_BYTES, type Program } from './program.js';
+import type { Program } from './program.js';
 import type { MachineView } from './view.js';
 
 const PAGE_BYTES = 4096;

@@ -16,6 +16,7 @@ import {
   iommufd_device_unbind,
   type IommufdDevice,
 } from '../kernel/iommufd/device.js';
+import { ARGUMENT_BYTES, DATA_BYTES } from '../runtime/kernel-only.js';
 import { invariant, WaitQueue, type Task } from '../runtime/task.js';
 import { sharedTest, sharedUpdate } from '../runtime/watch.js';
 import { EINVAL, ENODEV } from '../uapi/errno.js';
@@ -25,14 +26,7 @@ import * as uapi from '../uapi/iommufd.js';
 import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import type { Card } from './card.js';
 import type { KernelMachine } from './kernel-machine.js';
-import {
-  ARGUMENT_BYTES,
-  DATA_BYTES,
-  type BufferRef,
-  type Call,
-  type OperationName,
-  type Operations,
-} from './program.js';
+import type { BufferRef, Call, OperationName, Operations } from './program.js';
 
 /** What a name stands for. */
 export interface Thing {

@@ -5,6 +5,7 @@
  * A run ends at the first rule that is broken. Its *signature* says which, without numbers and names, so that two runs that failed for the
  * same reason can be told from two that did not.
  */
+import { SETUP_TASK } from '../runtime/kernel-only.js';
 import { signatureOf, UNEXPECTED_ANSWER } from '../runtime/signature.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import type { FaultId, FaultRule } from '../runtime/faults.js';
@@ -16,7 +17,7 @@ import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { errnoName } from '../uapi/errno.js';
 import { KernelMachine } from './kernel-machine.js';
 import { perform, type Caller, type Thing } from './operations.js';
-import { SETUP_TASK, type Call, type OperationName, type Program } from './program.js';
+import type { Call, OperationName, Program } from './program.js';
 
 /** Why a run failed. */
 export interface ProgramFailure {

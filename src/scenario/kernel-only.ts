@@ -9,17 +9,8 @@ import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { TIME } from '../runtime/deviations.js';
 import { ERRNO } from '../uapi/errno.js';
-import {
-  ARGUMENT_BYTES,
-  DATA_BYTES,
-  MACHINE_MEMORY_BYTES,
-  SETUP_TASK,
-  type Call,
-  type CardState,
-  type OperationName,
-  type Operations,
-  type Program,
-} from '../host/program.js';
+import { ARGUMENT_BYTES, DATA_BYTES, MACHINE_MEMORY_BYTES, SETUP_TASK } from '../runtime/kernel-only.js';
+import type { Call, CardState, OperationName, Operations, Program } from '../host/program.js';
 import { address, capability, count, deviations, lengthAboveZero, name, range, seed, size } from './fields.js';
 import { sizeText } from './units.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
