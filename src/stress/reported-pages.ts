@@ -36,6 +36,8 @@ export class ReportedPages {
   readonly #writes = new Map<number, Interval[]>();
   readonly #reports = new Map<number, Interval[]>();
   #reads: Read[] = [];
+  /** Reads of threads that died in them. */
+  #unended: Read[] = [];
   /** The read whose reports come next, by thread. */
   readonly #reading = new Map<number, Read>();
   /** Pages written in earlier segments and not reported since, with the mapping they were written through. */
@@ -56,8 +58,11 @@ export class ReportedPages {
       if (record.result < 0)
         this.#complain('hole', page, `reading dirty state of a mapped area ended with ${errnoText(-record.result)}`);
       else if (responded !== Infinity) this.#reads.push(read);
-      // A dead thread made pages clean and told nobody.
-      else for (let at = page; at < page + pages; at++) push(this.#reports, at, read);
+      else {
+        // A dead thread made pages clean and told nobody.
+        this.#unended.push(read);
+        for (let at = page; at < page + pages; at++) push(this.#reports, at, read);
+      }
     } else if (op === OP.DIRTY) {
       const read = this.#reading.get(thread);
       if (read !== undefined) for (let at = page; at < page + pages; at++) push(this.#reports, at, read);
@@ -70,7 +75,7 @@ export class ReportedPages {
 
   /** Checks every read of the segment. */
   check(): void {
-    for (const read of this.#reads) {
+    for (const read of [...this.#reads, ...this.#unended]) {
       this.#cutBlock(read, read.page);
       this.#cutBlock(read, read.page + read.pages);
     }
@@ -94,6 +99,7 @@ export class ReportedPages {
     this.#writes.clear();
     this.#reports.clear();
     this.#reads = [];
+    this.#unended = [];
     this.#reading.clear();
   }
 

@@ -49,7 +49,9 @@ const DEFAULT_LIMIT_NS = 3600e9;
 function scheduleFor(spec: RunSpec, node: string): ScheduleSpec {
   const choices = spec.recordedChoices?.[node];
   if (choices === undefined && spec.scheduleOf !== undefined) return spec.scheduleOf(node);
-  return choices === undefined ? { strategy: spec.strategy } : { strategy: 'recorded', of: spec.strategy, choices };
+  if (choices === undefined) return { strategy: spec.strategy };
+  // Who says what each node's schedule is pre-empts at gates and stalls.
+  return { strategy: 'recorded', of: spec.scheduleOf === undefined ? spec.strategy : 'explored', choices };
 }
 
 async function startHost(spec: RunSpec, description: HostDescription): Promise<Node> {

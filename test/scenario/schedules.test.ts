@@ -31,3 +31,13 @@ test('recorded choices repeat a random schedule under another seed', async () =>
   const { trace } = await executeScenario(scenario, { seed: 99, placement: 'inline', recordedChoices: one.choices });
   expect(trace.lines.filter((line) => !line.includes('run.start'))).toEqual(one.lines);
 });
+
+test('a schedule by node is repeated by its recorded choices', async () => {
+  const by = 'schedule: { main: [{ at: 3, to: time }] }';
+  const scenario = loadScenario(file, text.replace(/^schedule: .*$/m, by));
+  const one = await executeScenario(scenario, { seed: 1, placement: 'inline' });
+  expect(Object.values(one.trace.choices).flat().length).toBeGreaterThan(4);
+  const recordedChoices = one.trace.choices;
+  const two = await executeScenario(scenario, { seed: 1, placement: 'inline', recordedChoices });
+  expect(two.trace.lines).toEqual(one.trace.lines);
+});

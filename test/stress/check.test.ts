@@ -460,6 +460,14 @@ describe('dirty state', () => {
     expect(found()).toEqual([]);
   });
 
+  test('the reader of a part of a block may die: the rest of it is clean all the same', () => {
+    enter(1024, 512, 0x80200);
+    dma(DMA.done, 1024 + 300, 0x80200 + 300, true);
+    client.begin(OP.READ_DIRTY, 1024, 100);
+    other.end(other.begin(OP.READ_DIRTY, 1024, 512), 0);
+    expect(found()).toEqual([]);
+  });
+
   test('a read of a part of a block makes the rest of it clean; of pages only what it was asked for', () => {
     const write = (frame: number): void => {
       enter(1024, 512, frame);
