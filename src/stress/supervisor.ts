@@ -243,7 +243,8 @@ class Supervisor {
    * space was given up, or nothing moves.
    */
   async #untilStanding(endMs: number, runsSince: number): Promise<boolean> {
-    let moved = { at: performance.now(), done: -1 };
+    // Looks and not seconds are counted: while this process is stopped nobody can move.
+    let still = { looks: 0, done: -1 };
     const kills = this.#options.kills.flatMap((kill) => (kill.at === 'time' ? [kill] : []));
     const random = new RandomStream(this.#options.seed, 'stress/kills');
     const killMs = kills.map(({ afterMs }) => runsSince + afterMs + random.below(KILL_SPREAD_MS * 1000) / 1000);
@@ -264,8 +265,8 @@ class Supervisor {
       const clients = this.#running.filter(({ isClient }) => isClient);
       if (endMs !== Infinity && clients.every(isStanding)) this.#wake(WORDS.pause, 1);
       const done = this.#done(this.#running);
-      if (done !== moved.done) moved = { at: now, done };
-      else if (now - moved.at > STUCK_MS) {
+      if (done !== still.done) still = { looks: 0, done };
+      else if (++still.looks * LOOK_MS > STUCK_MS) {
         this.#stuck();
         return false;
       }
@@ -294,9 +295,8 @@ class Supervisor {
 
   /** Waits for every worker's end; those that do not come to one are terminated. */
   async #untilGone(): Promise<void> {
-    const deadline = performance.now() + STUCK_MS;
-    while (this.#running.some(({ isGone }) => !isGone)) {
-      if (performance.now() > deadline) {
+    for (let looks = 0; this.#running.some(({ isGone }) => !isGone); looks++) {
+      if (looks * LOOK_MS > STUCK_MS) {
         this.#stuck();
         return;
       }
