@@ -40,6 +40,11 @@ function sequence<World>(
   };
 }
 
+/** The step of who has no effect: taken before those begin that came after its end, as any other. */
+function keep<World>(world: World): World {
+  return world;
+}
+
 interface Page {
   readonly map: Told | undefined;
   readonly view: 'attached' | 'changing' | 'detached';
@@ -58,7 +63,7 @@ function isPageRight(history: readonly Told[], page: number, view: number): bool
       case 'map': {
         if (!isHere || told.rc === -EEXIST) return [];
         if (told.rc === 0) return [sequence(told, [[show]])];
-        return [sequence(told, told.rc === UNANSWERED ? [[], [show], [show, hide]] : [[], [show, hide]])];
+        return [sequence(told, told.rc === UNANSWERED ? [[], [show], [show, hide]] : [[keep], [show, hide]])];
       }
       case 'unmap': {
         const take = (world: Page): Page | undefined =>
@@ -157,7 +162,7 @@ function areRangesRight(history: readonly Told[]): boolean {
     const drop = (ranges: Ranges): Ranges => ranges.filter((range) => range.owner !== told);
     if (told.rc === 0) return [sequence(told, [[take, publish]])];
     if (told.rc === -EEXIST) return [sequence(told, [[meet]])];
-    const failed = [[], [take, drop]];
+    const failed = [[keep], [take, drop]];
     return [sequence(told, told.rc === UNANSWERED ? [...failed, [take], [take, publish]] : failed)];
   });
   return isOrderable(programs, []);

@@ -77,3 +77,21 @@ test('areas that an unmap takes one by one are not taken for one area', () => {
   for (let n = 0; n < 3; n++) history = damage(random, history);
   expect(isSame(history)).toBe(false);
 });
+
+test('a MAP that failed has no effect on what begins after it has returned', () => {
+  const call = { agent: 0, first: 0, last: 0, answeredPages: 0, frame: 0 };
+  const failed = {
+    ...call,
+    kind: 'map',
+    begin: 0,
+    end: 1,
+    rc: -ENOMEM,
+    extents: [{ first: 0, last: 0, frame: 7 }],
+  } as const;
+  const seen = { ...call, kind: 'translate', rc: 0, extents: [], frame: 7 } as const;
+  expect(isSame([failed, { ...seen, begin: 0.5, end: 2 }])).toBe(true);
+  expect(isSame([failed, { ...seen, begin: 2, end: 3 }])).toBe(false);
+  const refused = { ...call, kind: 'map', rc: -EEXIST, extents: [] } as const;
+  expect(isSame([failed, { ...refused, begin: 0.5, end: 2 }])).toBe(true);
+  expect(isSame([failed, { ...refused, begin: 2, end: 3 }])).toBe(false);
+});
