@@ -124,6 +124,33 @@ tasks:
   expect(outcome.results.map(({ text }) => text).slice(-3)).toEqual(['EFAULT', 'ok', 'ok']);
 });
 
+describe('a MAP of no whole pages', () => {
+  const odd = (expected: string): string => `
+title: a MAP of less than a page, then a device
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic }
+  - map: { iova: 0x1000000, length: 4 KiB }
+  - map: { iova: 0x2000000, length: 1 KiB }
+    expect: ${expected}
+tasks:
+  nic:
+    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
+`;
+
+  test('that is refused leaves the address space watched', () => {
+    const outcome = ran(odd('[EINVAL]'));
+    expect(outcome.failure).toBeUndefined();
+    expect(looksAt(outcome, 'INV-1')).toBe(1);
+  });
+
+  test('that is made ends the watch', () => {
+    const outcome = ran(odd('[ok]').replace('1 KiB', '2 KiB'));
+    expect(outcome.failure).toBeUndefined();
+    expect(looksAt(outcome, 'INV-1')).toBe(0);
+  });
+});
+
 describe('a history that is judged late, or never', () => {
   function watched(): { readonly check: MappingCheck; readonly ledger: InvariantLedger } {
     const ledger = new InvariantLedger();

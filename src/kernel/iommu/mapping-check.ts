@@ -2,7 +2,7 @@
  * The linearizability of one address space, watched while a run goes on (src/checks).
  *
  * The address space tells its MAPs and UNMAPs, whoever carries a device's DMA tells where it went. Pages are 4 KiB. What the checker does
- * not speak of ends the watch for good: mappings that are no whole pages, areas that are split, dma-bufs that are revoked. A
+ * not speak of ends the watch for good: mappings that are no whole pages (not those that are refused), areas that are split, dma-bufs that are revoked. A
  * DMA during which its device moved between domains is not judged, nor one that ends at a doorbell.
  *
  * Answers are judged when nothing is open, and at {@link MappingCheck.finish} whatever is: rules are counted as looked at only then, and no
@@ -72,12 +72,12 @@ export class MappingCheck {
     if (check.open > 0) this.stop();
   }
 
-  /** A MAP at a known place begins; `prot` is what it allows devices. */
+  /** A MAP at a known place begins; `prot` is what it allows devices. One of no whole pages is not followed: {@link stop} when it takes its range. */
   beginMap(iova: bigint, lengthBytes: bigint, prot: number): WatchedCall {
-    const check = this.#of(iova, lengthBytes);
+    if (iova % PAGE !== 0n || lengthBytes % PAGE !== 0n || lengthBytes === 0n) return undefined;
     const pages = Number(lengthBytes / PAGE);
     this.#begins(Number(iova / PAGE), pages);
-    return check?.beginMap(this.#calls++, Number(iova / PAGE), pages, allowedBy(prot));
+    return this.#check?.beginMap(this.#calls++, Number(iova / PAGE), pages, allowedBy(prot));
   }
 
   /** Pages of a MAP go into tables. */
@@ -160,11 +160,6 @@ export class MappingCheck {
         sharedWrite(this, 'ends of short ones');
       }
     });
-  }
-
-  #of(iova: bigint, lengthBytes: bigint): AddressSpaceCheck | undefined {
-    if (iova % PAGE !== 0n || lengthBytes % PAGE !== 0n || lengthBytes === 0n) this.stop();
-    return this.#check;
   }
 
   #judge(): void {

@@ -428,6 +428,7 @@ export class IoPageTable {
     };
     const start = yield* this.#takeIovas(slices, iova, prot, areas, sink, (made) => {
       if (iova === undefined) watched.push(...this.#beginMaps(slices, made, prot));
+      if (watched.includes(undefined)) this.#check?.stop();
       for (const [i, area] of areas.entries()) area.watched = watched[i];
     });
     if (typeof start === 'number') {
