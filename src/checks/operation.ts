@@ -7,7 +7,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/io_pagetable.c; domain.md A6.2, A6.3, INV-1, INV-2.
  */
-import { EBUSY, EEXIST, ENOENT, errnoName } from '../uapi/errno.js';
+import { EBUSY, EEXIST, ENOENT, errnoText } from '../uapi/errno.js';
 
 /** What a translation answers, and what a page shows, when nothing is mapped there. */
 export const FAULT = -1;
@@ -178,7 +178,7 @@ export function frameText(frame: number): string {
 function answerText(operation: Operation): string {
   if (operation.rc === UNANSWERED) return 'never returned';
   if (operation.kind === 'translate') return frameText(operation.frame);
-  if (operation.rc !== 0) return errnoName(operation.rc) ?? `errno ${-operation.rc}`;
+  if (operation.rc !== 0) return errnoText(operation.rc);
   return operation.kind === 'unmap' ? `ok, ${operation.answeredPages} pages` : 'ok';
 }
 

@@ -20,7 +20,7 @@ export interface ExploreOptions {
   readonly table?: number;
   readonly failNth?: boolean;
   readonly shrink: boolean;
-  readonly corpus?: string;
+  readonly corpus?: string | undefined;
   readonly report?: string;
   readonly json?: string;
 }
@@ -86,8 +86,7 @@ export async function exploreOne(
           { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
         )
       : undefined;
-  const asFound = found && withSchedule(text, found.deviations, seed, found.signature);
-  const written = options.shrink ? shrunk?.text : asFound;
+  const written = options.shrink ? shrunk?.text : found && withSchedule(text, found.deviations, seed, found.signature);
   let corpusFile: string | undefined;
   // A case that might be smaller is not worth one that is there.
   if (written !== undefined && options.corpus !== undefined && !signal.aborted) {

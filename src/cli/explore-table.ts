@@ -19,17 +19,11 @@ async function rowOf(
   show: (progress: string) => void,
   signal: AbortSignal,
 ): Promise<IncidentRow> {
+  const later: ExploreOptions = { ...options, shrink: false, corpus: undefined };
   const explorations: Exploration[] = [];
   let small: Shrunk | undefined;
   for (let i = 0; i < seeds && !signal.aborted; i++) {
-    const isFirst = small === undefined;
-    const { corpus, ...rest } = options;
-    const one = {
-      ...rest,
-      seed: options.seed + i,
-      shrink: options.shrink && isFirst,
-      ...(corpus !== undefined && isFirst ? { corpus } : {}),
-    };
+    const one = { ...(small === undefined ? options : later), seed: options.seed + i };
     const tell = (text: string): void => show(`${text}, seed ${i + 1} of ${seeds}`);
     const { exploration, shrunk } = await exploreOne(scenario, fileName, one, tell, signal);
     explorations.push(exploration);

@@ -8,7 +8,8 @@
 import { Option, type Command } from 'commander';
 import { RandomStream } from '../runtime/random.js';
 import { reportJson, type StressProgress, type StressReport, type Verdict } from '../stress/report.js';
-import { errnoText, iovaText } from '../stress/words.js';
+import { iovaText } from '../stress/words.js';
+import { errnoText } from '../uapi/errno.js';
 import { MAX_RUNNING, STRESS_FAULTS, type StressFault, type StressOptions } from '../stress/options.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';

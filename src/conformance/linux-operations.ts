@@ -6,7 +6,7 @@
  * into memory first or look at it afterwards.
  */
 import type { FieldSpecs, Struct } from '../layout/struct.js';
-import { errnoName } from '../uapi/errno.js';
+import { errnoText } from '../uapi/errno.js';
 import type { Ioctl } from '../uapi/ioctl.js';
 import * as u from '../uapi/iommufd.js';
 import * as t from '../uapi/iommufd-test.js';
@@ -62,7 +62,7 @@ function fromHex(value: Json | undefined): Uint8Array {
 
 /** How a result is recorded. */
 export function returned(result: number): string {
-  return result >= 0 ? 'OK' : (errnoName(result) ?? `errno ${-result}`);
+  return result >= 0 ? 'OK' : errnoText(result);
 }
 
 type Values = Readonly<Record<string, unknown>>;

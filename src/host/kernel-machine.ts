@@ -19,7 +19,7 @@ import { SyscallContext } from '../kernel/files.js';
 import { beginAccess, endAccess } from '../kernel/iommu/mapping-check.js';
 import { memoryWord } from '../kernel/iommu/dma-memory.js';
 import { ArmSmmuV3 } from '../kernel/iommu/arm-smmu-v3/driver.js';
-import type { IommuGroup } from '../kernel/iommu/group.js';
+import { settledMoves } from '../kernel/iommu/group.js';
 import { IommuCore } from '../kernel/iommu/iommu.js';
 import { auditIommufd } from '../kernel/iommufd/audit.js';
 import type { CommandRow } from '../kernel/iommufd/command.js';
@@ -579,7 +579,7 @@ export class KernelMachine {
     sharedRead(fn, 'ATS enabled', fn.isAtsEnabled);
     const atcTicket = fn.isAtsEnabled ? fn.atc.begin() : undefined;
     const { group } = device;
-    const moves = movesOf(group);
+    const moves = group && settledMoves(group);
     try {
       yield TO_SMMU_NS;
       let address = iova;
@@ -590,10 +590,9 @@ export class KernelMachine {
       }
       const pa = yield* this.#throughSmmu(smmu, { streamId, iova: address, write }, atcTicket !== undefined);
       // Of a group that was moved meanwhile nobody can tell which domain has the write.
-      if (pa !== undefined && write && moves !== undefined && movesOf(group) === moves)
+      if (pa !== undefined && write && group !== undefined && moves !== undefined && settledMoves(group) === moves)
         asChecker(() => {
-          const domain = group?.domain;
-          if (domain !== undefined) this.dirtyWrites.wrote(domain, iova, pa);
+          if (group.domain !== undefined) this.dirtyWrites.wrote(group.domain, iova, pa);
         });
       return pa;
     } finally {
@@ -625,13 +624,6 @@ export class KernelMachine {
     this.runtime.invariants.held('INV-3');
     if (write) this.memory.write(pa, Uint8Array.of(DMA_BYTE));
   }
-}
-
-/** How often a group has been moved, for a checker; undefined while it is being moved. */
-function movesOf(group: IommuGroup | undefined): number | undefined {
-  if (group === undefined) return undefined;
-  asChecker(() => sharedRead(group, 'moves', group.moves));
-  return group.isMoving ? undefined : group.moves;
 }
 
 /** 64 bits as two numbers. */

@@ -14,7 +14,7 @@ import type { InvariantId, InvariantReport } from '../runtime/invariants.js';
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { RunEvent } from '../runtime/events.js';
 import type { SchedulerObserver } from '../runtime/scheduler.js';
-import { errnoName } from '../uapi/errno.js';
+import { errnoText } from '../uapi/errno.js';
 import { KernelMachine } from './kernel-machine.js';
 import { perform, type Caller, type Thing } from './operations.js';
 import type { Call, OperationName, Program } from './program.js';
@@ -89,7 +89,7 @@ class UnexpectedAnswer extends Error {
 }
 
 function nameOf(rc: number): string {
-  return rc < 0 ? (errnoName(-rc) ?? String(rc)) : 'ok';
+  return rc < 0 ? errnoText(rc) : 'ok';
 }
 
 /** What calls have made, by name: a call of one task may need what another's made. */

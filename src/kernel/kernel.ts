@@ -20,6 +20,7 @@ import { MAP_ANONYMOUS, PROT_READ, PROT_WRITE, type SyscallReply, type SyscallRe
 import { SYSCALL_NS } from './costs.js';
 import { EFD_FLAGS, EventFile } from './eventfd.js';
 import { SyscallContext, withFile } from './files.js';
+import { settledMoves } from './iommu/group.js';
 import { IommuCore } from './iommu/iommu.js';
 import { beginAccess, endAccess, type WatchedAccess } from './iommu/mapping-check.js';
 import { auditIommufd } from './iommufd/audit.js';
@@ -98,7 +99,7 @@ export class Kernel {
    */
   #checkReached({ bdf, pa, lengthBytes }: TranslatedAccess): void {
     const group = this.#pci.device(bdf)?.group;
-    if (group?.attachHandle === undefined || group.isMoving) return;
+    if (group?.attachHandle === undefined || settledMoves(group) === undefined) return;
     if (!this.#board.memory.contains(pa, lengthBytes) || this.#runtime.faults.isHardwareBroken) return;
     const pfn = Math.floor(pa / PAGE_BYTES);
     invariant(

@@ -115,12 +115,13 @@ export const seed = count(0, Number.MAX_SAFE_INTEGER);
 
 /** Choices of a run are counted from 0. */
 const choice = count(0, 2 ** 31);
-const taskName = z.string().min(1);
+/** A task, or `time`. */
+const task = z.string().min(1);
 
 /** A choice of a schedule that is not the default one: which task goes on then (or `time`). */
-const switched = z.strictObject({ at: choice, to: taskName });
+const switched = z.strictObject({ at: choice, to: task });
 /** A task that is passed over from one choice up to another, which is the first that it may have again. */
-const heldBack = z.strictObject({ at: choice, until: choice, hold: taskName }).superRefine(({ at, until }, context) => {
+const heldBack = z.strictObject({ at: choice, until: choice, hold: task }).superRefine(({ at, until }, context) => {
   if (until > at) return;
   context.addIssue({
     code: 'custom',

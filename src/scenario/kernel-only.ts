@@ -31,8 +31,8 @@ const taskName = name.refine(
 );
 /** A bit a page: what a bitmap of {@link DATA_BYTES} speaks of. */
 const DIRTY_BYTES = DATA_BYTES * 8 * 4096;
-const atMost = (length: typeof size, most: number): z.ZodType<bigint, string> =>
-  length.refine(
+const sizeUpTo = (most: number): z.ZodType<bigint, string> =>
+  size.refine(
     (bytes) => bytes <= BigInt(most),
     `expected at most ${sizeText(BigInt(most))}: a task has no more room for it`,
   );
@@ -77,7 +77,7 @@ export const operations = {
   'read-dirty': z.strictObject({
     hwpt: name,
     iova: address,
-    length: atMost(size, DIRTY_BYTES),
+    length: sizeUpTo(DIRTY_BYTES),
     clear: z.boolean().default(true),
   }),
   dma: z.strictObject({ device: name, iova: address, length: size, write: z.boolean().default(true) }),
@@ -93,7 +93,7 @@ export const operations = {
   'access-rw': z.strictObject({
     access: name,
     iova: address,
-    length: atMost(size, DATA_BYTES),
+    length: sizeUpTo(DATA_BYTES),
     write: z.boolean().default(true),
     syz: z.boolean().default(false),
   }),

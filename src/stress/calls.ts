@@ -17,10 +17,10 @@
  * answer goes on for ever, and a MAP that failed before it was told a place may have been anywhere. What a MAP shows is one area, while a COPY may be several, one
  * beside the other. A call that could not have inserted anything (EEXIST, ENOENT) excuses nobody.
  */
-import { EBUSY, EEXIST, ENOENT } from '../uapi/errno.js';
+import { EBUSY, EEXIST, ENOENT, errnoText } from '../uapi/errno.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain, Period, Periods } from './periods.js';
-import { errnoText, iovaText } from './words.js';
+import { iovaText } from './words.js';
 
 /** Pages that a call asked to have mapped or unmapped, between two moments; Infinity is "not yet". */
 export interface Call {

@@ -2,7 +2,8 @@
 import type { HistoryCounts, Violation } from './check.js';
 import type { ExposureWindow } from './recorded-domain.js';
 import type { StressOptions } from './options.js';
-import { errnoText, iovaText } from './words.js';
+import { errnoText } from '../uapi/errno.js';
+import { iovaText } from './words.js';
 
 /** A client that died, what it was at, and what became of that. */
 export interface Death {

@@ -12,7 +12,7 @@
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain, Period, Periods } from './periods.js';
 import { BLOCK_PAGES } from './windows.js';
-import { errnoText } from './words.js';
+import { errnoText } from '../uapi/errno.js';
 
 /** Stamp of a write of an earlier segment: after everything was entered in it, before anything of this one. */
 const EARLIER_WRITE = -1;

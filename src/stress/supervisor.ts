@@ -39,7 +39,7 @@ import {
   type StressLayout,
 } from './spec.js';
 import { StressThread } from './thread.js';
-import { errnoText } from './words.js';
+import { errnoText } from '../uapi/errno.js';
 
 /** How often main looks at its threads. */
 const LOOK_MS = 2;

@@ -98,6 +98,11 @@ export function errnoName(errno: number): ErrnoName | undefined {
   return nameByNumber.get(Math.abs(errno));
 }
 
+/** The same in a line of text: its number where it has no name here. */
+export function errnoText(errno: number): string {
+  return errnoName(errno) ?? `errno ${Math.abs(errno)}`;
+}
+
 /** Facts that belong to an error: which range, of what type, whose. Numbers beyond 2^53 are bigints. */
 export type ErrorDetail = Readonly<Record<string, string | number | bigint | boolean>>;
 
@@ -110,7 +115,7 @@ export class KernelError extends Error {
   readonly detail: ErrorDetail;
 
   constructor(errno: number, call: string, detail: ErrorDetail = {}) {
-    const code = errnoName(errno) ?? `errno ${errno}`;
+    const code = errnoText(errno);
     super(`${call}: ${code}`);
     this.errno = Math.abs(errno);
     this.code = code;

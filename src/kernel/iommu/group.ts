@@ -13,7 +13,7 @@
  */
 import { Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
-import { sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
+import { asChecker, sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
 import type { Device } from '../device.js';
 import type { IommuDomain, IommuDriver, PageRequest, PagingDomain } from './domain.js';
@@ -184,6 +184,12 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
   sharedWrite(group, 'moves', group.moves, group.moves);
   group.isMoving = false;
   return rc;
+}
+
+/** How often a group has been moved, for a checker; undefined while it is being moved, when whose domain it has cannot be told. */
+export function settledMoves(group: IommuGroup): number | undefined {
+  asChecker(() => sharedRead(group, 'moves', group.moves));
+  return group.isMoving ? undefined : group.moves;
 }
 
 function* moveMembers(group: IommuGroup, domain: IommuDomain): Task<number> {

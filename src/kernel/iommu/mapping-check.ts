@@ -20,7 +20,7 @@ import type { InvariantId } from '../../runtime/invariants.js';
 import { InvariantError } from '../../runtime/task.js';
 import { asChecker, isWatched, sharedRange, sharedRead, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EDEADLK, ENOENT } from '../../uapi/errno.js';
-import type { IommuGroup } from './group.js';
+import { settledMoves, type IommuGroup } from './group.js';
 import { IOMMU_READ, IOMMU_WRITE, type IommuDomain } from './domain.js';
 
 const PAGE = 4096n;
@@ -217,10 +217,9 @@ export function beginAccess(
 ): WatchedAccess | undefined {
   return asChecker(() => {
     const check = checkOf(group?.domain);
-    if (group !== undefined) sharedRead(group, 'moves', group.moves);
-    if (group === undefined || check === undefined || group.isMoving) return undefined;
-    const { domain, moves } = group;
-    return { check, call: check.beginAccess(view, iova, isWrite), group, domain, moves };
+    const moves = group && settledMoves(group);
+    if (group === undefined || check === undefined || moves === undefined) return undefined;
+    return { check, call: check.beginAccess(view, iova, isWrite), group, domain: group.domain, moves };
   });
 }
 
@@ -232,8 +231,7 @@ export function endAccess(access: WatchedAccess | undefined, pa: number | undefi
   if (access === undefined) return;
   const { check, call, group, domain, moves } = access;
   asChecker(() => {
-    sharedRead(group, 'moves', group.moves);
-    const hasStayed = group.domain === domain && group.moves === moves && !group.isMoving && checkOf(domain) === check;
+    const hasStayed = settledMoves(group) === moves && group.domain === domain && checkOf(domain) === check;
     check.endAccess(call, hasStayed ? pa : undefined);
   });
 }
