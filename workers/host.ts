@@ -1,4 +1,4 @@
-/** Worker entry: one emulated host, driven by the conductor of another thread through comlink. */
+/** Worker entry: one emulated host at a time, driven by the conductor of another thread through comlink. */
 import { workerData, type MessagePort } from 'node:worker_threads';
 import * as Comlink from 'comlink';
 import type { HostNodeSpec } from '../src/host/host-node.js';
@@ -36,6 +36,11 @@ const host: RemoteHost = {
   start: (spec) =>
     answer(() => {
       node = new LocalHostNode(unpack(spec) as HostNodeSpec);
+      return null;
+    }),
+  end: () =>
+    answer(() => {
+      node = undefined;
       return null;
     }),
   advance: (turn) => answer(() => started().advance(unpack(turn) as NodeTurn)),

@@ -2,8 +2,11 @@
  * A host's node in a worker of its own: comlink for the calls, msgpackr for what they carry.
  *
  * comlink alone is not enough (it forgets error codes and never settles when the worker dies), so every call goes through
- * {@link RemoteHostNode.#call}: it races the reply against the worker's death and a deadline, and failures travel as data.
+ * {@link HostWorker.call}: it races the reply against the worker's death and a deadline, and failures travel as data.
  * One call each way per round, one buffer each.
+ *
+ * A worker whose host has ended well is kept for the next one: nothing of a host outlives it, as nothing does inline, where all hosts live in one
+ * thread. One that failed in any way is not used again.
  *
  * The deadline is the only use of the wall clock here: it guards against a worker that hangs, and ends the run; it never
  * enters a history.
@@ -30,6 +33,8 @@ export type RemoteAnswer =
 /** The object a host's worker exposes. */
 export interface RemoteHost {
   start(spec: Uint8Array): RemoteAnswer;
+  /** The host is gone; another may be started. */
+  end(): RemoteAnswer;
   advance(turn: Uint8Array): RemoteAnswer;
   choices(): RemoteAnswer;
   tasks(): RemoteAnswer;
@@ -67,69 +72,49 @@ export function portEndpoint(port: MessagePort): Comlink.Endpoint {
   return endpoint;
 }
 
-/** Adapts a worker with a host in it to the conductor. */
-export class RemoteHostNode implements Node {
-  readonly name: string;
+/** A worker that hosts live in, one after the other. */
+class HostWorker {
+  /** The host it is for, in words of failures. */
+  name = '';
+  readonly remote: Comlink.Remote<RemoteHost>;
   readonly #worker: Worker;
   readonly #port: MessagePort;
-  readonly #remote: Comlink.Remote<RemoteHost>;
   /** Calls that wait for an answer: told when the worker dies. */
   readonly #waiting = new Set<(failure: NodeFailure) => void>();
   #death: NodeFailure | undefined;
+  #hasFailed = false;
 
-  private constructor(name: string) {
-    this.name = name;
+  constructor() {
     const { port1, port2 } = new MessageChannel();
     this.#worker = new Worker(new URL('../../workers/host.js', import.meta.url), {
       workerData: { port: port2 },
       transferList: [port2],
     });
     this.#port = port1;
-    this.#remote = Comlink.wrap<RemoteHost>(portEndpoint(port1));
+    this.remote = Comlink.wrap<RemoteHost>(portEndpoint(port1));
     this.#worker.once('error', (error: unknown) =>
-      this.#die(new NodeFailure(name, 'broken', `worker of host ${name} failed: ${String(error)}`)),
+      this.#die(new NodeFailure(this.name, 'broken', `worker of host ${this.name} failed: ${String(error)}`)),
     );
     this.#worker.once('exit', (code) =>
-      this.#die(new NodeFailure(name, 'host-died', `worker of host ${name} exited with code ${code}`)),
+      this.#die(new NodeFailure(this.name, 'host-died', `worker of host ${this.name} exited with code ${code}`)),
     );
   }
 
-  /** Starts a worker and builds the host in it. */
-  static async start(spec: HostNodeSpec): Promise<RemoteHostNode> {
-    const node = new RemoteHostNode(spec.description.name);
-    try {
-      await node.#call(node.#remote.start(packed(spec)));
-    } catch (error) {
-      await node.close();
-      throw error;
-    }
-    return node;
+  /** Whether another host may live in it: it answers, and all its answers were good. */
+  get isSound(): boolean {
+    return this.#death === undefined && !this.#hasFailed && this.#waiting.size === 0;
   }
 
-  /** A program in a worker of its own, which ends with it. */
-  static async runProgram(request: ProgramRequest): Promise<ProgramOutcome> {
-    const node = new RemoteHostNode('kernel');
-    try {
-      return unpack(await node.#call(node.#remote.program(packed(request)))) as ProgramOutcome;
-    } finally {
-      await node.close();
-    }
+  /** Keeps this thread alive while a host is in it, and not while none is. */
+  occupy(name: string): void {
+    this.name = name;
+    this.#worker.ref();
+    this.#port.ref();
   }
 
-  async advance(turn: NodeTurn): Promise<NodeResult> {
-    return unpack(await this.#call(this.#remote.advance(packed(turn)))) as NodeResult;
-  }
-
-  async choices(): Promise<readonly number[]> {
-    return unpack(await this.#call(this.#remote.choices())) as number[];
-  }
-
-  async tasks(): Promise<number> {
-    return unpack(await this.#call(this.#remote.tasks())) as number;
-  }
-
-  async invariants(): Promise<readonly InvariantReport[]> {
-    return unpack(await this.#call(this.#remote.invariants())) as InvariantReport[];
+  vacate(): void {
+    this.#worker.unref();
+    this.#port.unref();
   }
 
   async close(): Promise<void> {
@@ -137,7 +122,8 @@ export class RemoteHostNode implements Node {
     await this.#worker.terminate();
   }
 
-  async #call(call: Promise<RemoteAnswer>): Promise<Uint8Array> {
+  /** @throws NodeFailure when the worker answers so, dies or hangs */
+  async call(call: Promise<RemoteAnswer>): Promise<unknown> {
     let timer: NodeJS.Timeout | undefined;
     const deadline = new Promise<never>((_resolve, reject) => {
       // eslint-disable-next-line no-restricted-globals -- guards against a hung worker; never part of a history
@@ -154,8 +140,11 @@ export class RemoteHostNode implements Node {
     });
     try {
       const answer = await Promise.race([call, death, deadline]);
-      if (answer.ok) return answer.bytes;
+      if (answer.ok) return unpack(answer.bytes);
       throw new NodeFailure(this.name, answer.kind, answer.message, answer.rule);
+    } catch (error) {
+      this.#hasFailed = true;
+      throw error;
     } finally {
       clearTimeout(timer);
       if (onDeath !== undefined) this.#waiting.delete(onDeath);
@@ -165,5 +154,88 @@ export class RemoteHostNode implements Node {
   #die(failure: NodeFailure): void {
     this.#death ??= failure;
     for (const tell of this.#waiting) tell(this.#death);
+  }
+}
+
+/** Workers without a host that this thread keeps for the next ones: starting one takes longer than most scenarios. */
+const vacant: HostWorker[] = [];
+const MAX_VACANT = 4;
+
+function takeWorker(name: string): HostWorker {
+  let worker = vacant.pop();
+  while (worker?.isSound === false) worker = vacant.pop();
+  worker ??= new HostWorker();
+  worker.occupy(name);
+  return worker;
+}
+
+async function giveBack(worker: HostWorker): Promise<void> {
+  if (!worker.isSound || vacant.length >= MAX_VACANT) {
+    await worker.close();
+    return;
+  }
+  try {
+    await worker.call(worker.remote.end());
+    worker.vacate();
+    vacant.push(worker);
+  } catch {
+    await worker.close();
+  }
+}
+
+/** Adapts a worker with a host in it to the conductor. */
+export class RemoteHostNode implements Node {
+  readonly name: string;
+  readonly #worker: HostWorker;
+
+  private constructor(name: string) {
+    this.name = name;
+    this.#worker = takeWorker(name);
+  }
+
+  /** Builds the host in a worker that no other host is in. */
+  static async start(spec: HostNodeSpec): Promise<RemoteHostNode> {
+    const node = new RemoteHostNode(spec.description.name);
+    try {
+      await node.#call(({ start }) => start(packed(spec)));
+    } catch (error) {
+      await node.close();
+      throw error;
+    }
+    return node;
+  }
+
+  /** A program in a worker that nothing else is in. */
+  static async runProgram(request: ProgramRequest): Promise<ProgramOutcome> {
+    const node = new RemoteHostNode('kernel');
+    try {
+      return (await node.#call(({ program }) => program(packed(request)))) as ProgramOutcome;
+    } finally {
+      await node.close();
+    }
+  }
+
+  async advance(turn: NodeTurn): Promise<NodeResult> {
+    return (await this.#call(({ advance }) => advance(packed(turn)))) as NodeResult;
+  }
+
+  async choices(): Promise<readonly number[]> {
+    return (await this.#call(({ choices }) => choices())) as number[];
+  }
+
+  async tasks(): Promise<number> {
+    return (await this.#call(({ tasks }) => tasks())) as number;
+  }
+
+  async invariants(): Promise<readonly InvariantReport[]> {
+    return (await this.#call(({ invariants }) => invariants())) as InvariantReport[];
+  }
+
+  async close(): Promise<void> {
+    await giveBack(this.#worker);
+  }
+
+  async #call(ask: (remote: Comlink.Remote<RemoteHost>) => Promise<RemoteAnswer>): Promise<unknown> {
+    return await this.#worker.call(ask(this.#worker.remote));
   }
 }
