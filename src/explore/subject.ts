@@ -108,11 +108,12 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
           ? [MAIN_NODE]
           : []
         : scenario.hosts.map(({ name }) => name),
-    async attempt({ scheduleOf, inject }) {
+    async attempt({ scheduleOf, inject, isTraced = false }) {
       const { outcome, trace } = await executeScenario(scenario, {
         seed,
         placement: 'inline',
         scheduleOf,
+        keepsHistory: isTraced,
         ...(inject === undefined ? {} : { inject }),
       });
       const failed = outcome.checks.find(

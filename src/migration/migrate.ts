@@ -354,10 +354,11 @@ class Migration {
   /** Sends a frame; returns it as the other end understood it. */
   *#send(link: Link, frame: Frame): Task<Frame> {
     this.#checkGuest();
-    yield* this.#cancelDuring(link.transferNs(wireBytes(frame)) + link.latencyNs);
-    const { faults } = this.#guest.runtime;
     const bytes = encodeFrame(frame);
-    yield* link.send(wireBytes(frame));
+    const sent = wireBytes(frame, bytes.length);
+    yield* this.#cancelDuring(link.transferNs(sent) + link.latencyNs);
+    const { faults } = this.#guest.runtime;
+    yield* link.send(sent);
     if (faults.fires('link.damage')) bytes[bytes.length - 1] = (bytes.at(-1) ?? 0) ^ 1;
     return decodeFrame(bytes, !faults.fires('vmm.checksum-skipped'));
   }

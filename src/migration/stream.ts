@@ -96,15 +96,15 @@ function isFrame(value: unknown): value is Frame {
   return typeof value === 'object' && value !== null && 'kind' in value && KINDS.includes(value.kind as string);
 }
 
-/** Bytes a frame occupies on a link. */
-export function wireBytes(frame: Frame): number {
+/** Bytes on a link of a frame that has `encodedBytes` here. */
+export function wireBytes(frame: Frame, encodedBytes: number): number {
   switch (frame.kind) {
     case 'start':
     case 'device':
     case 'initial-sent':
     case 'config':
     case 'end':
-      return encodeFrame(frame).length;
+      return encodedBytes;
     case 'state':
       return frame_header.sizeBytes + frame.lengthBytes;
     case 'pages':

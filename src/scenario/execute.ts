@@ -30,6 +30,8 @@ export interface ExecuteOptions {
   readonly inject?: Injection;
   /** The schedule of a node, where it is none of the scenario's own. */
   readonly scheduleOf?: (node: string) => ScheduleSpec;
+  /** Whether the history is wanted, with its digest, its lines and the timeline; it is when nothing is said. */
+  readonly keepsHistory?: boolean;
   readonly onProgress?: (virtualNs: number) => void;
 }
 
@@ -189,6 +191,7 @@ export async function executeScenario(
     ...(options.recordedChoices === undefined ? {} : { recordedChoices: options.recordedChoices }),
     ...(scenario.limitNs === undefined ? {} : { limitNs: scenario.limitNs }),
     ...scheduleOption(scenario, options),
+    ...(options.keepsHistory === undefined ? {} : { keepsHistory: options.keepsHistory }),
     ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
   });
   const record = runner?.record;

@@ -48,6 +48,8 @@ export interface ConductOptions {
   /** Names what the run waits for when nothing can happen any more. */
   readonly describeStuck: () => string;
   readonly limitNs: number;
+  /** False: events are forgotten as they come, and there are no lines and a digest of nothing. */
+  readonly keepsHistory?: boolean;
   /** Called after each round with the virtual time reached. */
   readonly onProgress?: (virtualNs: number) => void;
 }
@@ -81,6 +83,7 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
   const lines: string[] = [];
   let virtualNs = 0;
   let rounds = 0;
+  const { keepsHistory = true } = options;
 
   const end = (failure?: RunFailure): Conducted => ({
     events,
@@ -119,10 +122,12 @@ export async function conduct(nodes: readonly Node[], options: ConductOptions): 
       if (failure !== undefined) return end(failure);
       for (const event of result?.events ?? []) happened.push(event);
     }
-    if (happened.length > 1) happened.sort(order);
-    for (const event of happened) {
-      lines.push(digest.add(event));
-      events.push(event);
+    if (keepsHistory) {
+      if (happened.length > 1) happened.sort(order);
+      for (const event of happened) {
+        lines.push(digest.add(event));
+        events.push(event);
+      }
     }
     for (const { result } of turns) for (const message of result?.outbox ?? []) post(seatByName, message);
     virtualNs = earliest;

@@ -31,6 +31,8 @@ export interface RunSpec {
   readonly main: (lab: Lab) => Task<void>;
   /** Virtual time after which the run is given up; an hour when not given. */
   readonly limitNs?: number;
+  /** Whether the history is wanted; it is when nothing is said. */
+  readonly keepsHistory?: boolean;
   readonly onProgress?: (virtualNs: number) => void;
 }
 
@@ -106,6 +108,7 @@ export async function run(spec: RunSpec): Promise<RunOutcome> {
           .map((task) => `${task.name} waits for ${task.waitsFor ?? 'its turn'}`)
           .join('; '),
       limitNs: spec.limitNs ?? DEFAULT_LIMIT_NS,
+      ...(spec.keepsHistory === undefined ? {} : { keepsHistory: spec.keepsHistory }),
       ...(spec.onProgress === undefined ? {} : { onProgress: spec.onProgress }),
     });
     return { ...conducted, ...(await collect(nodes)) };

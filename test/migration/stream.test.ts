@@ -44,5 +44,5 @@ describe('a receiver refuses', () => {
 });
 
 test('a page costs its header, and its bytes unless it is all zeroes', () => {
-  expect(wireBytes(pages)).toBe(16 + 129 * 8 + 101 * 4096);
+  expect(wireBytes(pages, 0)).toBe(16 + 129 * 8 + 101 * 4096);
 });

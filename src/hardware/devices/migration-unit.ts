@@ -74,6 +74,8 @@ export class MigrationUnit {
   readonly #runtime: NodeRuntime;
   readonly #model: MigratableModel;
   readonly #context: Uint8Array;
+  /** Nothing was put into the context. */
+  #isBlank = true;
   #dirtyContext = new Set<number>();
   /** No changed page of context is below this. */
   #firstDirty = 0;
@@ -110,7 +112,8 @@ export class MigrationUnit {
     this.#life++;
     this.#activity = 'running';
     this.#isAtRest = false;
-    this.#context.fill(0);
+    if (!this.#isBlank) this.#context.fill(0);
+    this.#isBlank = true;
     this.#dirtyContext.clear();
     this.#serial = 0;
     this.#reader = undefined;
@@ -253,6 +256,7 @@ export class MigrationUnit {
     sharedWrite(this, 'loading');
     this.#reader = new StateReader(this.#identityFacts(), (offset, page) => {
       sharedWrite(this, 'context');
+      this.#isBlank = false;
       this.#context.set(page, offset);
     });
   }
@@ -339,6 +343,7 @@ export class MigrationUnit {
     if (entries === 0) return;
     sharedWrite(this, 'context', this.#serial, this.#serial + 1);
     const at = (this.#serial % entries) * context_entry.sizeBytes;
+    this.#isBlank = false;
     this.#context.set(context_entry.encode({ iova, length: lengthBytes, serial: this.#serial }), at);
     const page = at - (at % CONTEXT_PAGE_BYTES);
     this.#dirtyContext.add(page);
