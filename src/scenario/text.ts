@@ -103,7 +103,7 @@ export class SourceText {
   as<S extends z.ZodType>(schema: S): z.output<S> {
     if (this.value === null || this.value === undefined)
       throw new InputError([{ file: this.file, line: 1, column: 1, message: 'the file is empty' }]);
-    const result = schema.safeParse(this.value);
+    const result = schema.safeParse(this.value, { error: words });
     if (result.success) return result.data;
     throw new InputError(result.error.issues.flatMap((issue) => this.#explain(issue, [])));
   }
@@ -112,9 +112,7 @@ export class SourceText {
     const path = [...base, ...issue.path];
     const missing = this.#missingKey(path);
     if (missing !== undefined) {
-      // What zod says where nobody gave it words of its own speaks of types that a file does not have.
-      const hint = issue.message.startsWith('Invalid input') ? '' : `: ${issue.message}`;
-      return [this.problem(path, `missing key ${JSON.stringify(missing)}${hint}`)];
+      return [this.problem(path, `missing key ${JSON.stringify(missing)}: ${issue.message}`)];
     }
     switch (issue.code) {
       case 'unrecognized_keys':
@@ -146,6 +144,52 @@ export class SourceText {
 
   #resolve(node: Node | undefined): Node | undefined {
     return isAlias(node) ? node.resolve(this.#document) : node;
+  }
+}
+
+/** What zod calls types, in words of a file. */
+const KINDS: Readonly<Record<string, string>> = {
+  array: 'a list',
+  boolean: 'true or false',
+  int: 'a whole number',
+  null: 'nothing',
+  number: 'a number',
+  object: 'keys with values',
+  record: 'keys with values',
+  string: 'text',
+  undefined: 'nothing',
+};
+
+/** Characters of a value in a message. */
+const MAX_FOUND = 40;
+
+function foundText(value: unknown): string {
+  if (Array.isArray(value)) return 'a list';
+  if (isObject(value)) return 'keys with values';
+  const scalar = value as string | number | bigint | boolean | null;
+  return scalar === null ? 'nothing' : String(scalar).slice(0, MAX_FOUND);
+}
+
+/** What is wrong with a value, where the schema has no words of its own. */
+function words(issue: z.core.$ZodRawIssue): string | undefined {
+  const expected = new Set(expectations(issue));
+  if (expected.size === 0) return undefined;
+  const found = issue.input === undefined ? '' : `, found ${foundText(issue.input)}`;
+  return `expected ${alternatives.format(expected)}${found}`;
+}
+
+const alternatives = new Intl.ListFormat('en-GB', { type: 'disjunction' });
+
+function expectations(issue: z.core.$ZodRawIssue | z.core.$ZodIssue): string[] {
+  switch (issue.code) {
+    case 'invalid_type':
+      return [KINDS[issue.expected] ?? issue.expected];
+    case 'invalid_value':
+      return issue.values.map(String);
+    case 'invalid_union':
+      return issue.errors.flatMap((issues) => issues.filter(({ path }) => path.length === 0).flatMap(expectations));
+    default:
+      return [];
   }
 }
 

@@ -93,7 +93,18 @@ describe('what is refused, and where', () => {
     ['an empty file', '', 'f.yaml:1:1: the file is empty'],
     ['nothing but comments', '# later\n', 'f.yaml:1:1: the file is empty'],
     ['missing key', BASE.replace('memory: 4 GiB', 'memry: 4 GiB'), 'f.yaml:8:7: missing key "memory": expected a size'],
-    ['missing key at the top', 'title: t\nsteps: []\n', 'f.yaml:1:1: missing key "hosts"\n'],
+    ['missing key at the top', 'title: t\nsteps: []\n', 'f.yaml:1:1: missing key "hosts": expected keys with values\n'],
+    [
+      'a list where keys belong',
+      'title: t\nhosts: []\nsteps: []\n',
+      'f.yaml:2:8: expected keys with values, found a list',
+    ],
+    ['text where a list belongs', `covers: A1\n${BASE}`, 'f.yaml:1:9: expected a list, found A1'],
+    [
+      'a value that is not offered',
+      `schedule: lucky\n${BASE}`,
+      'f.yaml:1:11: expected in-order, random or keys with values, found lucky',
+    ],
     [
       'ats of devices behind no SMMU',
       'title: t\nkernel-only: { iommu: mock, ats: true }\ntasks:\n  a: [{ ioas: { as: x } }]\n',
