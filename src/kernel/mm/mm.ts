@@ -57,6 +57,17 @@ function placed(extents: readonly PageExtent[]): Vma['pieces'] {
   });
 }
 
+/** Index of the piece that has a page of the mapping, if any has. */
+function pieceAt(pieces: Vma['pieces'], page: number): number {
+  let low = 0;
+  for (let high = pieces.length; high - low > 1;) {
+    const middle = (low + high) >>> 1;
+    if ((pieces[middle]?.firstPage ?? 0) <= page) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
 /** One address space (`struct mm_struct`). */
 export class MmStruct {
   readonly #runtime: NodeRuntime;
@@ -292,8 +303,8 @@ export class MmStruct {
       };
     }
     const page = Math.floor(offset / PAGE_BYTES);
-    const piece = vma.pieces.find(({ firstPage, extent }) => page >= firstPage && page < firstPage + extent.pages);
-    if (piece === undefined) return undefined;
+    const piece = vma.pieces[pieceAt(vma.pieces, page)];
+    if (piece === undefined || page >= piece.firstPage + piece.extent.pages) return undefined;
     const within = offset - piece.firstPage * PAGE_BYTES;
     const length = Math.min(lengthBytes, piece.extent.pages * PAGE_BYTES - within);
     const pa = piece.extent.pfn * PAGE_BYTES + within;
@@ -319,7 +330,10 @@ export class MmStruct {
       if (vma === undefined || vma.window !== undefined || (vma.prot & prot) === 0) return -EFAULT;
       const first = Number((at - vma.start) / PAGE);
       const inVma = Math.min(pages - done, Number((vma.last + 1n - at) / PAGE));
-      for (const { firstPage, extent } of vma.pieces) {
+      for (let index = pieceAt(vma.pieces, first); ; index++) {
+        const piece = vma.pieces[index];
+        if (piece === undefined || piece.firstPage >= first + inVma) break;
+        const { firstPage, extent } = piece;
         const from = Math.max(first, firstPage);
         const end = Math.min(first + inVma, firstPage + extent.pages);
         if (from < end) visit({ pfn: extent.pfn + from - firstPage, pages: end - from }, done + from - first);
