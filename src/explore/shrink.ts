@@ -153,6 +153,8 @@ class Shrinker {
   attempt: Attempt | undefined;
   /** What a scenario expects may be wrong once a step is left out; a race is what passes while nobody is pre-empted. */
   #mustHoldInOrder = false;
+  /** Calls that stay: those of a task that got an unexpected answer, for what they did before is what it expected the answer by. */
+  #kept: Path = [];
 
   constructor(failing: FailingCase, budget: ShrinkBudget, watch: ShrinkWatch) {
     this.#case = failing;
@@ -237,6 +239,20 @@ class Shrinker {
     const subject = this.#subject(this.text);
     if (subject === undefined || this.attempt?.failure?.id !== undefined) return;
     this.#mustHoldInOrder = await this.#holdsInOrder(subject);
+    if (this.#mustHoldInOrder && subject.isKernelOnly) await this.#keepCallsOf(this.attempt?.failure?.task ?? '');
+  }
+
+  /** Leaves out what a task has to do after it has failed; the rest stays. */
+  async #keepCallsOf(task: string): Promise<void> {
+    const path = parse(this.text).hasIn(['tasks', task, 'calls']) ? ['tasks', task, 'calls'] : ['tasks', task];
+    for (;;) {
+      const document = parse(this.text);
+      const calls = document.getIn(path);
+      if (!isSeq(calls) || calls.items.length < 2) break;
+      calls.items.pop();
+      if (this.#isSpent || !(await this.#tryText(String(document)))) break;
+    }
+    this.#kept = path;
   }
 
   async #holdsInOrder(subject: Subject): Promise<boolean> {
@@ -261,11 +277,15 @@ class Shrinker {
     for (const path of removable(parse(before))) {
       if (this.#isSpent) return false;
       const document = parse(this.text);
-      if (!document.hasIn(path)) continue;
+      if (!document.hasIn(path) || this.#isKept(path)) continue;
       document.deleteIn(path);
       await this.#tryText(String(document));
     }
     return this.text !== before;
+  }
+
+  #isKept(path: Path): boolean {
+    return this.#kept.length > 0 && this.#kept.every((step, i) => path[i] === step);
   }
 
   async #tryDeviations(subject: Subject, deviations: Deviations): Promise<boolean> {

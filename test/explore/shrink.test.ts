@@ -38,6 +38,35 @@ test('a race that shows in an answer keeps what makes the answer right without i
   expect(inOrder.failure).toBeUndefined();
 });
 
+test('a task that got an unexpected answer keeps what it did before: between two of its calls is not before the first', async () => {
+  const range = '{ iova: 0x2000000, length: 4 KiB }';
+  const text = `title: b maps between the calls of a
+kernel-only: { iommu: mock }
+setup:
+  - map: ${range}
+tasks:
+  a:
+    - ioas: { as: own }
+    - unmap: ${range}
+    - map: ${range}
+      expect: ok
+    - unmap: ${range}
+  b:
+    - map: ${range}
+      expect: [ok, EEXIST]
+    - ioas: { as: other }
+`;
+  const scenario = loadScenario(FILE, text);
+  const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure?.message.includes('map answered EEXIST') === true, 'b can map in between');
+  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const tasks = shrunk?.scenario.kernelOnly?.program.tasks ?? [];
+  expect(tasks.map(({ name, calls }) => [name, ...calls.map(({ op }) => op)])).toEqual([
+    ['a', 'ioas', 'unmap', 'map'],
+    ['b', 'map'],
+  ]);
+});
+
 test('an answer that is wrong in every order is made as small as it can be', async () => {
   const text = TEXT.replace('expect: [ok, EBUSY]', 'expect: EINVAL');
   const scenario = loadScenario(FILE, text);
