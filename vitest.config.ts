@@ -1,8 +1,10 @@
 import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
-/** Rooms whose files take longest. */
+/** Files and rooms that take longest. */
 const LONG = [
+  'test/cli/explore',
+  'test/scenario/migration',
   'test/scenario/',
   'test/e2e/',
   'test/explore/',
@@ -16,7 +18,7 @@ const LONG = [
 class LongFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const rank = ({ moduleId }: TestSpecification): number => {
-      const found = LONG.findIndex((room) => moduleId.includes(room));
+      const found = LONG.findIndex((part) => moduleId.includes(part));
       return found < 0 ? LONG.length : found;
     };
     return (await super.sort(files)).sort((a, b) => rank(a) - rank(b));
