@@ -36,6 +36,9 @@ export default defineConfig({
     testTimeout: HANGS_AFTER_MS,
     hookTimeout: 300_000,
     maxWorkers: 2,
+    // Files share their process's modules: loading them anew for each takes a sixth of the time. What a test replaces is put back.
+    isolate: false,
+    restoreMocks: true,
     sequence: { sequencer: LongFirst },
   },
 });
