@@ -150,6 +150,7 @@ export class SourceText {
 /** What zod calls types, in words of a file. */
 const KINDS: Readonly<Record<string, string>> = {
   array: 'a list',
+  bigint: 'a whole number',
   boolean: 'true or false',
   int: 'a whole number',
   null: 'nothing',
