@@ -3,25 +3,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { B_IS_KILLED, twoHosts } from '../fixtures/two-hosts.js';
 import { runJson } from './cli.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'iovaduct-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const KILLED = `
-title: Host b dies in the middle
-hosts:
-  a: { profile: ampere-altra }
-  b: { profile: ampere-altra }
-links:
-  - { between: [a, b], bandwidth: 10 Gbit/s, latency: 50 us }
-guests:
-  vm: { on: a, vmm: qemu-virt, memory: 1 GiB }
-steps:
-  - boot: vm
-  - fault: { host: b, fault: host.killed }
-  - migrate: { guest: vm, to: b }
-`;
+const KILLED = twoHosts('Host b dies in the middle', B_IS_KILLED);
 const HEALTHY = `
 title: Nothing happens here
 hosts:

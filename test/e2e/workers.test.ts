@@ -2,20 +2,7 @@
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type * as Execute from '../../src/scenario/execute.js';
 import { loadScenario } from '../../src/scenario/load.js';
-
-const scenario = (steps: string): string => `
-title: Two hosts
-hosts:
-  a: { profile: ampere-altra }
-  b: { profile: ampere-altra }
-links:
-  - { between: [a, b], bandwidth: 10 Gbit/s, latency: 50 us }
-guests:
-  vm: { on: a, vmm: qemu-virt, memory: 1 GiB }
-steps:
-  - boot: vm
-${steps}  - migrate: { guest: vm, to: b }
-`;
+import { B_IS_KILLED, twoHosts } from '../fixtures/two-hosts.js';
 
 /** As built: workers are. */
 const BUILT = new URL('../../dist/src/scenario/execute.js', import.meta.url).href;
@@ -39,13 +26,13 @@ async function digestOf(text: string): Promise<{ readonly verdict: string; reado
 }
 
 test('hosts of the next run live in the workers of the last one, and have the same history; a worker whose host died is not used again', async () => {
-  const first = await digestOf(scenario(''));
+  const first = await digestOf(twoHosts('Two hosts'));
   expect(first.verdict).toBe('pass');
   expect(started).toBe(2);
-  expect(await digestOf(scenario(''))).toEqual(first);
+  expect(await digestOf(twoHosts('Two hosts'))).toEqual(first);
   expect(started).toBe(2);
-  expect((await digestOf(scenario('  - fault: { host: b, fault: host.killed }\n'))).verdict).toBe('fail');
+  expect((await digestOf(twoHosts('Two hosts', B_IS_KILLED))).verdict).toBe('fail');
   expect(started).toBe(2);
-  expect(await digestOf(scenario(''))).toEqual(first);
+  expect(await digestOf(twoHosts('Two hosts'))).toEqual(first);
   expect(started).toBe(3);
 });
