@@ -56,6 +56,10 @@ export class MappingCheck {
 
   /** Something happened that the checker does not speak of. */
   stop(): void {
+    if (this.#check === undefined) {
+      sharedRead(this, 'watch', false);
+      return;
+    }
     sharedWrite(this, 'watch', true, false);
     this.#check = undefined;
   }
