@@ -114,7 +114,7 @@ function scheduleLines(trace: Trace): string[] {
       }),
   ];
   return [
-    `Schedule: ${choices.length} ${choices.length === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}`,
+    `Schedule: ${choices.length} ${choices.length === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}${lines.length === deviations.length ? '' : `, by ${lines.length} ${lines.length === 1 ? 'switch' : 'switches'}`}`,
     ...lines.sort((a, b) => a.at - b.at).map(({ text }) => text),
     '',
   ];

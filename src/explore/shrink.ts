@@ -101,29 +101,29 @@ function removable(document: Document): Path[] {
   return [...whole.reverse(), ...details.reverse()];
 }
 
-/** Paths of lengths that are more than a page. */
-function lengths(document: Document): Path[] {
-  const found: Path[] = [];
+/** Paths of lengths that are more than a page, and the shorter ones to try for each: a page, two, four, … as long as a run takes no time. */
+function lengths(document: Document): { readonly path: Path; readonly shorter: readonly string[] }[] {
+  const found: { readonly path: Path; readonly shorter: readonly string[] }[] = [];
+  const tries = document.hasIn(['kernel-only']) ? 8 : 1;
   const look = (node: Node | null | undefined, path: Path): void => {
     if (isMap(node))
       for (const { key, value } of node.items) look(value as Node, [...path, isScalar(key) ? String(key.value) : '']);
     else if (isSeq(node)) node.items.forEach((item, i) => look(item as Node, [...path, i]));
-    else if (
-      isScalar(node) &&
-      typeof node.value === 'string' &&
-      /^\d+ [KMGT]iB$/.test(node.value) &&
-      node.value !== PAGE
-    )
-      found.push(path);
+    else if (isScalar(node) && typeof node.value === 'string') {
+      const [, count, unit] = /^(\d+) ([KMGT])iB$/.exec(node.value) ?? [];
+      const kib = Number(count) * 1024 ** 'KMGT'.indexOf(unit ?? 'K');
+      const shorter = Array.from({ length: tries }, (_, i) => PAGE_KIB * 2 ** i).filter((size) => size < kib);
+      if (shorter.length > 0) found.push({ path, shorter: shorter.map((size) => `${size} KiB`) });
+    }
   };
   look(document.contents, []);
   return found;
 }
 
-const PAGE = '4 KiB';
-/** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs. */
-const READABLE = 20;
-const SHORTER_RUNS = 400;
+const PAGE_KIB = 4;
+/** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs of each length. */
+const READABLE = 3;
+const SHORTER_RUNS = 1000;
 /** The fewest pre-emptions are looked for up to here, in so many runs for each number of them. */
 const FEW_PREEMPTIONS = 2;
 const SEARCHED_RUNS = 600;
@@ -156,9 +156,13 @@ class Shrinker {
   /** Calls that stay: those of a task that got an unexpected answer, for what they did before is what it expected the answer by. */
   #kept: Path = [];
 
+  /** Schedules tried for each smaller scenario now: none any more once the schedule is being made small. */
+  #samples: number;
+
   constructor(failing: FailingCase, budget: ShrinkBudget, watch: ShrinkWatch) {
     this.#case = failing;
     this.#budget = budget;
+    this.#samples = budget.schedules;
     this.#watch = watch;
     this.text = failing.text;
     this.deviations = failing.deviations;
@@ -208,7 +212,7 @@ class Shrinker {
       const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
       if (moved !== undefined) return moved;
     }
-    for (let index = 0; index < this.#budget.schedules && !this.#isSpent; index++) {
+    for (let index = 0; index < this.#samples && !this.#isSpent; index++) {
       const deviations = await this.#sampled(subject, index);
       if (deviations !== undefined) return await this.#fails(subject, deviations);
     }
@@ -263,12 +267,18 @@ class Shrinker {
   /** Leaves out what can be left out, until nothing more can. */
   async shrinkText(): Promise<void> {
     while (await this.#leaveOut());
-    for (const path of lengths(parse(this.text))) {
-      if (this.#isSpent) return;
-      const document = parse(this.text);
-      document.setIn(path, PAGE);
-      await this.#tryText(String(document));
+    for (const { path, shorter } of lengths(parse(this.text))) {
+      for (const length of shorter) {
+        if (this.#isSpent) return;
+        if (await this.#tryText(this.#withLength(path, length))) break;
+      }
     }
+  }
+
+  #withLength(path: Path, length: string): string {
+    const document = parse(this.text);
+    document.setIn(path, length);
+    return String(document);
   }
 
   /** One pass over everything that might be left out; whether something was. */
@@ -298,16 +308,45 @@ class Shrinker {
 
   /** Fewer deviations, each as early as it can be; from another schedule where that one stays long, as those of tasks that poll do. */
   async shrinkSchedule(): Promise<void> {
+    await this.#settle();
     const subject = this.#subject(this.text);
-    if (subject === undefined) return;
-    await this.#simpler(subject);
-    if (!subject.isKernelOnly) return;
+    if (subject?.isKernelOnly !== true) return;
     await this.#searchFewest(subject);
+    for (const text of [this.text, ...this.#shortened()]) await this.#searchShorter(text);
+    await this.#settle();
+  }
+
+  /** A shorter schedule fits a smaller scenario, which may do with a shorter schedule: both in turn until neither changes. */
+  async #settle(): Promise<void> {
+    this.#samples = 0;
+    for (let before = ''; before !== this.text && !this.#isSpent;) {
+      const subject = this.#subject(this.text);
+      if (subject === undefined) return;
+      await this.#simpler(subject);
+      before = this.text;
+      if (subject.isKernelOnly) await this.shrinkText();
+    }
+  }
+
+  /** The case with one of its lengths less, the least first. */
+  #shortened(): string[] {
+    return lengths(parse(this.text)).flatMap(({ path, shorter }) => shorter.map((one) => this.#withLength(path, one)));
+  }
+
+  /** Looks for a schedule of this text that can be made shorter than the one there is; the two are the case then. */
+  async #searchShorter(text: string): Promise<void> {
+    const subject = this.#subject(text);
+    if (subject === undefined || (this.#mustHoldInOrder && !(await this.#holdsInOrder(subject)))) return;
     for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
       if (this.#isSpent) return;
-      const found = await this.#sampled(subject, index);
-      if (found === undefined || countDeviations(found) >= countDeviations(this.deviations)) continue;
-      if (await this.#tryDeviations(subject, found)) await this.#simpler(subject);
+      const { deviations, attempt } = this;
+      const sampled = await this.#sampled(subject, index);
+      const found = sampled && (await this.#fails(subject, sampled));
+      if (found === undefined) continue;
+      this.deviations = found;
+      await this.#simpler(subject);
+      if (countDeviations(this.deviations) < countDeviations(deviations)) this.text = text;
+      else [this.deviations, this.attempt] = [deviations, attempt];
     }
   }
 
@@ -337,21 +376,22 @@ class Shrinker {
   async #holdBack(subject: Subject): Promise<boolean> {
     if (this.#isSpent) return false;
     await this.#count(subject);
-    const { switches } = await record(subject, this.#case.seed, deviating(this.deviations));
+    const { switches, attempt } = await record(subject, this.#case.seed, deviating(this.deviations));
     const away = new Map<string, number[]>();
     for (const { at, instead } of switches[KERNEL_NODE] ?? [])
       if (instead !== TIME) away.set(instead, [...(away.get(instead) ?? []), at]);
     const byCount = [...away].sort(([, a], [, b]) => b.length - a.length);
-    for (const [hold, places] of byCount) if (await this.#holdBetween(subject, hold, places)) return true;
+    const end = attempt.choices[KERNEL_NODE]?.length ?? 0;
+    for (const [hold, places] of byCount) if (await this.#holdBetween(subject, hold, [...places, end])) return true;
     return false;
   }
 
-  /** Holds a task back between two of its places, and keeps what is outside. */
+  /** Holds a task back between two of its places, the last of them the end of the run, and keeps what is outside. */
   async #holdBetween(subject: Subject, hold: string, places: readonly number[]): Promise<boolean> {
     const all = this.#of(KERNEL_NODE);
     for (const [first, at] of places.entries()) {
-      for (let end = places.length - 1; end > first; end = first + Math.floor((end - first) / 2)) {
-        const until = (places[end] ?? at) + 1;
+      for (let last = places.length - 1; last > first; last = first + Math.floor((last - first) / 2)) {
+        const until = (places[last] ?? at) + 1;
         const kept = all.filter((one) => one.at < at || one.at >= until);
         if (kept.length + 1 >= all.length) continue;
         const held = [...kept, { at, until, hold }].sort((a, b) => a.at - b.at);

@@ -3,8 +3,8 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { runJob } from '../../src/cli/run-one.js';
 import { explore } from '../../src/explore/campaign.js';
-import { deviating } from '../../src/explore/record.js';
-import { shrink, withSchedule } from '../../src/explore/shrink.js';
+import { countDeviations, deviating } from '../../src/explore/record.js';
+import { shrink, withFault, withSchedule } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { invariant } from '../../src/runtime/task.js';
@@ -74,6 +74,36 @@ test('an answer that is wrong in every order is made as small as it can be', asy
   invariant(failure !== undefined, 'nothing answers EINVAL');
   const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
   expect(shrunk?.scenario.kernelOnly?.program.tasks.map(({ name }) => name)).toEqual(['a']);
+});
+
+test('a length that cannot be a page is as short as it can be', async () => {
+  const text = `title: The second page is taken
+kernel-only: { iommu: mock }
+setup:
+  - map: { iova: 0x2000000, length: 64 KiB }
+tasks:
+  a:
+    - map: { iova: 0x2001000, length: 4 KiB }
+      expect: ok
+`;
+  const scenario = loadScenario(FILE, text);
+  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'the page is mapped');
+  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  expect(shrunk?.text).toContain('length: 8 KiB');
+});
+
+test('a schedule that stays long is looked for anew, and what is found is made as small', async () => {
+  const file = 'scenarios/races/sw-msi-list.yaml';
+  const text = withFault(readScenario(file));
+  const scenario = loadScenario(file, text);
+  const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'the fault is found');
+  const shrunk = await shrink({ file, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  invariant(shrunk !== undefined, 'it fails again');
+  expect(countDeviations(shrunk.deviations)).toBeLessThan(4);
+  const again = await subjectOf(shrunk.scenario, 1).attempt({ scheduleOf: deviating(shrunk.deviations) });
+  expect(again.failure?.signature).toBe(failure.signature);
 });
 
 test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml')))(

@@ -130,7 +130,10 @@ export function App({ data }: { readonly data: SchedulePageData }) {
         </span>
         <span class="note">
           {rows.filter((at) => at < trace.steps.length).length} of {countText(trace.steps.length, 'step')}, {deviations}{' '}
-          <span class="deviation">◆</span> not the default; keys: arrows, Page, Home, End, d
+          <span class="deviation">◆</span> with a choice that is not the default
+          {trace.schedule.length > 0 &&
+            `, by ${trace.schedule.length} ${trace.schedule.length === 1 ? 'switch' : 'switches'}`}
+          ; keys: arrows, Page, Home, End, d
         </span>
         <span class="filters">
           {lanes
