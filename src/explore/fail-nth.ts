@@ -29,8 +29,10 @@ export interface Injected {
   readonly node: string;
   /** Calls that failed, one a run. */
   readonly calls: number;
-  /** The first run that broke a rule. */
-  readonly failure: (AttemptFailure & { readonly nth: number }) | undefined;
+  /** The first run that broke a rule; without `nth` it was the one in which nothing failed. */
+  readonly failure: (AttemptFailure & { readonly nth?: number }) | undefined;
+  /** Runs that did not come to an end. Where the one in which nothing failed did not, no call failed at all. */
+  readonly inconclusive: number;
 }
 
 /** What a sweep came to. */
@@ -57,6 +59,12 @@ function leakOf({ leftover }: Attempt, clean: Attempt): AttemptFailure | undefin
   return { signature: 'objects: left behind', id: 'objects', message, task: '-' };
 }
 
+/** Whether a line of the history tells that a fault struck in a node. */
+function isStrike(line: string, fault: FaultId, node: string): boolean {
+  const [, where, , kind, what] = line.split(' ');
+  return where === node && kind === 'fault.strikes' && what === `fault=${fault}`;
+}
+
 /** Sweeps a scenario. `onProgress` is told how many runs were made; `signal` ends the sweep with what it has. */
 export async function failNth(
   scenario: Scenario,
@@ -79,17 +87,24 @@ export async function failNth(
         });
       const clean = await once(Number.MAX_SAFE_INTEGER);
       let calls = 0;
-      let failure: Injected['failure'];
-      while (calls < MAX_CALLS && failure === undefined && (await goesOn(signal))) {
+      let failure: Injected['failure'] = clean.failure;
+      let inconclusive = clean.verdict === 'inconclusive' ? 1 : 0;
+      const isJudged = clean.verdict === 'pass';
+      while (isJudged && calls < MAX_CALLS && failure === undefined && (await goesOn(signal))) {
         const attempt = await once(calls);
         onProgress?.(++runs);
         for (const report of attempt.invariants) ledger.add(report);
-        if (!attempt.lines.some((line) => line.includes(` fault.strikes fault=${fault}`))) break;
-        const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
-        if (broken !== undefined) failure = { ...broken, nth: calls };
+        if (!attempt.lines.some((line) => isStrike(line, fault, node))) break;
+        if (attempt.verdict === 'inconclusive') inconclusive++;
+        else {
+          const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
+          if (broken !== undefined) failure = { ...broken, nth: calls };
+        }
         calls++;
       }
-      injected.push({ fault, node, calls, failure });
+      injected.push({ fault, node, calls, failure, inconclusive });
+      // It is the scenario that fails, whatever is injected.
+      if (clean.failure !== undefined) return { injected, isInterrupted: false, invariants: ledger.report() };
     }
   }
   return { injected, isInterrupted: signal?.aborted === true, invariants: ledger.report() };

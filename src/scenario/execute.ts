@@ -15,7 +15,7 @@ import { runProgramAt } from '../testbed/run-program.js';
 import { run, type Placement } from '../testbed/run.js';
 import { HT_RANGE, X86_MSI_RANGE } from '../uapi/iommu-ranges.js';
 import type { KernelOnly, Scenario } from './load.js';
-import { EXPECTED_FAILURE, type Check, type CheckVerdict } from './results.js';
+import { EXPECTED_FAILURE, RUN_ENDS, type Check, type CheckVerdict } from './results.js';
 import { ScenarioRunner, type GuestLog, type Injection, type ScenarioRecord, type StepLog } from './runner.js';
 import { subjectsOf } from './subjects.js';
 import { timelineOf, type Timeline } from './timeline.js';
@@ -26,7 +26,7 @@ export interface ExecuteOptions {
   readonly placement: Placement;
   /** Choices of an earlier run, by node: repeats its schedule. */
   readonly recordedChoices?: Readonly<Record<string, readonly number[]>>;
-  /** A fault that strikes one node from the start; what is left behind is counted then. */
+  /** A fault that strikes one node, once it has booted; what is left behind is counted then. */
   readonly inject?: Injection;
   /** The schedule of a node, where it is none of the scenario's own. */
   readonly scheduleOf?: (node: string) => ScheduleSpec;
@@ -93,7 +93,7 @@ function failureCheck(failure: RunFailure): Check {
   if (failure.rule !== undefined)
     return { name: failure.rule, verdict: 'fail', detail: `in ${where}: ${failure.message}` };
   const verdict: CheckVerdict = failure.kind === 'time-limit' ? 'inconclusive' : 'fail';
-  return { name: 'the run ends by itself', verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
+  return { name: RUN_ENDS, verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
 }
 
 /** A rule that was not judged to the end. */

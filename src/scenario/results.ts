@@ -13,6 +13,9 @@ import { durationText, hexText } from './units.js';
 /** domain.md 0.4: an errno; the VMM aborted; a DMA or interrupt ended where nobody wanted it. */
 export type StepVerdict = 'ok' | 'refused' | 'killed' | 'silent';
 
+/** Name of the check that a run did not come to its end: stuck, out of time, a host that died. */
+export const RUN_ENDS = 'the run ends by itself';
+
 /** A range of the host that lies over guest memory. */
 export interface ConflictFact {
   readonly start: bigint;

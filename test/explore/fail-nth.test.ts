@@ -1,5 +1,5 @@
 /** Every failure in turn: nothing leaks in the kernel as it is, and what is planted is seen. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
 import { failNth, type Injected, type Sweep } from '../../src/explore/fail-nth.js';
@@ -7,6 +7,7 @@ import { IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
 import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
 import { ObjectTable } from '../../src/kernel/iommufd/object.js';
 import { FaultSwitches, type FaultId } from '../../src/runtime/faults.js';
+import { WaitQueue } from '../../src/runtime/task.js';
 import { EADDRINUSE, ENOMEM } from '../../src/uapi/errno.js';
 import { loadScenario, readScenario } from '../../src/scenario/load.js';
 import { sabotaged } from '../../src/scenario/sabotage.js';
@@ -57,7 +58,11 @@ afterEach(() => {
 });
 
 /** The first call of a method after a failure struck is forgotten. */
-function forgetAfterStrike<K extends string>(prototype: Record<K, (...args: never[]) => void>, method: K): void {
+function forgetAfterStrike<T extends Record<K, (...args: never[]) => void>, K extends string>(
+  prototype: T,
+  method: K,
+  matters: (self: T) => boolean = () => true,
+): void {
   let isDue = false;
   const { arm, fires } = Object.getOwnPropertyDescriptors(FaultSwitches.prototype);
   vi.spyOn(FaultSwitches.prototype, 'arm').mockImplementation(function (this: FaultSwitches, id, rule) {
@@ -70,10 +75,10 @@ function forgetAfterStrike<K extends string>(prototype: Record<K, (...args: neve
     return strikes;
   });
   const real = prototype[method];
-  prototype[method] = function (this: unknown, ...args: never[]) {
-    if (!isDue) real.apply(this, args);
-    isDue = false;
-  };
+  prototype[method] = function (this: T, ...args: never[]) {
+    if (isDue && matters(this)) isDue = false;
+    else real.apply(this, args);
+  } as T[K];
   onTestFinished(() => {
     prototype[method] = real;
   });
@@ -105,6 +110,40 @@ describe('the kernel as it is', () => {
     const sweep = await failNth(readScenario('scenarios/races/fault-queue-enomem.yaml'), 1);
     expect(callsOf(sweep, 'kernel.kmalloc')).toBeLessThan(20);
   });
+
+  test('sends over a link fail in turn; the link that a scenario breaks itself gives way', async () => {
+    const text = readFileSync('scenarios/migration/links/link-lost.yaml', 'utf8').replace('1 GiB', '64 MiB');
+    const sweep = await failNth(loadScenario('link-lost.yaml', text), 1);
+    expect(failuresOf(sweep)).toEqual([]);
+    expect(callsOf(sweep, 'link.lost')).toBeGreaterThan(2);
+    expect(callsOf(sweep, 'link.lost')).toBeLessThan(20);
+  });
+
+  test.each(['ats-off', 'ats-tags'])('%s: invalidations that a device answers fail in turn', async (name) => {
+    const sweep = await failNth(readScenario(`scenarios/races/${name}.yaml`), 1);
+    expect(callsOf(sweep, 'device.atc-timeout')).toBeGreaterThan(0);
+  });
+});
+
+describe('with nothing injected', () => {
+  test('a scenario that breaks a rule is told once, and not swept', async () => {
+    const { injected } = await failNth(readScenario('scenarios/corpus/torn-context-descriptor.yaml'), 1);
+    expect(injected).toMatchObject([{ calls: 0, failure: { id: 'INV-17' } }]);
+    expect(injected[0]?.failure).not.toHaveProperty('nth');
+  });
+
+  test('a scenario that does not end leaks nothing: nothing follows', async () => {
+    const text = `title: a wait beyond the limit
+limit: 1 ms
+hosts:
+  a: { profile: arm-generic }
+steps:
+  - wait: 2 s
+`;
+    const { injected } = await failNth(loadScenario('limit.yaml', text), 1);
+    for (const one of injected) expect(one).toMatchObject({ calls: 0, failure: undefined, inconclusive: 1 });
+    expect(injected.length).toBeGreaterThan(2);
+  });
 });
 
 describe('what is planted is seen', () => {
@@ -118,6 +157,12 @@ describe('what is planted is seen', () => {
     forgetAfterStrike(Arena.prototype, 'freeKernel');
     const [failure] = failuresOf(await failNth(loadScenario('smmu.yaml', SMMU), 1));
     expect(failure?.message).toMatch(/^objects: left behind: \d+ kernelFrames$/);
+  });
+
+  test('a task that is never woken: whole hosts', async () => {
+    forgetAfterStrike(WaitQueue.prototype, 'wakeAll', ({ length }) => length > 0);
+    const [failure] = failuresOf(await failNth(readScenario('scenarios/concurrency/one-ioas.yaml'), 1));
+    expect(failure?.message).toMatch(/^the run ends by itself: stuck /);
   });
 
   test('a number that stays taken', async () => {
