@@ -1,6 +1,7 @@
 /** What `explore` does: schedules of a scenario, one after another, until one breaks a rule; and what it prints of that. */
 import type { Exploration } from '../explore/campaign.js';
 import { failNth, type Sweep } from '../explore/fail-nth.js';
+import { historicalFault } from '../explore/incidents.js';
 import { countDeviations } from '../explore/record.js';
 import type { Shrunk } from '../explore/shrink.js';
 import { KERNEL_NODE, type Attempt } from '../explore/subject.js';
@@ -191,19 +192,28 @@ function exploredJson(
   };
 }
 
+/** Runs of a sweep of which nothing follows. */
+function openIn(injected: Sweep['injected']): number {
+  return injected.reduce((sum, { inconclusive }) => sum + inconclusive, 0);
+}
+
 function sweepText(name: string, { injected, isInterrupted }: Sweep, colours: Palette): string {
   const failed = injected.filter(({ failure }) => failure !== undefined);
   const total = injected.reduce((sum, { calls }) => sum + calls, 0);
   const kinds = injected
     .filter(({ calls }) => calls > 0)
     .map(({ fault, node, calls }) => `${calls} of ${fault}${node === KERNEL_NODE ? '' : ` in ${node}`}`);
-  const held = isInterrupted ? colours.unsure('?') : colours.good('✔');
+  const open = openIn(injected);
+  const held = isInterrupted || open > 0 ? colours.unsure('?') : colours.good('✔');
   const mark = failed.length === 0 ? held : colours.bad('✖');
   const lines = [
     `${mark} ${name}  ${many(total, 'failure')} injected, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`,
   ];
-  for (const { fault, failure } of failed)
-    lines.push(`  ${fault}, call ${failure?.nth ?? 0}: ${failure?.message.split('\n')[0] ?? ''}`);
+  for (const { fault, failure } of failed) {
+    const when = failure?.nth === undefined ? 'nothing injected' : `${fault}, call ${failure.nth}`;
+    lines.push(`  ${when}: ${failure?.message.split('\n')[0] ?? ''}`);
+  }
+  if (open > 0) lines.push(`  ${many(open, 'run')} inconclusive: they did not come to an end`);
   if (isInterrupted) lines.push('  interrupted');
   return `${lines.join('\n')}\n`;
 }
@@ -225,6 +235,7 @@ async function sweepCommand(
   const live = new LiveLine(process.stderr);
   const all: object[] = [];
   let failed = 0;
+  let inconclusive = 0;
   for (const [i, scenario] of scenarios.entries()) {
     const { file, name } = scenario;
     const tell = (runs: number): void => live.show(ofSeveral(i, scenarios.length, `${name}: ${many(runs, 'run')}`));
@@ -232,13 +243,15 @@ async function sweepCommand(
     live.clear();
     out.write(sweepText(name, sweep, palette(out.isTTY)));
     if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
+    else if (openIn(sweep.injected) > 0) inconclusive++;
     const { injected, isInterrupted, invariants } = sweep;
     all.push({ file, name, interrupted: isInterrupted, injected, invariants });
     if (isInterrupted) break;
   }
-  out.write(totalText(scenarios.length, all.length, failed));
+  out.write(totalText(scenarios.length, all.length, failed, inconclusive));
   writeJson({ scenarios: all }, options.json);
   if (failed > 0) process.exitCode = EXIT.failed;
+  else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
 }
 
 /** How soon historical faults are found. */
@@ -259,10 +272,12 @@ async function tableCommand(
 
 /** Those that name a fault under `fails-with`, with that fault. @throws UsageError when none does */
 function withHistory(read: readonly Scenario[]): Scenario[] {
-  const wanted = read.filter(({ failsWith }) => failsWith !== undefined);
-  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names anything under fails-with');
+  const wanted = read.filter((scenario) => historicalFault(scenario) !== undefined);
+  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names a fault under fails-with');
   if (wanted.length < read.length)
-    process.stderr.write(`left out: ${many(read.length - wanted.length, 'scenario')} without fails-with\n`);
+    process.stderr.write(
+      `left out: ${many(read.length - wanted.length, 'scenario')} without a fault under fails-with\n`,
+    );
   return wanted.map(faulty);
 }
 

@@ -1,10 +1,11 @@
 /** One scenario explored, and what fails made small: what `explore` does for each of its files. */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { explore, type Exploration } from '../explore/campaign.js';
 import { shrink, withFault, withSchedule, type Shrunk } from '../explore/shrink.js';
 import type { StrategyName } from '../explore/strategies.js';
 import { loadScenario, type Scenario } from '../scenario/load.js';
+import { relocated } from '../scenario/relocate.js';
 import { many } from '../scenario/units.js';
 import { distinctNames } from './files.js';
 
@@ -88,11 +89,14 @@ export async function exploreOne(
       : undefined;
   const written = options.shrink ? shrunk?.text : found && withSchedule(text, found.deviations, seed, found.signature);
   let corpusFile: string | undefined;
-  // A case that might be smaller is not worth one that is there.
-  if (written !== undefined && options.corpus !== undefined && !signal.aborted) {
-    mkdirSync(options.corpus, { recursive: true });
-    corpusFile = join(options.corpus, `${fileName}.yaml`);
-    writeFileSync(corpusFile, written);
+  if (written !== undefined && options.corpus !== undefined) {
+    const path = join(options.corpus, `${fileName}.yaml`);
+    // A case that might be smaller is not worth one that is there.
+    if (!signal.aborted || !existsSync(path)) {
+      mkdirSync(options.corpus, { recursive: true });
+      writeFileSync(path, relocated(written, file, options.corpus));
+      corpusFile = path;
+    }
   }
   const isLost = found !== undefined && options.shrink && shrunk === undefined;
   return { scenario, exploration, seconds, shrunk, isLost, corpusFile };

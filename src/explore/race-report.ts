@@ -91,8 +91,12 @@ function isCalled(candidate: string, hold: string): boolean {
 
 function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
-  const deviations = choices.filter(({ chosen, default: wanted }) => chosen !== wanted);
-  if (choices.length === 0) return ['Schedule: no choices', ''];
+  const count = trace.omittedChoices + choices.length;
+  const deviations = [
+    ...trace.omittedDeviations,
+    ...choices.filter(({ chosen, default: wanted }) => chosen !== wanted),
+  ];
+  if (count === 0) return ['Schedule: no choices', ''];
   const switches = new Set(trace.schedule.filter((one) => !isHeldBack(one)).map(({ at }) => at));
   const holds = trace.schedule.filter(isHeldBack);
   /** What keeps back the task that would have gone on. */
@@ -114,7 +118,7 @@ function scheduleLines(trace: Trace): string[] {
       }),
   ];
   return [
-    `Schedule: ${choices.length} ${choices.length === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}${lines.length === deviations.length ? '' : `, by ${lines.length} ${lines.length === 1 ? 'switch' : 'switches'}`}`,
+    `Schedule: ${count} ${count === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}${lines.length === deviations.length ? '' : `, by ${lines.length} ${lines.length === 1 ? 'switch' : 'switches'}`}`,
     ...lines.sort((a, b) => a.at - b.at).map(({ text }) => text),
     '',
   ];

@@ -107,6 +107,8 @@ export class TraceRecorder implements SchedulerObserver {
   readonly #lockClasses: string[] = [];
   readonly #tasks = new Map<number, KnownTask>();
   readonly #steps: Step[] = [];
+  #omittedChoices = 0;
+  readonly #omittedDeviations: TraceChoice[] = [];
   readonly #parts = new Map<string, string>();
   readonly #start: Record<string, PartView> = {};
   readonly #views: TraceView[] = [];
@@ -277,6 +279,8 @@ export class TraceRecorder implements SchedulerObserver {
         events: (lines.get(step.index) ?? []).map(eventLine),
       })),
       omittedSteps: this.#steps[0]?.index ?? 0,
+      omittedChoices: this.#omittedChoices,
+      omittedDeviations: this.#omittedDeviations,
       calls: this.#calls(program, lines, events, failure),
       start: this.#start,
       views: this.#views,
@@ -349,6 +353,9 @@ export class TraceRecorder implements SchedulerObserver {
   #forget(): void {
     const oldest = this.#steps.shift();
     const gone = oldest?.index ?? -1;
+    const choices = oldest?.choices ?? [];
+    this.#omittedChoices += choices.length;
+    this.#omittedDeviations.push(...choices.filter(({ chosen, default: wanted }) => chosen !== wanted));
     this.#eventStart = oldest?.eventEnd ?? 0;
     for (let view = this.#views[0]; view !== undefined && view.step <= gone; view = this.#views[0]) {
       applyView(this.#start, view);

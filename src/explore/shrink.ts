@@ -17,6 +17,7 @@ import { goesOn } from './between-runs.js';
 import { countDeviations, deviating, record, type Deviations } from './record.js';
 import { scheduleOf } from './strategies.js';
 import { KERNEL_NODE, subjectOf, type Attempt, type Subject } from './subject.js';
+import { isUnexpectedAnswer } from './trace.js';
 
 /** A failing case. */
 export interface FailingCase {
@@ -101,7 +102,7 @@ function removable(document: Document): Path[] {
   return [...whole.reverse(), ...details.reverse()];
 }
 
-/** Paths of lengths that are more than a page, and the shorter ones to try for each: a page, two, four, … as long as a run takes no time. */
+/** Paths of lengths that are more than a page, and the shorter ones to try for each: a page, two, four, …; of whole hosts, whose runs take long, a page. */
 function lengths(document: Document): { readonly path: Path; readonly shorter: readonly string[] }[] {
   const found: { readonly path: Path; readonly shorter: readonly string[] }[] = [];
   const tries = document.hasIn(['kernel-only']) ? 8 : 1;
@@ -121,15 +122,22 @@ function lengths(document: Document): { readonly path: Path; readonly shorter: r
 }
 
 const PAGE_KIB = 4;
-/** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs of each length. */
+/** A schedule with so few deviations can be read; for a longer one another is looked for, in so many runs, and so many that fail are made smaller. */
 const READABLE = 3;
 const SHORTER_RUNS = 1000;
+const SHORTER_TRIES = 8;
 /** The fewest pre-emptions are looked for up to here, in so many runs for each number of them. */
 const FEW_PREEMPTIONS = 2;
 const SEARCHED_RUNS = 600;
 
 /** A call that is left out had so many choices, at most, for the schedule to be tried without them. */
 const MOVED_CHOICES = 4;
+
+/** A deviation so many choices earlier; none where it would begin before the run, what is left of it where it holds a task back. */
+function earlier(one: Deviation, by: number): Deviation[] {
+  if (!isHeldBack(one)) return one.at < by ? [] : [{ ...one, at: one.at - by }];
+  return one.until <= by ? [] : [{ ...one, at: Math.max(0, one.at - by), until: one.until - by }];
+}
 
 /** The document, aliases written out: what they stand for may go. */
 function parse(text: string): Document {
@@ -148,6 +156,8 @@ class Shrinker {
   readonly #budget: ShrinkBudget;
   readonly #watch: ShrinkWatch;
   attempts = 0;
+  /** Whether there was anything to choose in the last run. */
+  #hadChoices = true;
   text: string;
   deviations: Deviations;
   attempt: Attempt | undefined;
@@ -191,6 +201,7 @@ class Shrinker {
   async #fails(subject: Subject, deviations: Deviations): Promise<Deviations | undefined> {
     await this.#count(subject);
     const ran = await record(subject, this.#case.seed, deviating(deviations));
+    this.#hadChoices = Object.values(ran.attempt.choices).some(({ length }) => length > 0);
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
     // Written down choice by choice, a task that is held back is many switches again.
@@ -203,13 +214,12 @@ class Shrinker {
     if (subject === undefined) return undefined;
     if (this.#mustHoldInOrder && !(await this.#holdsInOrder(subject))) return undefined;
     const known = await this.#fails(subject, this.deviations);
-    if (known !== undefined) return known;
+    // Where there was nothing to choose, no other schedule is another run.
+    if (known !== undefined || !this.#hadChoices) return known;
+    const deviations = this.#of(KERNEL_NODE);
     // What was left out took its choices along: those behind it come earlier.
-    for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && !this.#isSpent; by++) {
-      const list = this.#of(KERNEL_NODE).flatMap((one) =>
-        one.at < by || isHeldBack(one) ? [] : [{ ...one, at: one.at - by }],
-      );
-      const moved = await this.#fails(subject, { [KERNEL_NODE]: list });
+    for (let by = 1; by <= MOVED_CHOICES && subject.isKernelOnly && deviations.length > 0 && !this.#isSpent; by++) {
+      const moved = await this.#fails(subject, { [KERNEL_NODE]: deviations.flatMap((one) => earlier(one, by)) });
       if (moved !== undefined) return moved;
     }
     for (let index = 0; index < this.#samples && !this.#isSpent; index++) {
@@ -222,7 +232,8 @@ class Shrinker {
   /** The `index`-th schedule of an exploration, if the subject fails under it as the case does. */
   async #sampled(subject: Subject, index: number): Promise<Deviations | undefined> {
     await this.#count(subject);
-    const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices: 64 } as const;
+    const choices = Math.max(1, this.attempt?.choices[KERNEL_NODE]?.length ?? 64);
+    const sampling = { strategy: 'portfolio', seed: this.#case.seed, depth: 3, choices } as const;
     const ran = await subject.attempt({ scheduleOf: () => scheduleOf(sampling, index) });
     if (ran.failure?.signature !== this.#case.signature) return undefined;
     await this.#count(subject);
@@ -241,9 +252,11 @@ class Shrinker {
   async begin(): Promise<void> {
     await this.#tryText(this.text);
     const subject = this.#subject(this.text);
-    if (subject === undefined || this.attempt?.failure?.id !== undefined) return;
+    const failure = this.attempt?.failure;
+    if (subject === undefined || failure?.id !== undefined) return;
     this.#mustHoldInOrder = await this.#holdsInOrder(subject);
-    if (this.#mustHoldInOrder && subject.isKernelOnly) await this.#keepCallsOf(this.attempt?.failure?.task ?? '');
+    if (this.#mustHoldInOrder && failure !== undefined && isUnexpectedAnswer(failure))
+      await this.#keepCallsOf(failure.task);
   }
 
   /** Leaves out what a task has to do after it has failed; the rest stays. */
@@ -312,7 +325,7 @@ class Shrinker {
     const subject = this.#subject(this.text);
     if (subject?.isKernelOnly !== true) return;
     await this.#searchFewest(subject);
-    for (const text of [this.text, ...this.#shortened()]) await this.#searchShorter(text);
+    await this.#searchShorter(subject);
     await this.#settle();
   }
 
@@ -328,25 +341,20 @@ class Shrinker {
     }
   }
 
-  /** The case with one of its lengths less, the least first. */
-  #shortened(): string[] {
-    return lengths(parse(this.text)).flatMap(({ path, shorter }) => shorter.map((one) => this.#withLength(path, one)));
-  }
-
-  /** Looks for a schedule of this text that can be made shorter than the one there is; the two are the case then. */
-  async #searchShorter(text: string): Promise<void> {
-    const subject = this.#subject(text);
-    if (subject === undefined || (this.#mustHoldInOrder && !(await this.#holdsInOrder(subject)))) return;
-    for (let index = 0; index < SHORTER_RUNS && countDeviations(this.deviations) > READABLE; index++) {
-      if (this.#isSpent) return;
+  /** Looks for another schedule that fails and can be made shorter than the one there is. */
+  async #searchShorter(subject: Subject): Promise<void> {
+    let tried = 0;
+    for (let index = 0; index < SHORTER_RUNS && tried < SHORTER_TRIES; index++) {
+      if (this.#isSpent || countDeviations(this.deviations) <= READABLE) return;
       const { deviations, attempt } = this;
       const sampled = await this.#sampled(subject, index);
       const found = sampled && (await this.#fails(subject, sampled));
       if (found === undefined) continue;
+      tried++;
       this.deviations = found;
       await this.#simpler(subject);
-      if (countDeviations(this.deviations) < countDeviations(deviations)) this.text = text;
-      else [this.deviations, this.attempt] = [deviations, attempt];
+      if (countDeviations(this.deviations) >= countDeviations(deviations))
+        [this.deviations, this.attempt] = [deviations, attempt];
     }
   }
 
@@ -354,6 +362,26 @@ class Shrinker {
   async #simpler(subject: Subject): Promise<void> {
     do await this.#fewer(subject);
     while (subject.isKernelOnly && ((await this.#holdBack(subject)) || (await this.#holdOn(subject))));
+    await this.#shortenHolds(subject);
+  }
+
+  /** Tasks that are held back are let go as soon as will do. */
+  async #shortenHolds(subject: Subject): Promise<void> {
+    for (const [i, one] of this.#of(KERNEL_NODE).entries()) {
+      if (!isHeldBack(one)) continue;
+      const tryHold = async (changed: Partial<HeldBack>): Promise<boolean> => {
+        const list = this.#of(KERNEL_NODE).map((other, j) => (j === i ? { ...other, ...changed } : other));
+        return await this.#tryDeviations(subject, { [KERNEL_NODE]: list });
+      };
+      // Behind the end of the run there is nothing to hold back.
+      let enough = Math.min(one.until, (this.attempt?.choices[KERNEL_NODE]?.length ?? one.until) + 1);
+      for (let less = one.at; enough - less > 1;) {
+        const until = (less + enough) >> 1;
+        if (await tryHold({ until })) enough = until;
+        else less = until;
+      }
+      await tryHold({ until: enough });
+    }
   }
 
   /** One task held back once instead of twice with a pause; whether there was one. */
@@ -414,12 +442,12 @@ class Shrinker {
         const schedule = { strategy: 'recorded', of: 'explored', choices: choices[KERNEL_NODE] ?? [] } as const;
         await this.#count(subject);
         const { deviations } = await record(subject, this.#case.seed, () => schedule);
-        if (countDeviations(deviations) < countDeviations(this.deviations)) {
-          await this.#tryDeviations(subject, deviations);
-          await this.#fewer(subject);
-        }
+        if (countDeviations(deviations) >= countDeviations(this.deviations)) continue;
+        await this.#tryDeviations(subject, deviations);
+        await this.#fewer(subject);
         return;
       }
+      if (search.isDone && !search.report().isBounded) return;
     }
   }
 
@@ -461,8 +489,9 @@ class Shrinker {
 export function withSchedule(text: string, deviations: Deviations, seed: number, signature: string): string {
   const document = parse(text);
   for (const key of ['schedule', 'seed']) document.deleteIn([key]);
-  if (seed !== DEFAULT_SEED) document.set('seed', seed);
   const isKernelOnly = document.hasIn(['kernel-only']);
+  // A file without a seed takes that of the command; of programs nothing but the schedule is random.
+  if (seed !== DEFAULT_SEED || !isKernelOnly) document.set('seed', seed);
   const lists = Object.entries(deviations).filter(([, list]) => list.length > 0);
   const value = isKernelOnly ? deviations[KERNEL_NODE] : Object.fromEntries(lists);
   if (lists.length > 0 || !isKernelOnly) {

@@ -125,6 +125,9 @@ export interface Trace {
   readonly steps: readonly TraceStep[];
   /** Steps before those that were left out. */
   readonly omittedSteps: number;
+  /** Choices in those, and which of them were not the default. */
+  readonly omittedChoices: number;
+  readonly omittedDeviations: readonly TraceChoice[];
   readonly calls: readonly TraceCall[];
   /** The deviations that made the run, where it was made so. */
   readonly schedule: readonly Deviation[];

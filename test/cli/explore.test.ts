@@ -32,6 +32,10 @@ const RARE = file('rare.yaml', race(8));
 const WHOLE = 'scenarios/migration/clean/dirty-guest.yaml';
 const UNMAP = '    - unmap: { iova: 0x1000, length: 4 KiB }\n      expect: [ok]\n';
 const WRONG = file('wrong.yaml', `title: t\n${MACHINE}tasks:\n  a:\n${UNMAP}`);
+const LIMIT = file(
+  'limit.yaml',
+  'title: t\nlimit: 1 ms\nhosts:\n  a: { profile: arm-generic }\nsteps:\n  - wait: 2 s\n',
+);
 const BROKEN = file('broken.yaml', `title: t\n${MACHINE}tasks:\n  a:\n    - jump: high\n`);
 
 type Schedule = Readonly<Record<string, readonly { readonly at: number; readonly to: string }[]>>;
@@ -77,7 +81,10 @@ describe('exit status', () => {
     ['no such file', [join(folder, 'nope.yaml')], 64],
     ['failures in turn, all held', [GOOD, '--fail-nth'], 0],
     ['PCT for no depth', [GOOD, '--strategy', 'pct', '--depth', '0'], 64],
+    ['a run that does not end in time', [LIMIT, '--runs', '2', '--jobs', '1'], 2],
+    ['failures in turn, and none of the runs ends in time', [LIMIT, '--fail-nth'], 2],
     ['no fault to put back', [GOOD, '--history'], 64],
+    ['another way to fail than a fault', ['scenarios/migration/links/link-lost.yaml', '--history'], 64],
     ['no fault to measure', [GOOD, '--table'], 64],
     ['a document that cannot be written', [GOOD, '--json', join(folder, 'none', 'x.json')], 64],
     ['a directory that cannot be made', [GOOD, '--corpus', join(GOOD, 'corpus')], 64],
@@ -91,6 +98,16 @@ describe('exit status', () => {
     ['failures in turn with a corpus', [GOOD, '--fail-nth', '--corpus', folder], 64],
     ['failures in turn with pages', [GOOD, '--fail-nth', '--report', folder], 64],
   ])('%s', (_what, args, status) => expect(iovaduct('explore', ...args).status).toBe(status));
+});
+
+test("a case in another directory still finds its hosts' files", () => {
+  copyFileSync('scenarios/hosts/arm-generic.yaml', join(folder, 'own.yaml'));
+  const steps = '  - map: { process: p, ioas: x, length: 4 KiB, as: m }\n  - expect: { of: m, verdict: refused }\n';
+  const text = `title: t\nhosts:\n  a: { profile: own.yaml }\nprocesses:\n  p: { on: a, ioas: [x] }\nsteps:\n${steps}`;
+  const corpus = join(folder, 'cases', 'deep');
+  const args = [file('relative.yaml', text), '--strategy', 'in-order', '--corpus', corpus];
+  expect(iovaduct('explore', ...args).status).toBe(1);
+  expect(iovaduct('run', join(corpus, 'relative.yaml')).status).toBe(0);
 });
 
 test('a bad scenario is named with line and column', () => {

@@ -106,6 +106,15 @@ test('a schedule that stays long is looked for anew, and what is found is made a
   expect(again.failure?.signature).toBe(failure.signature);
 });
 
+test('a task is held back as many choices earlier as a call that is left out had', async () => {
+  const file = 'scenarios/corpus/dirty-without-sync.yaml';
+  const text = readFileSync(file, 'utf8').replace('  nic:\n', '  nic:\n    - ioas: { as: spare }\n');
+  const { fails: signature = '' } = readScenario(file);
+  const deviations = { [KERNEL_NODE]: [{ at: 1, until: 11, hold: 'reader' }] };
+  const shrunk = await shrink({ file, text, seed: 1, signature, deviations }, { attempts: 2000, schedules: 0 });
+  expect(shrunk?.text).not.toContain('spare');
+});
+
 test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml')))(
   '%s: a task that is held back is held back once, not twice side by side',
   (file) => {
@@ -118,7 +127,8 @@ test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml'
 test('a case is written with its seed, and run with it', async () => {
   const text = readFileSync('scenarios/concurrency/two-clients.yaml', 'utf8');
   const written = withSchedule(text, { main: [{ at: 0, to: 'time' }] }, 7, 'INV-1: never');
-  expect(withSchedule(written, {}, 1, 'INV-1: never')).not.toContain('seed:');
+  expect(withSchedule(written, {}, 1, 'INV-1: never')).toContain('seed: 1\n');
+  expect(withSchedule(TEXT, {}, 1, 'INV-1: never')).not.toContain('seed:');
   const job = { file: 'two-clients.yaml', text: written, seed: 1, placement: 'inline' } as const;
   const { outcome } = await runJob({ ...job, isRecorded: false, isSabotaged: false });
   expect(outcome.seed).toBe(7);

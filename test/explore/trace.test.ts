@@ -4,6 +4,7 @@ import { runProgram } from '../../src/host/run-program.js';
 import { findRace } from '../../src/explore/race.js';
 import { raceReport } from '../../src/explore/race-report.js';
 import { callsAt, viewAt, wordText, type Trace, type TraceStep } from '../../src/explore/trace.js';
+import { loadScenario } from '../../src/scenario/load.js';
 import { corpusFailure, explained, firstFailure, growingRoot, inOrder, lostInvalidation } from './failing.js';
 
 const scenario = lostInvalidation();
@@ -122,6 +123,8 @@ describe('the race report', () => {
     locks: [{ label: 'mutex iopt:pages_mutex', lockClass: 'iopt:pages_mutex' }],
     steps,
     omittedSteps: 0,
+    omittedChoices: 0,
+    omittedDeviations: [],
     calls: [],
     schedule: [],
     start: {},
@@ -145,6 +148,34 @@ describe('the race report', () => {
       '  from choice 1 to 4 task a is held back, 3 times',
       '  at choice 3 time goes on instead of a',
     ]);
+  });
+
+  test('is told with its whole schedule where only the last steps of a run were kept', () => {
+    const pair = `    - map: { iova: 0x2000000, length: 4 KiB }\n    - unmap: { iova: 0x2000000, length: 4 KiB }\n`;
+    const text = `title: A long run
+kernel-only: { iommu: mock }
+tasks:
+  a:
+${pair.repeat(400)}  b:
+    - map: { iova: 0x3000000, length: 4 KiB }
+    - unmap: { iova: 0x9000000, length: 4 KiB }
+      expect: ok
+`;
+    const schedule = {
+      strategy: 'deviating',
+      deviations: [
+        { at: 2, until: 4, hold: 'a' },
+        { at: 6, to: 'a' },
+      ],
+    } as const;
+    const { trace: long, raceText: told } = explained(loadScenario('long.yaml', text), schedule);
+    expect(long.omittedSteps).toBeGreaterThan(0);
+    const { program } = loadScenario('long.yaml', text).kernelOnly ?? {};
+    if (program === undefined) throw new Error('kernel-only');
+    const { choices } = runProgram(program, { seed: 1, schedule });
+    expect(told).toContain(`Schedule: ${choices.length} choices, 2 of them another than the running task`);
+    expect(told).toContain('  from choice 2 to 3 task a is held back, 1 time');
+    expect(told).toContain('  at choice 6 task a goes on instead of b');
   });
 
   test('is of accesses that nothing orders', () => {
@@ -207,7 +238,7 @@ describe('the race report', () => {
   test('has a line for a failure that is in no step', () => {
     const { trace: lost, raceText: teardown } = corpusFailure('lost-event');
     expect(lost.end?.place).toBe('teardown');
-    expect(teardown).toMatch(/^ +X +\d+ · · · {2}\(teardown\) +FAILS$/m);
+    expect(teardown).toMatch(/^ +X +\d+ (· )+ \(teardown\) +FAILS$/m);
     const failing = inOrder(`${MOCK}  - unmap: { iova: 0x1000000 }\ntasks: { a: [ { map: { length: 4 KiB } } ] }\n`);
     expect(failing.raceText).toContain('BUG: failure in setup\n');
     expect(failing.raceText).toMatch(/^ +X {2}\(setup\) {2}FAILS$/m);

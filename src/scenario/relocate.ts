@@ -1,0 +1,22 @@
+/** A scenario's text for a file in another directory: what it names by a path relative to its own file is named from there. */
+import { dirname, extname, relative, resolve } from 'node:path';
+import { isMap, isScalar, parseDocument } from 'yaml';
+
+/** Keys of a host that may hold a path, and the extension that makes it one. */
+const PATHS = { profile: '.yaml', snapshot: '.json' } as const;
+
+/** The text of the scenario `file` as it must be in a file of `directory`; unchanged where it names no other file. */
+export function relocated(text: string, file: string, directory: string): string {
+  const document = parseDocument(text, { intAsBigInt: true });
+  const hosts = document.get('hosts');
+  let isChanged = false;
+  for (const { value: host } of isMap(hosts) ? hosts.items : []) {
+    for (const [key, extension] of Object.entries(PATHS)) {
+      const value = isMap(host) ? host.get(key, true) : undefined;
+      if (!isScalar(value) || typeof value.value !== 'string' || extname(value.value) !== extension) continue;
+      value.value = relative(directory, resolve(dirname(file), value.value));
+      isChanged = true;
+    }
+  }
+  return isChanged ? document.toString({ lineWidth: 160 }) : text;
+}
