@@ -100,14 +100,32 @@ describe('exit status', () => {
   ])('%s', (_what, args, status) => expect(iovaduct('explore', ...args).status).toBe(status));
 });
 
-test("a case in another directory still finds its hosts' files", () => {
+/** Whole hosts: a map, and what it is expected to come to. */
+function mapping(profile: string, verdict: string): string {
+  const steps = `  - wait: 1 ms\n  - map: { process: p, ioas: x, length: 4 KiB, as: m }\n  - expect: { of: m, verdict: ${verdict} }\n`;
+  return `title: t\nhosts:\n  a: { profile: ${profile} }\n  b: { profile: arm-generic }\nprocesses:\n  p: { on: a, ioas: [x] }\nsteps:\n${steps}`;
+}
+
+test('an exhaustive search of whole hosts is never called complete', () => {
+  const { scenarios } = exploreJson(
+    file('hosts.yaml', mapping('arm-generic', 'ok')),
+    '--strategy',
+    'exhaustive',
+    '--runs',
+    '20',
+  );
+  expect(scenarios[0]?.bounds.length).toBeGreaterThan(0);
+  expect(scenarios[0]?.bounds.map(({ complete }) => complete)).not.toContain(true);
+});
+
+test("whole hosts are shrunk, too, and a case in another directory still finds its hosts' files", () => {
   copyFileSync('scenarios/hosts/arm-generic.yaml', join(folder, 'own.yaml'));
-  const steps = '  - map: { process: p, ioas: x, length: 4 KiB, as: m }\n  - expect: { of: m, verdict: refused }\n';
-  const text = `title: t\nhosts:\n  a: { profile: own.yaml }\nprocesses:\n  p: { on: a, ioas: [x] }\nsteps:\n${steps}`;
   const corpus = join(folder, 'cases', 'deep');
-  const args = [file('relative.yaml', text), '--strategy', 'in-order', '--corpus', corpus];
+  const args = [file('relative.yaml', mapping('own.yaml', 'refused')), '--strategy', 'in-order', '--corpus', corpus];
   expect(iovaduct('explore', ...args).status).toBe(1);
-  expect(iovaduct('run', join(corpus, 'relative.yaml')).status).toBe(0);
+  const written = readScenario(join(corpus, 'relative.yaml'));
+  expect([written.hosts.length, written.steps.length]).toEqual([1, 2]);
+  expect(iovaduct('run', written.file).status).toBe(0);
 });
 
 test('a bad scenario is named with line and column', () => {

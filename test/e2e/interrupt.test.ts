@@ -9,10 +9,17 @@ async function interrupted(...args: string[]): Promise<{ readonly status: unknow
   const child = spawn(process.execPath, command, { env: { ...process.env, NO_COLOR: '1' } });
   let out = '';
   child.stdout.on('data', (bytes: Buffer) => (out += bytes.toString()));
-  await once(child.stderr, 'data');
+  const ended = once(child, 'close') as Promise<readonly unknown[]>;
+  const told = new Promise<void>((tell) => {
+    let text = '';
+    child.stderr.on('data', (bytes: Buffer) => {
+      text += bytes.toString();
+      if (/ schedules/.test(text)) tell();
+    });
+  });
+  await Promise.race([told, ended]);
   child.kill('SIGINT');
-  const ended: readonly unknown[] = await once(child, 'close');
-  return { status: ended[0], out };
+  return { status: (await ended)[0], out };
 }
 
 test('a search that is interrupted prints what it has', async () => {

@@ -74,12 +74,30 @@ const FAULTY = readdirSync(FOLDER)
   .filter(({ kernelOnly, failsWith }) => kernelOnly !== undefined && failsWith !== undefined)
   .map(({ name }) => name);
 
+/** Those that take more runs than these tests make, or a stall, which the search never tries. */
+const BEYOND = [
+  'ats-off',
+  'ats-tags',
+  'command-queue',
+  'dirty-without-sync',
+  'event-of-a-device-that-is-gone',
+  'growing-root',
+  'lost-event',
+  'stale-asid',
+  'sw-msi-list',
+  'walk-of-freed-tables',
+];
+
 describe('with the fault of the past the exhaustive search finds it, or does not say that everything was seen', () => {
   test.each(FAULTY)('%s', async (name) => {
     const { failure, bounds } = await exhaust(faulty(name), { runs: 80 });
     const { isComplete, isBounded, hasStalls } = bounds.at(-1) ?? {};
     const claimsAll = isComplete === true && isBounded === false && hasStalls === false;
-    expect({ name, found: failure !== undefined || !claimsAll }).toEqual({ name, found: true });
+    expect({ name, found: failure !== undefined, claimsAll: failure === undefined && claimsAll }).toEqual({
+      name,
+      found: !BEYOND.includes(name),
+      claimsAll: false,
+    });
   });
 
   /** What is found without stalls must be found: marks that are missing would hide it. */

@@ -120,26 +120,30 @@ function finalState(program: TaskProgram, schedule: ScheduleSpec): string {
   return [...memory.words, ...memory.cells.map(({ value }) => value), ...memory.seen.flat()].join(',');
 }
 
-/** Every interleaving of gates, by counting through the choices like an odometer. */
-function enumerate(program: TaskProgram): { states: Set<string>; runs: number } {
-  const states = new Set<string>();
+/** Every interleaving of gates, by counting through the choices like an odometer; with each state the fewest pre-emptions it takes. */
+function enumerate(program: TaskProgram): { states: Set<string>; fewest: Map<string, number>; runs: number } {
+  const fewest = new Map<string, number>();
   let choices: number[] = [];
   for (let runs = 0; ;) {
     const widths: number[] = [];
+    let preemptions = 0;
     const policy: SchedulingPolicy = {
       name: 'odometer',
       preemptsAtGates: true,
       stalls: false,
-      choose: ({ ready }) => {
+      choose: ({ ready, running }) => {
         widths.push(ready.length);
-        return (choices[widths.length - 1] ??= 0);
+        const choice = (choices[widths.length - 1] ??= 0);
+        if (running !== undefined && ready[choice] !== running) preemptions++;
+        return choice;
       },
     };
-    states.add(finalState(program, { strategy: 'policy', policy }));
+    const state = finalState(program, { strategy: 'policy', policy });
+    fewest.set(state, Math.min(preemptions, fewest.get(state) ?? Infinity));
     runs++;
     choices = choices.slice(0, widths.length);
     while (choices.length > 0 && (choices.at(-1) ?? 0) + 1 >= (widths[choices.length - 1] ?? 0)) choices.pop();
-    if (choices.length === 0) return { states, runs };
+    if (choices.length === 0) return { states: new Set(fewest.keys()), fewest, runs };
     choices[choices.length - 1] = (choices.at(-1) ?? 0) + 1;
   }
 }
@@ -197,6 +201,17 @@ describe('exhaustive search', () => {
         if (!found.isBounded) expect(found.states.size).toBe(states.size);
       }),
       { numRuns: 40, seed: 11 },
+    );
+  });
+
+  test('under a bound every final state is reached that takes no more pre-emptions', () => {
+    fc.assert(
+      fc.property(programs, fc.nat({ max: 2 }), (program, bound) => {
+        const { states } = search(program, bound);
+        for (const [state, preemptions] of enumerate(program).fewest)
+          if (preemptions <= bound) expect(states).toContain(state);
+      }),
+      { numRuns: 200, seed: 13 },
     );
   });
 

@@ -96,6 +96,7 @@ describe('the race report', () => {
     (name) => {
       const { trace: run, race: found } = corpusFailure(name);
       const words = found.pairs.map(({ word }) => wordText(wordOf(run, word)));
+      expect(words.length).toBeGreaterThan(0);
       expect(words.filter((word) => / \.(moves|check|domain)$|checks/.test(word))).toEqual([]);
     },
   );

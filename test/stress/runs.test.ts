@@ -34,6 +34,16 @@ test('a run of which the threads never got to anything is not decided', async ()
   expect([report.verdict, report.reason]).toEqual(['inconclusive', 'no client did anything']);
 });
 
+test('a run that is interrupted in the middle of a segment ends there', async () => {
+  const interrupt = new AbortController();
+  // These histories never fill: no segment ends by itself.
+  const options = { ...DEFAULT_OPTIONS, seconds: 1000, workload: 'pairs', devices: 0 } as const;
+  setTimeout(() => interrupt.abort(), 1500);
+  const report = await runStress(options, undefined, { signal: interrupt.signal });
+  expect(report.verdict).toBe('held');
+  expect(report.operations).toBeGreaterThan(0);
+});
+
 test('a run that is interrupted is checked to where it got', async () => {
   const interrupt = new AbortController();
   const options = { ...DEFAULT_OPTIONS, seconds: 1000 };
