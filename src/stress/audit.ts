@@ -66,12 +66,13 @@ export function audit(space: AddressSpace, checker: HistoryChecker, otherFrames:
     }
     let page = first;
     for (const run of pages.runs(area.firstPage, area.lastPage)) {
-      for (let i = 0; i < run.pages; i++, page++) {
-        const shown = table.translate(page);
+      for (let i = 0; i < run.pages; i++) {
+        const shown = table.translate(page + i);
         if (shown === run.pfn + i) continue;
-        complain(`the table shows page ${shown} where page ${run.pfn + i} is pinned`, page);
+        complain(`the table shows page ${shown} where page ${run.pfn + i} is pinned`, page + i);
         break;
       }
+      page += run.pages;
     }
     mapped += page - first;
   }

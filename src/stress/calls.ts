@@ -19,7 +19,8 @@
  */
 import { EBUSY, EEXIST, ENOENT, errnoText } from '../uapi/errno.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
-import type { Complain, Period, Periods } from './periods.js';
+import type { Complain } from './alarms.js';
+import type { Period, Periods } from './periods.js';
 import { iovaText } from './words.js';
 
 /** Pages that a call asked to have mapped or unmapped, between two moments; Infinity is "not yet". */

@@ -16,6 +16,7 @@
  *
  * Records of dead threads may be pending; what they say counts as "may have happened".
  */
+import type { Alarm, Complain } from './alarms.js';
 import { Calls } from './calls.js';
 import { ACCESS, DMA, OP, PENDING, type History, type HistoryCursor } from './history.js';
 import { Periods, type Period } from './periods.js';
@@ -23,7 +24,7 @@ import { ReportedPages } from './reported-pages.js';
 
 /** Something that must not be. */
 export interface Violation {
-  readonly kind: string;
+  readonly kind: Alarm;
   /** IOVA page, or -1. */
   readonly page: number;
   readonly detail: string;
@@ -84,13 +85,13 @@ export class HistoryChecker {
   readonly #calls: Calls;
 
   constructor() {
-    const complain = (kind: string, page: number, detail: string): void => this.complain(kind, page, detail);
+    const complain: Complain = (...about) => this.complain(...about);
     this.#periods = new Periods(complain);
     this.#dirty = new ReportedPages(this.#periods, complain);
     this.#calls = new Calls(this.#periods, complain);
   }
 
-  complain(kind: string, page: number, detail: string): void {
+  complain(kind: Alarm, page: number, detail: string): void {
     this.violationCount++;
     if (this.violations.length < MAX_VIOLATIONS) this.violations.push({ kind, page, detail });
   }

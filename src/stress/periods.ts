@@ -9,6 +9,7 @@
  *
  * Periods are found by 2 MiB chunk.
  */
+import type { Complain } from './alarms.js';
 import type { Call } from './calls.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import { iovaText } from './words.js';
@@ -69,9 +70,6 @@ function placed(call: Call): Period['made'] {
 function moment(stamp: number): number {
   return stamp === PENDING ? Infinity : stamp;
 }
-
-/** Something the records contradict. */
-export type Complain = (kind: string, page: number, detail: string) => void;
 
 /** Periods of a run. */
 export class Periods {

@@ -10,7 +10,8 @@
  * alone, as in Linux (io-pgtable-arm's visit_dirty); for the block's other pages such a read counts as a report. What no read has reported when a segment ends is remembered as long as its mapping lasts.
  */
 import { OP, PENDING, type HistoryCursor } from './history.js';
-import type { Complain, Period, Periods } from './periods.js';
+import type { Complain } from './alarms.js';
+import type { Period, Periods } from './periods.js';
 import { BLOCK_PAGES } from './windows.js';
 import { errnoText } from '../uapi/errno.js';
 

@@ -20,6 +20,7 @@ import { invariant } from '../runtime/task.js';
 import { AddressSpace } from './address-space.js';
 import { repair, takeLocks, type Remains } from './after-death.js';
 import { audit, tableFrames } from './audit.js';
+import type { Alarm } from './alarms.js';
 import { buildLayout } from './build-layout.js';
 import { HistoryChecker } from './check.js';
 import { History } from './history.js';
@@ -147,7 +148,7 @@ class Supervisor {
   }
 
   /** Ends the run: nothing that happens from now on can be trusted. */
-  #giveUp(kind: string, detail: string): void {
+  #giveUp(kind: Alarm, detail: string): void {
     this.#checker.complain(kind, -1, detail);
     this.#space.thread.locks.poison();
   }

@@ -8,6 +8,7 @@ import { executeScenario } from '../../src/scenario/execute.js';
 import { operations } from '../../src/scenario/kernel-only.js';
 import { loadScenario, readScenario } from '../../src/scenario/load.js';
 import { scenarioJsonSchema, STEP_KINDS } from '../../src/scenario/schema.js';
+import { ALARMS } from '../../src/stress/alarms.js';
 import { STRESS_FAULTS } from '../../src/stress/options.js';
 
 const page = readFileSync('docs/scenarios.md', 'utf8');
@@ -135,8 +136,10 @@ describe('docs/incidents.md', () => {
   });
 });
 
-test('docs/stress.md has every fault', () => {
+test('docs/stress.md has every fault and every alarm', () => {
   const rows = tableRows('docs/stress.md');
+  const told = [...rows.keys()].flatMap((cell) => cell.split(', '));
+  for (const alarm of ALARMS) expect(told).toContain(`\`${alarm}\``);
   for (const fault of Object.keys(STRESS_FAULTS)) expect(rows.has(`\`${fault}\``)).toBe(true);
 });
 

@@ -4,12 +4,10 @@ import { describe, expect, test } from 'vitest';
 import { Arena } from '../../src/core/arena.js';
 import { LockThread, MAX_THREADS } from '../../src/core/robust-lock.js';
 import { CMD, CMD_OP, CMD_TLBI } from '../../src/hardware/smmu/records.js';
-import { AddressSpace } from '../../src/stress/address-space.js';
-import { buildLayout } from '../../src/stress/build-layout.js';
+import type { AddressSpace } from '../../src/stress/address-space.js';
 import { CommandConsumer, CommandProducer, QUEUE_ORDER } from '../../src/stress/command-queue.js';
-import { DEFAULT_OPTIONS, MAX_RUNNING, type StressOptions } from '../../src/stress/options.js';
-import { MAIN_THREAD } from '../../src/stress/spec.js';
-import { StressThread } from '../../src/stress/thread.js';
+import { MAX_RUNNING } from '../../src/stress/options.js';
+import { newSpace } from './space.js';
 
 test('main and everybody else have a bit in a lock', () => expect(MAX_RUNNING + 1).toBe(MAX_THREADS));
 
@@ -54,24 +52,6 @@ describe('command queue', () => {
     expect(CMD.sizeBytes).toBe(16);
   });
 });
-
-const options = (locks: StressOptions['locks'], invalidation: StressOptions['invalidation']): StressOptions => ({
-  ...DEFAULT_OPTIONS,
-  threads: 1,
-  devices: 0,
-  pauses: false,
-  locks,
-  invalidation,
-});
-
-function newSpace(locks: StressOptions['locks'], invalidation: StressOptions['invalidation'] = 'strict'): AddressSpace {
-  const { arena, layout } = buildLayout(options(locks, invalidation));
-  const space = new AddressSpace(
-    new StressThread({ options: options(locks, invalidation), layout, thread: MAIN_THREAD }, arena),
-  );
-  space.attach();
-  return space;
-}
 
 type Operation =
   | { readonly op: 'map'; readonly page: number; readonly pages: number; readonly at: number; readonly write: boolean }
@@ -148,7 +128,7 @@ describe('sharded locks', () => {
   test('answer what the one lock of the kernel answers', () => {
     fc.assert(
       fc.property(fc.array(operation, { maxLength: 40 }), (steps) => {
-        const spaces = [newSpace('kernel'), newSpace('sharded')] as const;
+        const spaces = [newSpace({ locks: 'kernel' }), newSpace({ locks: 'sharded' })] as const;
         for (const step of steps) {
           expect(apply(spaces[1], step)).toEqual(apply(spaces[0], step));
           expect(stateOf(spaces[1])).toEqual(stateOf(spaces[0]));
@@ -163,8 +143,8 @@ describe('deferred invalidation', () => {
   test('keeps IOVAs and pins until the flush; afterwards everything is as without it', () => {
     fc.assert(
       fc.property(fc.array(operation, { maxLength: 30 }), (steps) => {
-        const strict = newSpace('kernel');
-        const deferred = newSpace('sharded', 'deferred');
+        const strict = newSpace({ locks: 'kernel' });
+        const deferred = newSpace({ locks: 'sharded', invalidation: 'deferred' });
         for (const step of steps) {
           expect(apply(deferred, step)).toEqual(apply(strict, step));
           deferred.thread.run(deferred.iopt.flush_unmapped());
@@ -173,7 +153,7 @@ describe('deferred invalidation', () => {
       }),
       { numRuns: 10 },
     );
-    const space = newSpace('kernel', 'deferred');
+    const space = newSpace({ locks: 'kernel', invalidation: 'deferred' });
     const map: Operation = { op: 'map', page: 16, pages: 4, at: 0, write: true };
     apply(space, map);
     expect(apply(space, { op: 'unmap', page: 16, pages: 4 })).toEqual({ rc: 0, pages: 4 });
