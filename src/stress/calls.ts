@@ -215,7 +215,11 @@ export class Calls {
 
   #wrong({ op, page, pages, result }: Call, why: string): void {
     const answer = result < 0 ? errnoText(-result) : op === OP.UNMAP ? `${result} pages` : 'success';
-    this.#complain('answer', page, `${NAMES.get(op) ?? op} of ${pages} pages answered ${answer} ${why}`);
+    this.#complain(
+      'answer',
+      page,
+      `${NAMES.get(op) ?? op} of ${pages} ${pages === 1 ? 'page' : 'pages'} answered ${answer} ${why}`,
+    );
   }
 }
 
