@@ -2,9 +2,9 @@
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { explore, type Exploration } from '../explore/campaign.js';
-import { shrink, withFault, withSchedule, type Shrunk } from '../explore/shrink.js';
+import { shrink, withSchedule, type Shrunk } from '../explore/shrink.js';
 import type { StrategyName } from '../explore/strategies.js';
-import { loadScenario, type Scenario } from '../scenario/load.js';
+import type { Scenario } from '../scenario/load.js';
 import { relocated } from '../scenario/relocate.js';
 import { many } from '../scenario/units.js';
 import { distinctNames } from './files.js';
@@ -40,11 +40,6 @@ export interface Explored {
 
 /** Runs that shrinking may take. */
 const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
-
-/** A scenario with the fault it names under `fails-with` switched on. */
-export function faulty(scenario: Scenario): Scenario {
-  return loadScenario(scenario.file, withFault(scenario));
-}
 
 /** What files of a scenario are called where files of all of them are written. */
 export function fileNames(scenarios: readonly Scenario[]): string[] {

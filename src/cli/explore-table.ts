@@ -1,11 +1,11 @@
 /** `iovaduct explore --table`: how many schedules it takes until each historical fault is found, over a row of seeds. */
-import type { Shrunk } from '../explore/shrink.js';
+import { faulty, type Shrunk } from '../explore/shrink.js';
 import { historicalFault, incidentRow, median, type IncidentRow } from '../explore/incidents.js';
 import type { Exploration } from '../explore/campaign.js';
 import type { FaultId } from '../runtime/faults.js';
 import type { Scenario } from '../scenario/load.js';
 import { UsageError } from './exit-codes.js';
-import { exploreOne, faulty, fileNames, type ExploreOptions } from './explore-one.js';
+import { exploreOne, fileNames, type ExploreOptions } from './explore-one.js';
 import { ofSeveral } from './progress.js';
 
 const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];

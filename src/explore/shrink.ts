@@ -508,7 +508,7 @@ export function withSchedule(text: string, deviations: Deviations, seed: number,
 }
 
 /** The text of a scenario file with the fault it names under `fails-with` switched on in every run. */
-export function withFault(scenario: Scenario): string {
+function withFault(scenario: Scenario): string {
   const { failsWith, text, kernelOnly, hosts } = scenario;
   if (failsWith === undefined || failsWith === 'no-faults' || 'memory' in failsWith) return text;
   const document = parse(text);
@@ -526,6 +526,11 @@ export function withFault(scenario: Scenario): string {
   );
   if (isSeq(steps)) steps.items.unshift(...arming);
   return String(document);
+}
+
+/** A scenario with the fault it names under `fails-with` switched on. */
+export function faulty(scenario: Scenario): Scenario {
+  return loadScenario(scenario.file, withFault(scenario));
 }
 
 /** Shrinks a failing case; undefined when it does not fail again to begin with. */

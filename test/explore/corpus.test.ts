@@ -10,7 +10,7 @@ import { parseDocument } from 'yaml';
 import { explore } from '../../src/explore/campaign.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { deviating } from '../../src/explore/record.js';
-import { shrink, withFault } from '../../src/explore/shrink.js';
+import { faulty, shrink } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf, type Attempt } from '../../src/explore/subject.js';
 import { executeScenario } from '../../src/scenario/execute.js';
 import { invariant } from '../../src/runtime/task.js';
@@ -68,7 +68,7 @@ test.each(['dma-buf-map', 'sw-msi-list'])(
   '%s: what is found, shrunk, written and loaded fails as it did',
   async (name) => {
     const file = `scenarios/races/${name}.yaml`;
-    const scenario = loadScenario(file, withFault(readScenario(file)));
+    const scenario = faulty(readScenario(file));
     const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: SEED, jobs: 1 });
     expect(failure).toBeDefined();
     if (failure === undefined) return;
@@ -95,7 +95,7 @@ test('a failure that does not come again is not shrunk, and nothing is thrown', 
 
 test('many switches away from one task become one: it is held back', async () => {
   const file = 'scenarios/races/ats-off.yaml';
-  const text = withFault(readScenario(file));
+  const { text } = faulty(readScenario(file));
   const [tlb, atc] = ['smmu0/commands', 'smmu0/atc-inv'];
   const switches: readonly (readonly [number, string])[] = [
     ...([

@@ -5,12 +5,12 @@ import { describe, expect, test } from 'vitest';
 import { explore, type Campaign, type Exploration } from '../../src/explore/campaign.js';
 import { BoundedSearch, isPruned } from '../../src/explore/exhaustive.js';
 import { deviating, record } from '../../src/explore/record.js';
-import { shrink, withFault } from '../../src/explore/shrink.js';
+import { faulty, shrink } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf, type Attempt } from '../../src/explore/subject.js';
 import { randomPolicy } from '../../src/runtime/policies.js';
 import { RandomStream } from '../../src/runtime/random.js';
 
-import { loadScenario, readScenario, type Scenario } from '../../src/scenario/load.js';
+import { readScenario, type Scenario } from '../../src/scenario/load.js';
 
 const FOLDER = join(import.meta.dirname, '../../scenarios/races');
 
@@ -18,9 +18,8 @@ function plain(name: string): Scenario {
   return readScenario(join(FOLDER, `${name}.yaml`));
 }
 
-function faulty(name: string): Scenario {
-  const file = join(FOLDER, `${name}.yaml`);
-  return loadScenario(file, withFault(readScenario(file)));
+function broken(name: string): Scenario {
+  return faulty(plain(name));
 }
 
 function exhaust(scenario: Scenario, more: Partial<Campaign> = {}): Promise<Exploration> {
@@ -90,7 +89,7 @@ const BEYOND = [
 
 describe('with the fault of the past the exhaustive search finds it, or does not say that everything was seen', () => {
   test.each(FAULTY)('%s', async (name) => {
-    const { failure, bounds } = await exhaust(faulty(name), { runs: 80 });
+    const { failure, bounds } = await exhaust(broken(name), { runs: 80 });
     const { isComplete, isBounded, hasStalls } = bounds.at(-1) ?? {};
     const claimsAll = isComplete === true && isBounded === false && hasStalls === false;
     expect({ name, found: failure !== undefined, claimsAll: failure === undefined && claimsAll }).toEqual({
@@ -103,13 +102,13 @@ describe('with the fault of the past the exhaustive search finds it, or does not
   /** What is found without stalls must be found: marks that are missing would hide it. */
   test.each(['resume-write', 'stop-without-drain', 'table-before-zero', 'cut-mapping', 'hwpt-list', 'queue-abort'])(
     '%s fails',
-    async (name) => expect((await exhaust(faulty(name))).failure).toBeDefined(),
+    async (name) => expect((await exhaust(broken(name))).failure).toBeDefined(),
   );
 });
 
 describe('schedules of the search are like any others', () => {
   test('what it finds behind an SMMU fails again under its deviations, and is shrunk', async () => {
-    const scenario = faulty('table-before-zero');
+    const scenario = broken('table-before-zero');
     const { failure } = await exhaust(scenario);
     const signature = failure?.signature ?? '';
     const deviations = failure?.deviations ?? {};

@@ -3,8 +3,8 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import { interruptible } from '../../src/cli/interrupt.js';
 import { explore } from '../../src/explore/campaign.js';
 import { failNth } from '../../src/explore/fail-nth.js';
-import { shrink, withFault } from '../../src/explore/shrink.js';
-import { loadScenario, readScenario } from '../../src/scenario/load.js';
+import { faulty, shrink } from '../../src/explore/shrink.js';
+import { readScenario } from '../../src/scenario/load.js';
 
 const SCENARIO = readScenario('scenarios/races/hwpt-list.yaml');
 const status = process.exitCode;
@@ -45,7 +45,7 @@ describe('an exploration that is interrupted', () => {
 
   test('has the smaller case that shrinking had come to', async () => {
     const { file } = SCENARIO;
-    const scenario = loadScenario(file, withFault(SCENARIO));
+    const scenario = faulty(SCENARIO);
     const { failure } = await explore({ scenario, strategy: 'random', runs: 1000, depth: 3, seed: 1, jobs: 1 });
     if (failure === undefined) throw new Error('the fault was not found');
     const failing = { file, text: scenario.text, seed: 1, ...failure };

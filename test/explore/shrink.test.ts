@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { runJob } from '../../src/cli/run-one.js';
 import { explore } from '../../src/explore/campaign.js';
 import { countDeviations, deviating } from '../../src/explore/record.js';
-import { shrink, withFault, withSchedule } from '../../src/explore/shrink.js';
+import { faulty, shrink, withSchedule } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { invariant } from '../../src/runtime/task.js';
@@ -95,8 +95,8 @@ tasks:
 
 test('a schedule that stays long is looked for anew, and what is found is made as small', async () => {
   const file = 'scenarios/races/sw-msi-list.yaml';
-  const text = withFault(readScenario(file));
-  const scenario = loadScenario(file, text);
+  const scenario = faulty(readScenario(file));
+  const { text } = scenario;
   const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: 1, jobs: 1 });
   invariant(failure !== undefined, 'the fault is found');
   const shrunk = await shrink({ file, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });

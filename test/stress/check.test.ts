@@ -21,12 +21,12 @@ beforeEach(() => {
   checker = new HistoryChecker();
 });
 
-function enter(page = PAGE, pages = 4, frame = FRAME, access = ALL): void {
-  client.end(client.begin(OP.ENTER, page, pages, frame, access), 0);
+function enter(page = PAGE, pages = 4, frame = FRAME, access = ALL, history = client): void {
+  history.end(history.begin(OP.ENTER, page, pages, frame, access), 0);
 }
 
-function leave(page = PAGE, pages = 4): void {
-  client.end(client.begin(OP.LEAVE, page, pages), pages);
+function leave(page = PAGE, pages = 4, history = client): void {
+  history.end(history.begin(OP.LEAVE, page, pages), pages);
 }
 
 /** A DMA that begins now and ends now. */
@@ -179,20 +179,12 @@ function call(history: History, op: number, page: number, pages: number, result:
   history.end(record, result);
 }
 
-function enterAs(history: History, page: number, pages: number, frame = FRAME): void {
-  history.end(history.begin(OP.ENTER, page, pages, frame, ALL), 0);
-}
-
-function leaveAs(history: History, page: number, pages: number): void {
-  history.end(history.begin(OP.LEAVE, page, pages), pages);
-}
-
 function map(page = PAGE, pages = 4, history = client): void {
-  call(history, OP.MAP, page, pages, 0, () => enterAs(history, page, pages));
+  call(history, OP.MAP, page, pages, 0, () => enter(page, pages, FRAME, ALL, history));
 }
 
 function unmap(page = PAGE, pages = 4, history = client): void {
-  call(history, OP.UNMAP, page, pages, pages, () => leaveAs(history, page, pages));
+  call(history, OP.UNMAP, page, pages, pages, () => leave(page, pages, history));
 }
 
 describe('answers', () => {
@@ -201,12 +193,12 @@ describe('answers', () => {
     unmap();
     call(client, OP.UNMAP, PAGE, 4, 0);
     map();
-    call(client, OP.COPY, PAGE + 16, 4, 0, () => enterAs(client, PAGE + 16, 4));
+    call(client, OP.COPY, PAGE + 16, 4, 0, () => enter(PAGE + 16, 4, FRAME, ALL, client));
     call(client, OP.MAP, PAGE, 4, -EFAULT);
     expect(found()).toEqual([]);
     call(client, OP.UNMAP, PAGE - 1, 64, 8, () => {
-      leaveAs(client, PAGE, 4);
-      leaveAs(client, PAGE + 16, 4);
+      leave(PAGE, 4, client);
+      leave(PAGE + 16, 4, client);
     });
     expect(found()).toEqual([]);
   });
@@ -232,10 +224,10 @@ describe('answers', () => {
 
   test('an unmap that counts other pages than it took out, or takes some that it was not given', () => {
     map();
-    call(client, OP.UNMAP, PAGE, 4, 3, () => leaveAs(client, PAGE, 4));
+    call(client, OP.UNMAP, PAGE, 4, 3, () => leave(PAGE, 4, client));
     expect(found()).toEqual(['answer']);
     map();
-    call(client, OP.UNMAP, PAGE + 8, 4, 4, () => leaveAs(client, PAGE, 4));
+    call(client, OP.UNMAP, PAGE + 8, 4, 4, () => leave(PAGE, 4, client));
     expect(found()).toEqual(['answer']);
   });
 
@@ -247,24 +239,24 @@ describe('answers', () => {
   test('a map that shows nothing, or not all, or elsewhere, or takes it out again', () => {
     call(client, OP.MAP, PAGE, 4, 0);
     expect(found()).toEqual(['answer']);
-    call(client, OP.MAP, PAGE, 4, 0, () => enterAs(client, PAGE, 3));
+    call(client, OP.MAP, PAGE, 4, 0, () => enter(PAGE, 3, FRAME, ALL, client));
     expect(found()).toEqual(['answer']);
-    call(client, OP.MAP, PAGE + 16, 4, 0, () => enterAs(client, PAGE + 32, 4));
+    call(client, OP.MAP, PAGE + 16, 4, 0, () => enter(PAGE + 32, 4, FRAME, ALL, client));
     expect(found()).toEqual(['answer']);
     call(client, OP.MAP, PAGE + 64, 4, 0, () => {
-      enterAs(client, PAGE + 64, 4);
-      leaveAs(client, PAGE + 64, 4);
+      enter(PAGE + 64, 4, FRAME, ALL, client);
+      leave(PAGE + 64, 4, client);
     });
     expect(found()).toEqual(['answer']);
   });
 
   test('a map that fails leaves nothing', () => {
     call(client, OP.MAP, PAGE, 4, -ENOMEM, () => {
-      enterAs(client, PAGE, 4);
-      leaveAs(client, PAGE, 4);
+      enter(PAGE, 4, FRAME, ALL, client);
+      leave(PAGE, 4, client);
     });
     expect(found()).toEqual([]);
-    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => enterAs(client, PAGE, 4));
+    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => enter(PAGE, 4, FRAME, ALL, client));
     expect(found()).toEqual(['answer']);
   });
 
@@ -277,7 +269,7 @@ describe('answers', () => {
     call(other, OP.MAP, PAGE + 4, 4, -EEXIST);
     expect(found()).toEqual(['answer']);
     const unmapping = client.begin(OP.UNMAP, PAGE, 4);
-    leaveAs(client, PAGE, 4);
+    leave(PAGE, 4, client);
     call(other, OP.MAP, PAGE, 4, -EEXIST);
     client.end(unmapping, 4);
     expect(found()).toEqual([]);
@@ -301,13 +293,13 @@ describe('answers', () => {
     call(other, OP.UNMAP, PAGE, 4, -EBUSY);
     expect(found()).toEqual(['answer']);
     const unmapping = client.begin(OP.UNMAP, PAGE, 4);
-    leaveAs(client, PAGE, 4);
+    leave(PAGE, 4, client);
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
     client.end(unmapping, 4);
     expect(found()).toEqual([]);
     const mapping = client.begin(OP.MAP, PAGE, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
-    enterAs(client, PAGE, 4);
+    enter(PAGE, 4, FRAME, ALL, client);
     client.end(mapping, 0);
     expect(found()).toEqual([]);
     client.begin(OP.UNMAP, PAGE, 4);
@@ -317,7 +309,7 @@ describe('answers', () => {
 
   test('EBUSY is not explained by what the unmap took out itself', () => {
     map();
-    call(client, OP.UNMAP, PAGE, 16, -EBUSY, () => leaveAs(client, PAGE, 4));
+    call(client, OP.UNMAP, PAGE, 16, -EBUSY, () => leave(PAGE, 4, client));
     expect(found()).toEqual(['answer']);
   });
 
@@ -325,7 +317,7 @@ describe('answers', () => {
     map();
     const mapping = client.begin(OP.MAP, PAGE + 8, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE, 16, -EBUSY);
-    enterAs(client, PAGE + 8, 4);
+    enter(PAGE + 8, 4, FRAME, ALL, client);
     client.end(mapping, 0);
     expect(found()).toEqual(['answer']);
     call(other, OP.UNMAP, PAGE, 10, -ENOENT);
@@ -346,7 +338,7 @@ describe('answers', () => {
   test('ENOENT of an unmap is explained by an area that came where it had taken one out, and reaches beyond', () => {
     map();
     call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
-      leaveAs(client, PAGE, 4);
+      leave(PAGE, 4, client);
       map(PAGE, 8, other);
     });
     expect(found()).toEqual([]);
@@ -354,7 +346,7 @@ describe('answers', () => {
     unmap(PAGE, 8, other);
     map();
     call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
-      leaveAs(client, PAGE, 4);
+      leave(PAGE, 4, client);
       map(PAGE + 4, 4, other);
     });
     expect(found()).toEqual(['answer']);
@@ -362,8 +354,8 @@ describe('answers', () => {
 
   test('an area of several runs is one', () => {
     call(client, OP.MAP, PAGE, 4, 0, () => {
-      enterAs(client, PAGE, 2);
-      enterAs(client, PAGE + 2, 2, FRAME + 64);
+      enter(PAGE, 2, FRAME, ALL, client);
+      enter(PAGE + 2, 2, FRAME + 64, ALL, client);
     });
     call(other, OP.UNMAP, PAGE, 2, -ENOENT);
     expect(found()).toEqual([]);
@@ -388,9 +380,9 @@ describe('answers', () => {
     call(other, OP.COPY, PAGE + 16, 4, -ENOENT);
     expect(found()).toEqual(['answer']);
     call(other, OP.COPY, PAGE + 16, 5, -ENOENT);
-    call(other, OP.COPY, PAGE + 16, 4, 0, () => enterAs(other, PAGE + 16, 4));
+    call(other, OP.COPY, PAGE + 16, 4, 0, () => enter(PAGE + 16, 4, FRAME, ALL, other));
     expect(found()).toEqual([]);
-    call(other, OP.COPY, PAGE + 32, 4, 0, () => enterAs(other, PAGE + 32, 4, FRAME + 1));
+    call(other, OP.COPY, PAGE + 32, 4, 0, () => enter(PAGE + 32, 4, FRAME + 1, ALL, other));
     expect(found()).toEqual(['answer']);
     client.begin(OP.UNMAP, PAGE, 4);
     call(other, OP.COPY, PAGE + 16, 4, -ENOENT);
@@ -399,8 +391,8 @@ describe('answers', () => {
 
   test('the area of a client that died before it was told its place may be any', () => {
     client.begin(OP.MAP, -1, 8, -1, ALL);
-    enterAs(client, PAGE, 4);
-    enterAs(client, PAGE + 4, 4, FRAME + 64);
+    enter(PAGE, 4, FRAME, ALL, client);
+    enter(PAGE + 4, 4, FRAME + 64, ALL, client);
     call(other, OP.UNMAP, PAGE, 4, -ENOENT);
     call(other, OP.UNMAP, PAGE + 4, 4, -EBUSY);
     expect(found()).toEqual([]);
