@@ -28,7 +28,7 @@ test('what was found is an alarm a line, with its place', () => {
 });
 
 test('modes are those that were asked for; deferred invalidation has a window', () => {
-  const args = ['--seconds', '3', '--locks', 'sharded', '--invalidation', 'deferred', '--no-pauses'];
+  const args = ['--seconds', '2', '--locks', 'sharded', '--invalidation', 'deferred', '--no-pauses'];
   const { status, stdout } = iovaduct('stress', ...args);
   expect(status).toBe(0);
   expect(stdout).toMatch(/; seed 1, sharded locks, deferred invalidation\n/);
@@ -47,7 +47,7 @@ describe('exit status', () => {
   ])('%s: 64', (_what, args) => expect(iovaduct('stress', ...args).status).toBe(64));
 
   test('0 when all held, in words', () => {
-    const { status, stdout, stderr } = iovaduct('stress', '--seconds', '3', '--devices', '1', '--seed', '5');
+    const { status, stdout, stderr } = iovaduct('stress', '--seconds', '2', '--devices', '1', '--seed', '5');
     expect(status).toBe(0);
     expect(stdout).toMatch(/^held\n\d+ operations of 2 clients, \d+ DMAs of 1 device in .* seed 5/);
     expect(stderr).not.toContain('Error');
@@ -55,10 +55,10 @@ describe('exit status', () => {
 
   test('2 when what was asked for did not happen: it is named', () => {
     // Without devices nobody sees a write.
-    const torn = iovaduct('stress', '--seconds', '3', '--devices', '0', '--fault', 'dirty-torn');
+    const torn = iovaduct('stress', '--seconds', '2', '--devices', '0', '--fault', 'dirty-torn');
     expect(torn.status).toBe(2);
     expect(torn.stdout).toMatch(/^inconclusive: fault dirty-torn was on and was not found\n.*, fault dirty-torn on\n/);
-    const alive = iovaduct('stress', '--seconds', '3', '--kill-after', '99999');
+    const alive = iovaduct('stress', '--seconds', '2', '--kill-after', '99999');
     expect([alive.status, alive.stdout.split('\n')[0]]).toEqual([2, 'inconclusive: no client was killed']);
   });
 
@@ -70,7 +70,7 @@ describe('exit status', () => {
   });
 
   test('0 or 2 after a death, never a hang', () => {
-    const { status, document } = stressJson('--seconds', '3', '--kill-after', '20');
+    const { status, document } = stressJson('--seconds', '2', '--kill-after', '20');
     expect(document.violations).toEqual([]);
     const [death] = document.deaths;
     expect([death?.outcome, status]).toEqual(death?.outcome === 'repaired' ? ['repaired', 0] : ['given-up', 2]);
