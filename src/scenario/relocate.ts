@@ -1,5 +1,5 @@
 /** A scenario's text for a file in another directory: what it names by a path relative to its own file is named from there. */
-import { dirname, extname, relative, resolve } from 'node:path';
+import { dirname, extname, join, relative } from 'node:path';
 import { isMap, isScalar, parseDocument } from 'yaml';
 
 /** Keys of a host that may hold a path, and the extension that makes it one. */
@@ -14,7 +14,7 @@ export function relocated(text: string, file: string, directory: string): string
     for (const [key, extension] of Object.entries(PATHS)) {
       const value = isMap(host) ? host.get(key, true) : undefined;
       if (!isScalar(value) || typeof value.value !== 'string' || extname(value.value) !== extension) continue;
-      value.value = relative(directory, resolve(dirname(file), value.value));
+      value.value = relative(directory, join(dirname(file), value.value));
       isChanged = true;
     }
   }
