@@ -1,17 +1,16 @@
 /** What `explore` does: schedules of a scenario, one after another, until one breaks a rule; and what it prints of that. */
 import type { Exploration } from '../explore/campaign.js';
 import { failNth, type Sweep } from '../explore/fail-nth.js';
-import { historicalFault } from '../explore/incidents.js';
 import { countDeviations } from '../explore/record.js';
-import { faulty, type Shrunk } from '../explore/shrink.js';
+import type { Shrunk } from '../explore/shrink.js';
 import { KERNEL_NODE, type Attempt } from '../explore/subject.js';
 import { givenUpIn, INVARIANTS } from '../runtime/invariants.js';
 import type { Scenario } from '../scenario/load.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
-import { exploreOne, fileNames, type Explored, type ExploreOptions } from './explore-one.js';
-import { incidentTable } from './explore-table.js';
+import { exploreOne, fileNames, LOST, type Explored, type ExploreOptions } from './explore-one.js';
+import { incidentTable, withHistory } from './explore-table.js';
 import { interruptible } from './interrupt.js';
 import { checkOutputs, readScenarios, scenarioFiles, writeJson } from './files.js';
 import { LiveLine, ofSeveral } from './progress.js';
@@ -114,7 +113,7 @@ function exploredText(
     const end = shrunk.isInterrupted ? ', interrupted' : '';
     lines.push(`  shrunk to ${sizeText(shrunk)} in ${many(shrunk.attempts, 'run')}${end}${where}`);
   } else if (corpusFile !== undefined) lines.push(`  written as it was found${where}`);
-  if (isLost) lines.push('  not shrunk: under the recorded schedule it does not fail again');
+  if (isLost) lines.push(`  not shrunk: ${LOST}`);
   return `${lines.join('\n')}\n`;
 }
 
@@ -225,6 +224,12 @@ function totalText(total: number, made: number, failed: number, inconclusive = 0
   return `${left}, ${failed} failed${inconclusive === 0 ? '' : `, ${inconclusive} inconclusive`}\n`;
 }
 
+/** The exit status of so many scenarios that failed, and of which nothing follows. */
+function exitWith(failed: number, inconclusive: number): void {
+  if (failed > 0) process.exitCode = EXIT.failed;
+  else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
+}
+
 /** Every failure in turn. */
 async function sweepCommand(
   scenarios: readonly Scenario[],
@@ -250,8 +255,7 @@ async function sweepCommand(
   }
   out.write(totalText(scenarios.length, all.length, failed, inconclusive));
   writeJson({ scenarios: all }, options.json);
-  if (failed > 0) process.exitCode = EXIT.failed;
-  else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
+  exitWith(failed, inconclusive);
 }
 
 /** How soon historical faults are found. */
@@ -270,15 +274,14 @@ async function tableCommand(
   if (!table.isComplete) process.exitCode = EXIT.failed;
 }
 
-/** Those that name a fault under `fails-with`, with that fault. @throws UsageError when none does */
-function withHistory(read: readonly Scenario[]): Scenario[] {
-  const wanted = read.filter((scenario) => historicalFault(scenario) !== undefined);
-  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names a fault under fails-with');
+/** Those that name a historical fault, with it; says how many do not. @throws UsageError when none does */
+function onlyWithHistory(read: readonly Scenario[]): Scenario[] {
+  const wanted = withHistory(read);
   if (wanted.length < read.length)
     process.stderr.write(
       `left out: ${many(read.length - wanted.length, 'scenario')} without a fault under fails-with\n`,
     );
-  return wanted.map(faulty);
+  return wanted.map(({ scenario }) => scenario);
 }
 
 /** Explores scenarios one after another. */
@@ -306,8 +309,7 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
     { interrupted: signal.aborted, scenarios: all.map((explored) => exploredJson(explored, options)) },
     options.json,
   );
-  if (failed > 0) process.exitCode = EXIT.failed;
-  else if (inconclusive > 0) process.exitCode = EXIT.inconclusive;
+  exitWith(failed, inconclusive);
 }
 
 /** Carries the command out. Every file is read, and what is to be written looked at, before anything runs. */
@@ -322,6 +324,6 @@ export async function exploreCommand(paths: readonly string[], options: ExploreO
   await interruptible(async (signal) => {
     if (isSweep === true) await sweepCommand(read, options, signal);
     else if (table !== undefined) await tableCommand(read, options, table, signal);
-    else await exploreAll(history === true ? withHistory(read) : read, options, signal);
+    else await exploreAll(history === true ? onlyWithHistory(read) : read, options, signal);
   });
 }

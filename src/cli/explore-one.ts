@@ -32,11 +32,14 @@ export interface Explored {
   readonly exploration: Exploration;
   readonly seconds: number;
   readonly shrunk: Shrunk | undefined;
-  /** It failed, and did not again when it was to be shrunk. */
+  /** It failed, and did not again when it was to be shrunk: {@link LOST}. */
   readonly isLost: boolean;
   /** Where the case was written, shrunk if that was wanted. */
   readonly corpusFile: string | undefined;
 }
+
+/** Why a failure was not shrunk. */
+export const LOST = 'under the recorded schedule it does not fail again';
 
 /** Runs that shrinking may take. */
 const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };

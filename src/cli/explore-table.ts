@@ -5,10 +5,26 @@ import type { Exploration } from '../explore/campaign.js';
 import type { FaultId } from '../runtime/faults.js';
 import type { Scenario } from '../scenario/load.js';
 import { UsageError } from './exit-codes.js';
-import { exploreOne, fileNames, type ExploreOptions } from './explore-one.js';
+import { exploreOne, fileNames, LOST, type ExploreOptions } from './explore-one.js';
 import { ofSeveral } from './progress.js';
 
 const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];
+
+/** A scenario with the historical fault that it names switched on. */
+interface Historical {
+  readonly fault: FaultId;
+  readonly scenario: Scenario;
+}
+
+/** Those that name a fault under `fails-with`, with that fault. @throws UsageError when none does */
+export function withHistory(scenarios: readonly Scenario[]): Historical[] {
+  const wanted = scenarios.flatMap((scenario) => {
+    const fault = historicalFault(scenario);
+    return fault === undefined ? [] : [{ fault, scenario: faulty(scenario) }];
+  });
+  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names a fault under fails-with');
+  return wanted;
+}
 
 /** A row, and the seeds whose failure did not come again under its own schedule. */
 interface Measured {
@@ -18,7 +34,7 @@ interface Measured {
 
 /** Looks for the fault of one scenario with each seed; what is found first is made small. */
 async function rowOf(
-  { fault, scenario }: { readonly fault: FaultId; readonly scenario: Scenario },
+  { fault, scenario }: Historical,
   fileName: string,
   options: ExploreOptions,
   seeds: number,
@@ -101,11 +117,7 @@ export async function incidentTable(
   show: (progress: string) => void,
   signal: AbortSignal,
 ): Promise<IncidentTable> {
-  const wanted = scenarios.flatMap((scenario) => {
-    const fault = historicalFault(scenario);
-    return fault === undefined ? [] : [{ fault, scenario: faulty(scenario) }];
-  });
-  if (wanted.length === 0) throw new UsageError('nothing to explore: no scenario names a fault under fails-with');
+  const wanted = withHistory(scenarios);
   const names = fileNames(wanted.map(({ scenario }) => scenario));
   const rows: IncidentRow[] = [];
   const lost: string[] = [];
@@ -115,8 +127,7 @@ export async function incidentTable(
     // Some of its seeds were not tried.
     if (signal.aborted) break;
     rows.push(measured.row);
-    for (const seed of measured.lost)
-      lost.push(`not shrunk: ${one.scenario.name}, seed ${seed}: under the recorded schedule it does not fail again\n`);
+    for (const seed of measured.lost) lost.push(`not shrunk: ${one.scenario.name}, seed ${seed}: ${LOST}\n`);
   }
   const numberOf = ({ incident }: IncidentRow): number => Number(incident?.slice('IN-'.length) ?? Infinity);
   rows.sort((a, b) => (numberOf(a) === numberOf(b) ? 0 : numberOf(a) - numberOf(b)));

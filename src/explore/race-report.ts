@@ -5,10 +5,12 @@
  */
 import { isHeldBack, TIME, type HeldBack } from '../runtime/deviations.js';
 import { INVARIANTS, type InvariantId } from '../runtime/invariants.js';
+import { many } from '../scenario/units.js';
 import { findRace, type Race, type RaceAccess, type RacePair } from './race.js';
 import {
   callsAt,
   endText,
+  isDeviating,
   isUnexpectedAnswer,
   wordText,
   type Trace,
@@ -92,10 +94,7 @@ function isCalled(candidate: string, hold: string): boolean {
 function scheduleLines(trace: Trace): string[] {
   const choices = trace.steps.flatMap(({ choices: made }) => made);
   const count = trace.omittedChoices + choices.length;
-  const deviations = [
-    ...trace.omittedDeviations,
-    ...choices.filter(({ chosen, default: wanted }) => chosen !== wanted),
-  ];
+  const deviations = [...trace.omittedDeviations, ...choices.filter(isDeviating)];
   if (count === 0) return ['Schedule: no choices', ''];
   const switches = new Set(trace.schedule.filter((one) => !isHeldBack(one)).map(({ at }) => at));
   const holds = trace.schedule.filter(isHeldBack);
@@ -107,7 +106,7 @@ function scheduleLines(trace: Trace): string[] {
   const lines = [
     ...holds.map((held) => {
       const times = deviations.filter((choice) => holdOf(choice) === held).length;
-      const text = `  from choice ${held.at} to ${held.until - 1} task ${held.hold} is held back, ${times} ${times === 1 ? 'time' : 'times'}`;
+      const text = `  from choice ${held.at} to ${held.until - 1} task ${held.hold} is held back, ${many(times, 'time')}`;
       return { at: held.at, text };
     }),
     ...deviations
@@ -117,11 +116,12 @@ function scheduleLines(trace: Trace): string[] {
         return { at, text: `  at choice ${at} ${who} goes on instead of ${of[wanted] ?? ''}` };
       }),
   ];
-  return [
-    `Schedule: ${count} ${count === 1 ? 'choice' : 'choices'}, ${deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`}${lines.length === deviations.length ? '' : `, by ${lines.length} ${lines.length === 1 ? 'switch' : 'switches'}`}`,
-    ...lines.sort((a, b) => a.at - b.at).map(({ text }) => text),
-    '',
-  ];
+  const made = [many(count, 'choice')];
+  made.push(
+    deviations.length === 0 ? 'each the running task' : `${deviations.length} of them another than the running task`,
+  );
+  if (lines.length !== deviations.length) made.push(`by ${many(lines.length, 'switch')}`);
+  return [`Schedule: ${made.join(', ')}`, ...lines.sort((a, b) => a.at - b.at).map(({ text }) => text), ''];
 }
 
 /** The few words on what a step did: how it ended, what it recorded, which locks changed hands, what it wrote. */

@@ -16,6 +16,7 @@ import { isOfChecker } from '../runtime/watch.js';
 import { ObjectNames } from './trace-names.js';
 import {
   applyView,
+  isDeviating,
   isUnexpectedAnswer,
   LOCK_EVENTS,
   type Trace,
@@ -355,7 +356,7 @@ export class TraceRecorder implements SchedulerObserver {
     const gone = oldest?.index ?? -1;
     const choices = oldest?.choices ?? [];
     this.#omittedChoices += choices.length;
-    this.#omittedDeviations.push(...choices.filter(({ chosen, default: wanted }) => chosen !== wanted));
+    this.#omittedDeviations.push(...choices.filter(isDeviating));
     this.#eventStart = oldest?.eventEnd ?? 0;
     for (let view = this.#views[0]; view !== undefined && view.step <= gone; view = this.#views[0]) {
       applyView(this.#start, view);

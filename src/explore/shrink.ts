@@ -11,6 +11,7 @@
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
 import { isHeldBack, TIME, type Deviation, type HeldBack } from '../runtime/deviations.js';
 import { DEFAULT_SEED, isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
+import { fileText } from '../scenario/relocate.js';
 import { InputError } from '../scenario/text.js';
 import { BoundedSearch, isPruned } from './exhaustive.js';
 import { goesOn } from './between-runs.js';
@@ -369,18 +370,19 @@ class Shrinker {
   async #shortenHolds(subject: Subject): Promise<void> {
     for (const [i, one] of this.#of(KERNEL_NODE).entries()) {
       if (!isHeldBack(one)) continue;
-      const tryHold = async (changed: Partial<HeldBack>): Promise<boolean> => {
-        const list = this.#of(KERNEL_NODE).map((other, j) => (j === i ? { ...other, ...changed } : other));
+      const tryHold = async (until: number): Promise<boolean> => {
+        const list = this.#of(KERNEL_NODE).map((other, j) => (j === i ? { ...other, until } : other));
         return await this.#tryDeviations(subject, { [KERNEL_NODE]: list });
       };
       // Behind the end of the run there is nothing to hold back.
-      let enough = Math.min(one.until, (this.attempt?.choices[KERNEL_NODE]?.length ?? one.until) + 1);
+      const end = Math.min(one.until, (this.attempt?.choices[KERNEL_NODE]?.length ?? one.until) + 1);
+      let enough = end;
       for (let less = one.at; enough - less > 1;) {
         const until = (less + enough) >> 1;
-        if (await tryHold({ until })) enough = until;
+        if (await tryHold(until)) enough = until;
         else less = until;
       }
-      await tryHold({ until: enough });
+      if (enough === end && end < one.until) await tryHold(end);
     }
   }
 
@@ -504,7 +506,7 @@ export function withSchedule(text: string, deviations: Deviations, seed: number,
       }
   }
   document.set('fails', signature);
-  return document.toString({ lineWidth: 160 });
+  return fileText(document);
 }
 
 /** The text of a scenario file with the fault it names under `fails-with` switched on in every run. */

@@ -12,7 +12,7 @@ import { givenUpIn, INVARIANTS, type InvariantId, type InvariantReport } from '.
 import type { ScheduleSpec } from '../runtime/node-runtime.js';
 import type { SchedulerObserver } from '../runtime/scheduler.js';
 import { signatureOf } from '../runtime/signature.js';
-import { executeScenario } from '../scenario/execute.js';
+import { executeScenario, verdictOf } from '../scenario/execute.js';
 import type { Scenario } from '../scenario/load.js';
 import { RUN_ENDS } from '../scenario/results.js';
 import { MAIN_NODE } from '../testbed/node.js';
@@ -122,10 +122,9 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
         ({ name }) => inject === undefined || name in INVARIANTS || name === RUN_ENDS,
       );
       const failed = checks.find(({ verdict }) => verdict === 'fail');
-      const isOpen = checks.some(({ verdict }) => verdict === 'inconclusive');
       const message = failed === undefined ? '' : `${failed.name}: ${failed.detail}`;
       return {
-        verdict: failed !== undefined ? 'fail' : isOpen ? 'inconclusive' : 'pass',
+        verdict: verdictOf(checks),
         failure:
           failed === undefined
             ? undefined

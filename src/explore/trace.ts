@@ -54,6 +54,11 @@ export interface TraceChoice {
   readonly default: number;
 }
 
+/** Whether somebody else went on than the default. */
+export function isDeviating({ chosen, default: wanted }: TraceChoice): boolean {
+  return chosen !== wanted;
+}
+
 export interface TraceStep {
   /** Number of the step in the run, from 0. */
   readonly index: number;

@@ -133,7 +133,7 @@ class ProgramRun {
     const { runtime } = machine;
     const { observer, schedule, inject } = this.#options;
     this.#alone(SETUP_TASK, this.#setup());
-    for (const { fault, ...rule } of this.#program.faults) if (fault !== inject?.fault) runtime.faults.arm(fault, rule);
+    for (const { fault, ...rule } of this.#program.faults) runtime.faults.arm(fault, rule);
     this.#options.onMachine?.(machine);
     runtime.useSchedule(schedule);
     const { scheduler } = runtime;
@@ -173,7 +173,7 @@ class ProgramRun {
   *#setup(): Task<void> {
     yield* this.machine.start();
     const { inject } = this.#options;
-    if (inject !== undefined) this.machine.runtime.faults.arm(inject.fault, inject.rule);
+    if (inject !== undefined) this.machine.runtime.faults.hold(inject.fault, inject.rule);
     const first = this.#program.processes[0];
     if (first !== undefined) yield* this.#calls(SETUP_TASK, first.name, this.#program.setup);
   }

@@ -184,7 +184,8 @@ export class Kernel {
       case 'unplug':
         return { result: command.surprise === true ? this.#board.yank(command.bdf) : this.#board.unplug(command.bdf) };
       case 'arm-fault':
-        this.#runtime.faults.arm(command.fault, command.rule);
+        if (command.isHeld === true) this.#runtime.faults.hold(command.fault, command.rule);
+        else this.#runtime.faults.arm(command.fault, command.rule);
         this.#runtime.emit('fault.arm', { fault: command.fault });
         return { result: 0 };
       case 'disarm-fault':

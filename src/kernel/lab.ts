@@ -24,7 +24,8 @@ export type LabCommand =
   | { readonly lab: 'plug'; readonly bdf: string }
   /** `surprise`: the card is gone before anybody is asked. */
   | { readonly lab: 'unplug'; readonly bdf: string; readonly surprise?: boolean }
-  | { readonly lab: 'arm-fault'; readonly fault: FaultId; readonly rule: FaultRule }
+  /** `isHeld`: later commands do not change it. */
+  | { readonly lab: 'arm-fault'; readonly fault: FaultId; readonly rule: FaultRule; readonly isHeld?: boolean }
   | { readonly lab: 'disarm-fault'; readonly fault: FaultId }
   /** Transactions with number >= `from`, oldest first. */
   | { readonly lab: 'transactions'; readonly from: number }

@@ -282,6 +282,8 @@ interface ArmedFault {
 /** The switches of one node. */
 export class FaultSwitches {
   readonly #armed = new Map<FaultId, ArmedFault>();
+  /** Those that stay as they are. */
+  readonly #held = new Set<FaultId>();
   readonly #onStrike: (id: FaultId) => void;
 
   /** `onStrike` is told of every call that a fault strikes. */
@@ -291,7 +293,14 @@ export class FaultSwitches {
 
   /** Switches a fault on (again: starts counting anew). */
   arm(id: FaultId, rule: FaultRule = {}): void {
+    if (this.#held.has(id)) return;
     this.#armed.set(id, { calls: 0, skip: rule.skip ?? 0, count: rule.count ?? Infinity });
+  }
+
+  /** Switches a fault on for whoever injects it: from now on neither {@link arm} nor {@link disarm} changes anything about it. */
+  hold(id: FaultId, rule: FaultRule): void {
+    this.arm(id, rule);
+    this.#held.add(id);
   }
 
   /** How often a switched-on fault could have struck since it was switched on. */
@@ -300,7 +309,7 @@ export class FaultSwitches {
   }
 
   disarm(id: FaultId): void {
-    this.#armed.delete(id);
+    if (!this.#held.has(id)) this.#armed.delete(id);
   }
 
   /** Whether hardware has been broken on purpose: what it does then is what the run is about. */

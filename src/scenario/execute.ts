@@ -102,7 +102,8 @@ function givenUpChecks(invariants: readonly InvariantReport[]): Check[] {
   return rule === undefined ? [] : [{ name: rule.id, verdict: 'inconclusive', detail: rule.why }];
 }
 
-function verdictOf(checks: readonly Check[]): CheckVerdict {
+/** What checks come to together: the worst of them. */
+export function verdictOf(checks: readonly Check[]): CheckVerdict {
   if (checks.some((check) => check.verdict === 'fail')) return 'fail';
   return checks.some((check) => check.verdict === 'inconclusive') ? 'inconclusive' : 'pass';
 }

@@ -28,6 +28,7 @@ import {
   type Expectation,
   type GuestEntry,
   type HostEntry,
+  HOST_FILES,
   type PlainStep,
   type ProcessEntry,
   type ScenarioFile,
@@ -364,8 +365,7 @@ class Checker {
 /** The base of a host entry: a shipped profile or snapshot by name, or a file by a path relative to the scenario's. */
 function baseHost(entry: HostEntry, name: string, file: string): HostDescription | undefined {
   const wanted = 'profile' in entry ? entry.profile : entry.snapshot;
-  const extension = 'profile' in entry ? '.yaml' : '.json';
-  if (extname(wanted) !== extension)
+  if (extname(wanted) !== HOST_FILES['profile' in entry ? 'profile' : 'snapshot'])
     return 'profile' in entry ? shippedProfile(wanted, name) : shippedSnapshot(wanted, name);
   try {
     return readHostFile(join(dirname(file), wanted), name);

@@ -1,9 +1,12 @@
 /** A scenario's text for a file in another directory: what it names by a path relative to its own file is named from there. */
 import { dirname, extname, join, relative } from 'node:path';
-import { isMap, isScalar, parseDocument } from 'yaml';
+import { isMap, isScalar, parseDocument, type Document } from 'yaml';
+import { HOST_FILES } from './schema.js';
 
-/** Keys of a host that may hold a path, and the extension that makes it one. */
-const PATHS = { profile: '.yaml', snapshot: '.json' } as const;
+/** The text of a changed document, in lines as long as those of the files that are shipped. */
+export function fileText(document: Document): string {
+  return document.toString({ lineWidth: 160 });
+}
 
 /** The text of the scenario `file` as it must be in a file of `directory`; unchanged where it names no other file. */
 export function relocated(text: string, file: string, directory: string): string {
@@ -11,12 +14,12 @@ export function relocated(text: string, file: string, directory: string): string
   const hosts = document.get('hosts');
   let isChanged = false;
   for (const { value: host } of isMap(hosts) ? hosts.items : []) {
-    for (const [key, extension] of Object.entries(PATHS)) {
+    for (const [key, extension] of Object.entries(HOST_FILES)) {
       const value = isMap(host) ? host.get(key, true) : undefined;
       if (!isScalar(value) || typeof value.value !== 'string' || extname(value.value) !== extension) continue;
       value.value = relative(directory, join(dirname(file), value.value));
       isChanged = true;
     }
   }
-  return isChanged ? document.toString({ lineWidth: 160 }) : text;
+  return isChanged ? fileText(document) : text;
 }

@@ -239,9 +239,10 @@ export class ScenarioRunner {
     if (this.#inject !== undefined) yield* this.#countLeftovers();
   }
 
+  /** The scenario's own rule for the same fault gives way. */
   *#arm({ fault, node, rule }: Injection): Task<void> {
-    if (node === MAIN_NODE) this.#lab.runtime.faults.arm(fault, rule);
-    else yield* this.#lab.host(node).command({ lab: 'arm-fault', fault, rule });
+    if (node === MAIN_NODE) this.#lab.runtime.faults.hold(fault, rule);
+    else yield* this.#lab.host(node).command({ lab: 'arm-fault', fault, rule, isHeld: true });
   }
 
   /** Everybody leaves, and what is still there is counted. */
@@ -503,7 +504,6 @@ export class ScenarioRunner {
     };
     if (given.link !== undefined) return this.#linkFault(given.link, given.off, rule);
     const id = given.fault;
-    if (id !== undefined && this.#isInjected(id, isOfMain(id) ? MAIN_NODE : given.host)) return ok(`${id} as injected`);
     if (id !== undefined && isOfMain(id)) {
       const { faults } = this.#lab.runtime;
       if (given.off) faults.disarm(id);
@@ -519,11 +519,6 @@ export class ScenarioRunner {
     return ok(`${id} ${given.off ? 'off' : 'on'} in ${given.host}`);
   }
 
-  /** Whether a switch is in the hands of whoever injects: the scenario's own rule for it gives way. */
-  #isInjected(fault: FaultId, node: string | undefined): boolean {
-    return this.#inject?.fault === fault && this.#inject.node === node;
-  }
-
   /** A link goes down at once; with `skip` or `count` the next sends of every link are counted instead. */
   #linkFault(
     ends: readonly [string, string],
@@ -532,14 +527,12 @@ export class ScenarioRunner {
   ): StepResult {
     const name = ends.join('-');
     const links = [this.#lab.link(ends[0], ends[1]), this.#lab.link(ends[1], ends[0])];
-    const isInjected = this.#isInjected('link.lost', MAIN_NODE);
     if (isOff) {
-      if (!isInjected) this.#lab.runtime.faults.disarm('link.lost');
+      this.#lab.runtime.faults.disarm('link.lost');
       for (const link of links) if (link?.isDown === true) link.repair();
       return ok(`link ${name} is up`);
     }
     if (rule.skip !== undefined || rule.count !== undefined) {
-      if (isInjected) return ok('link.lost as injected');
       this.#lab.runtime.faults.arm('link.lost', rule);
       return ok(`link ${name} will be lost`);
     }

@@ -373,6 +373,10 @@ export const scenarioFile = z.strictObject({
 
 export type ScenarioFile = z.output<typeof scenarioFile>;
 export type HostEntry = z.output<typeof host>;
+
+/** What a host is based on: a shipped description by name, or with this extension a file by a path relative to the scenario's. */
+export const HOST_FILES = { profile: '.yaml', snapshot: '.json' } as const;
+
 export type GuestEntry = z.output<typeof guest>;
 export type ProcessEntry = z.output<typeof process>;
 export type Step = z.output<typeof step>;

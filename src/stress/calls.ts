@@ -17,6 +17,7 @@
  * answer goes on for ever, and a MAP that failed before it was told a place may have been anywhere. What a MAP shows is one area, while a COPY may be several, one
  * beside the other. A call that could not have inserted anything (EEXIST, ENOENT) excuses nobody.
  */
+import { many } from '../scenario/units.js';
 import { EBUSY, EEXIST, ENOENT, errnoText } from '../uapi/errno.js';
 import { OP, PENDING, type HistoryCursor } from './history.js';
 import type { Complain } from './alarms.js';
@@ -214,12 +215,8 @@ export class Calls {
   }
 
   #wrong({ op, page, pages, result }: Call, why: string): void {
-    const answer = result < 0 ? errnoText(-result) : op === OP.UNMAP ? `${result} pages` : 'success';
-    this.#complain(
-      'answer',
-      page,
-      `${NAMES.get(op) ?? op} of ${pages} ${pages === 1 ? 'page' : 'pages'} answered ${answer} ${why}`,
-    );
+    const answer = result < 0 ? errnoText(-result) : op === OP.UNMAP ? many(result, 'page') : 'success';
+    this.#complain('answer', page, `${NAMES.get(op) ?? op} of ${many(pages, 'page')} answered ${answer} ${why}`);
   }
 }
 

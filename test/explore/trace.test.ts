@@ -169,9 +169,10 @@ ${pair.repeat(400)}  b:
         { at: 6, to: 'a' },
       ],
     } as const;
-    const { trace: long, raceText: told } = explained(loadScenario('long.yaml', text), schedule);
+    const scenario = loadScenario('long.yaml', text);
+    const { trace: long, raceText: told } = explained(scenario, schedule);
     expect(long.omittedSteps).toBeGreaterThan(0);
-    const { program } = loadScenario('long.yaml', text).kernelOnly ?? {};
+    const { program } = scenario.kernelOnly ?? {};
     if (program === undefined) throw new Error('kernel-only');
     const { choices } = runProgram(program, { seed: 1, schedule });
     expect(told).toContain(`Schedule: ${choices.length} choices, 2 of them another than the running task`);
@@ -239,7 +240,7 @@ ${pair.repeat(400)}  b:
   test('has a line for a failure that is in no step', () => {
     const { trace: lost, raceText: teardown } = corpusFailure('lost-event');
     expect(lost.end?.place).toBe('teardown');
-    expect(teardown).toMatch(/^ +X +\d+ (· )+ \(teardown\) +FAILS$/m);
+    expect(teardown).toMatch(/^ {7}X +\d+ · · {2}\(teardown\) {21}FAILS$/m);
     const failing = inOrder(`${MOCK}  - unmap: { iova: 0x1000000 }\ntasks: { a: [ { map: { length: 4 KiB } } ] }\n`);
     expect(failing.raceText).toContain('BUG: failure in setup\n');
     expect(failing.raceText).toMatch(/^ +X {2}\(setup\) {2}FAILS$/m);

@@ -193,12 +193,12 @@ describe('answers', () => {
     unmap();
     call(client, OP.UNMAP, PAGE, 4, 0);
     map();
-    call(client, OP.COPY, PAGE + 16, 4, 0, () => enter(PAGE + 16, 4, FRAME, ALL, client));
+    call(client, OP.COPY, PAGE + 16, 4, 0, () => enter(PAGE + 16));
     call(client, OP.MAP, PAGE, 4, -EFAULT);
     expect(found()).toEqual([]);
     call(client, OP.UNMAP, PAGE - 1, 64, 8, () => {
-      leave(PAGE, 4, client);
-      leave(PAGE + 16, 4, client);
+      leave();
+      leave(PAGE + 16);
     });
     expect(found()).toEqual([]);
   });
@@ -224,10 +224,10 @@ describe('answers', () => {
 
   test('an unmap that counts other pages than it took out, or takes some that it was not given', () => {
     map();
-    call(client, OP.UNMAP, PAGE, 4, 3, () => leave(PAGE, 4, client));
+    call(client, OP.UNMAP, PAGE, 4, 3, () => leave());
     expect(found()).toEqual(['answer']);
     map();
-    call(client, OP.UNMAP, PAGE + 8, 4, 4, () => leave(PAGE, 4, client));
+    call(client, OP.UNMAP, PAGE + 8, 4, 4, () => leave());
     expect(found()).toEqual(['answer']);
   });
 
@@ -239,24 +239,24 @@ describe('answers', () => {
   test('a map that shows nothing, or not all, or elsewhere, or takes it out again', () => {
     call(client, OP.MAP, PAGE, 4, 0);
     expect(found()).toEqual(['answer']);
-    call(client, OP.MAP, PAGE, 4, 0, () => enter(PAGE, 3, FRAME, ALL, client));
+    call(client, OP.MAP, PAGE, 4, 0, () => enter(PAGE, 3));
     expect(found()).toEqual(['answer']);
-    call(client, OP.MAP, PAGE + 16, 4, 0, () => enter(PAGE + 32, 4, FRAME, ALL, client));
+    call(client, OP.MAP, PAGE + 16, 4, 0, () => enter(PAGE + 32));
     expect(found()).toEqual(['answer']);
     call(client, OP.MAP, PAGE + 64, 4, 0, () => {
-      enter(PAGE + 64, 4, FRAME, ALL, client);
-      leave(PAGE + 64, 4, client);
+      enter(PAGE + 64);
+      leave(PAGE + 64);
     });
     expect(found()).toEqual(['answer']);
   });
 
   test('a map that fails leaves nothing', () => {
     call(client, OP.MAP, PAGE, 4, -ENOMEM, () => {
-      enter(PAGE, 4, FRAME, ALL, client);
-      leave(PAGE, 4, client);
+      enter();
+      leave();
     });
     expect(found()).toEqual([]);
-    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => enter(PAGE, 4, FRAME, ALL, client));
+    call(client, OP.MAP, PAGE, 4, -ENOMEM, () => enter());
     expect(found()).toEqual(['answer']);
   });
 
@@ -269,7 +269,7 @@ describe('answers', () => {
     call(other, OP.MAP, PAGE + 4, 4, -EEXIST);
     expect(found()).toEqual(['answer']);
     const unmapping = client.begin(OP.UNMAP, PAGE, 4);
-    leave(PAGE, 4, client);
+    leave();
     call(other, OP.MAP, PAGE, 4, -EEXIST);
     client.end(unmapping, 4);
     expect(found()).toEqual([]);
@@ -293,13 +293,13 @@ describe('answers', () => {
     call(other, OP.UNMAP, PAGE, 4, -EBUSY);
     expect(found()).toEqual(['answer']);
     const unmapping = client.begin(OP.UNMAP, PAGE, 4);
-    leave(PAGE, 4, client);
+    leave();
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
     client.end(unmapping, 4);
     expect(found()).toEqual([]);
     const mapping = client.begin(OP.MAP, PAGE, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE + 2, 8, -EBUSY);
-    enter(PAGE, 4, FRAME, ALL, client);
+    enter();
     client.end(mapping, 0);
     expect(found()).toEqual([]);
     client.begin(OP.UNMAP, PAGE, 4);
@@ -309,7 +309,7 @@ describe('answers', () => {
 
   test('EBUSY is not explained by what the unmap took out itself', () => {
     map();
-    call(client, OP.UNMAP, PAGE, 16, -EBUSY, () => leave(PAGE, 4, client));
+    call(client, OP.UNMAP, PAGE, 16, -EBUSY, () => leave());
     expect(found()).toEqual(['answer']);
   });
 
@@ -317,7 +317,7 @@ describe('answers', () => {
     map();
     const mapping = client.begin(OP.MAP, PAGE + 8, 4, -1, ALL);
     call(other, OP.UNMAP, PAGE, 16, -EBUSY);
-    enter(PAGE + 8, 4, FRAME, ALL, client);
+    enter(PAGE + 8);
     client.end(mapping, 0);
     expect(found()).toEqual(['answer']);
     call(other, OP.UNMAP, PAGE, 10, -ENOENT);
@@ -338,7 +338,7 @@ describe('answers', () => {
   test('ENOENT of an unmap is explained by an area that came where it had taken one out, and reaches beyond', () => {
     map();
     call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
-      leave(PAGE, 4, client);
+      leave();
       map(PAGE, 8, other);
     });
     expect(found()).toEqual([]);
@@ -346,7 +346,7 @@ describe('answers', () => {
     unmap(PAGE, 8, other);
     map();
     call(client, OP.UNMAP, PAGE, 8, -ENOENT, () => {
-      leave(PAGE, 4, client);
+      leave();
       map(PAGE + 4, 4, other);
     });
     expect(found()).toEqual(['answer']);
@@ -354,8 +354,8 @@ describe('answers', () => {
 
   test('an area of several runs is one', () => {
     call(client, OP.MAP, PAGE, 4, 0, () => {
-      enter(PAGE, 2, FRAME, ALL, client);
-      enter(PAGE + 2, 2, FRAME + 64, ALL, client);
+      enter(PAGE, 2);
+      enter(PAGE + 2, 2, FRAME + 64);
     });
     call(other, OP.UNMAP, PAGE, 2, -ENOENT);
     expect(found()).toEqual([]);
@@ -391,8 +391,8 @@ describe('answers', () => {
 
   test('the area of a client that died before it was told its place may be any', () => {
     client.begin(OP.MAP, -1, 8, -1, ALL);
-    enter(PAGE, 4, FRAME, ALL, client);
-    enter(PAGE + 4, 4, FRAME + 64, ALL, client);
+    enter();
+    enter(PAGE + 4, 4, FRAME + 64);
     call(other, OP.UNMAP, PAGE, 4, -ENOENT);
     call(other, OP.UNMAP, PAGE + 4, 4, -EBUSY);
     expect(found()).toEqual([]);

@@ -6,11 +6,11 @@
  */
 import { useEffect, useMemo, useState } from 'preact/hooks';
 import { endText, wordText } from '../../explore/trace.js';
+import { many } from '../../scenario/units.js';
 import type { SchedulePageData } from './data.js';
 import { Details } from './details.js';
 import { Lanes, wantedWidth } from './lanes.js';
 import { arrowsOf, holdBars, isDeviation, lanesOf, lastAt, rowAt, rowsOf } from './model.js';
-import { countText } from './tables.js';
 
 /** Steps that Page Up and Page Down go. */
 const PAGE_STEPS = 20;
@@ -96,8 +96,8 @@ export function App({ data }: { readonly data: SchedulePageData }) {
         {rule !== '' && <p class="note">The rule: {rule}.</p>}
         {trace.omittedSteps > 0 && (
           <p class="note">
-            {countText(trace.omittedSteps, 'step')} before the first one here {trace.omittedSteps === 1 ? 'is' : 'are'}{' '}
-            left out; the machine is drawn as it was after them.
+            {many(trace.omittedSteps, 'step')} before the first one here {trace.omittedSteps === 1 ? 'is' : 'are'} left
+            out; the machine is drawn as it was after them.
           </p>
         )}
       </header>
@@ -129,11 +129,10 @@ export function App({ data }: { readonly data: SchedulePageData }) {
           </button>
         </span>
         <span class="note">
-          {rows.filter((at) => at < trace.steps.length).length} of {countText(trace.steps.length, 'step')}, {deviations}{' '}
+          {rows.filter((at) => at < trace.steps.length).length} of {many(trace.steps.length, 'step')}, {deviations}{' '}
           <span class="deviation">◆</span> with a choice that is not the default
-          {trace.schedule.length > 0 &&
-            `, by ${trace.schedule.length} ${trace.schedule.length === 1 ? 'switch' : 'switches'}`}
-          ; keys: arrows, Page, Home, End, d
+          {trace.schedule.length > 0 && `, by ${many(trace.schedule.length, 'switch')}`}; keys: arrows, Page, Home, End,
+          d
         </span>
         <span class="filters">
           {lanes

@@ -2,9 +2,10 @@
 import { useMemo } from 'preact/hooks';
 import type { Race } from '../../explore/race.js';
 import { endText, viewAt, wordText, type Trace, type TraceAccess, type TraceStep } from '../../explore/trace.js';
+import { many } from '../../scenario/units.js';
 import { lockColour } from './lanes.js';
 import { callsText, lockTags, statesAt, touch, type Lane } from './model.js';
-import { countText, drawnParts, type DrawnPart } from './tables.js';
+import { drawnParts, type DrawnPart } from './tables.js';
 
 interface DetailsProps {
   readonly trace: Trace;
@@ -211,7 +212,7 @@ function Accesses({ step, trace, word, onWord }: DetailsProps & { readonly step:
                 <button type="button" class="word" aria-pressed={index === word} onClick={() => onWord(index)}>
                   {wordText(trace.words[index] ?? { object: '', field: '' })}
                 </button>
-                {pages > 1 && <span class="note"> and {countText(pages - 1, 'more page')}</span>}
+                {pages > 1 && <span class="note"> and {many(pages - 1, 'more page')}</span>}
               </td>
               <td>{before === after ? before : `${before ?? '∅'} → ${after ?? '∅'}`}</td>
               <td class="note">

@@ -5,7 +5,7 @@
  * steps has a row of its own after them; its `at` is the number of steps.
  */
 import { sectionsOf, type Section } from '../../explore/race.js';
-import { callsAt, type AccessKind, type Trace, type TraceStep } from '../../explore/trace.js';
+import { callsAt, isDeviating, type AccessKind, type Trace, type TraceStep } from '../../explore/trace.js';
 
 /** A column of the drawing. */
 export interface Lane {
@@ -195,5 +195,5 @@ export function rowAt(rows: readonly number[], at: number): number {
 
 /** Whether a step was not what would have gone on by itself. */
 export function isDeviation({ choices }: TraceStep): boolean {
-  return choices.some(({ chosen, default: wanted }) => chosen !== wanted);
+  return choices.some(isDeviating);
 }

@@ -1,5 +1,6 @@
 /** Parts of a machine as rows of text, and what changed from one look to the next. */
 import type { MachineView, PartView } from '../../host/view.js';
+import { many } from '../../scenario/units.js';
 
 export interface Row {
   readonly key: string;
@@ -20,11 +21,6 @@ export interface DrawnPart {
   readonly columns: readonly string[];
   readonly rows: readonly DrawnRow[];
   readonly isChanged: boolean;
-}
-
-/** `1 page`, `2 pages`. */
-export function countText(count: number, one: string): string {
-  return `${count} ${count === 1 ? one : `${one}s`}`;
 }
 
 function rangeText(start: string, lengthBytes: number): string {
@@ -63,7 +59,7 @@ function rowsOf(part: PartView | undefined, view: MachineView): Row[] {
       return [
         ...part.areas.map(({ iova, lengthBytes, state, pins, accesses }) => ({
           key: `area ${iova}`,
-          cells: [rangeText(iova, lengthBytes), state, pins === 0 ? '–' : countText(pins, 'page'), String(accesses)],
+          cells: [rangeText(iova, lengthBytes), state, pins === 0 ? '–' : many(pins, 'page'), String(accesses)],
         })),
         ...part.reserved.map(([start, last]) => ({
           key: `reserved ${start}`,
