@@ -6,8 +6,8 @@
  * buffers and lets everybody go on. A violation ends the run at the next such moment.
  *
  * A thread that dies is noticed by its worker's end. Only a death that was ordered (`StressOptions.kills`) is dealt with as one (after-death.ts); a thread that ends otherwise, by an error
- * or without a word, ends the run as a violation. A run in which nothing moves for {@link STUCK_MS} is ended, too, and reported
- * as stuck: a kernel that hangs is not a run that hangs.
+ * or without a word, ends the run as a violation. A run in which no client moves for {@link STUCK_MS} is ended, too, and reported
+ * as stuck, whatever devices do meanwhile: a kernel that hangs is not a run that hangs.
  *
  * Main never blocks on what threads hold: it looks at their words every few milliseconds. The wall clock decides when to look, when to
  * stop and what the figures are, never what is found.
@@ -44,7 +44,7 @@ import { errnoText } from '../uapi/errno.js';
 
 /** How often main looks at its threads. */
 const LOOK_MS = 2;
-/** Nothing moving for so long is a hang. */
+/** No client moving for so long is a hang. */
 const STUCK_MS = 15_000;
 /** A client that is killed at a random moment lives for so much longer, at most, than it was given. */
 const KILL_SPREAD_MS = 10;
@@ -65,6 +65,7 @@ interface Running {
 class Supervisor {
   readonly #options: StressOptions;
   readonly #entry: URL;
+  readonly #stuckLooks: number;
   readonly #arena: Arena;
   readonly #layout: StressLayout;
   readonly #words: Int32Array<SharedArrayBuffer>;
@@ -85,9 +86,10 @@ class Supervisor {
   #operations = 0;
   #signal: AbortSignal | undefined;
 
-  constructor(options: StressOptions, worker: URL) {
+  constructor(options: StressOptions, worker: URL, stuckMs: number) {
     this.#options = options;
     this.#entry = worker;
+    this.#stuckLooks = stuckMs / LOOK_MS;
     const { arena, layout } = buildLayout(options);
     this.#arena = arena;
     this.#layout = layout;
@@ -265,9 +267,9 @@ class Supervisor {
       // When no client runs any more nobody else asks the devices to stand.
       const clients = this.#running.filter(({ isClient }) => isClient);
       if (endMs !== Infinity && clients.every(isStanding)) this.#wake(WORDS.pause, 1);
-      const done = this.#done(this.#running);
+      const done = this.#done(clients.every(isStanding) ? this.#running : clients);
       if (done !== still.done) still = { looks: 0, done };
-      else if (++still.looks * LOOK_MS > STUCK_MS) {
+      else if (++still.looks > this.#stuckLooks) {
         this.#stuck();
         return false;
       }
@@ -291,13 +293,13 @@ class Supervisor {
     const where = this.#running
       .filter(({ isGone }) => !isGone)
       .map(({ thread }) => `thread ${thread} in state ${this.#stateOf(thread)}`);
-    this.#giveUp('stuck', `nothing has moved for ${STUCK_MS} ms: ${where.join(', ')}`);
+    this.#giveUp('stuck', `no client has moved for ${this.#stuckLooks * LOOK_MS} ms: ${where.join(', ')}`);
   }
 
   /** Waits for every worker's end; those that do not come to one are terminated. */
   async #untilGone(): Promise<void> {
     for (let looks = 0; this.#running.some(({ isGone }) => !isGone); looks++) {
-      if (looks * LOOK_MS > STUCK_MS) {
+      if (looks > this.#stuckLooks) {
         this.#stuck();
         return;
       }
@@ -394,10 +396,13 @@ export interface StressSurroundings {
   readonly worker?: URL;
   /** Ends the run early. */
   readonly signal?: AbortSignal;
+  /** How long clients that do not move are waited for, in milliseconds. */
+  readonly stuckMs?: number;
 }
 
 /** Runs stress as the options say. */
 export async function runStress(options: StressOptions, around: StressSurroundings = {}): Promise<StressReport> {
-  const { tell = () => undefined, worker = new URL('../../workers/stress.js', import.meta.url) } = around;
-  return await new Supervisor(options, worker).run(tell, around.signal);
+  const { tell = () => undefined, stuckMs = STUCK_MS, signal } = around;
+  const { worker = new URL('../../workers/stress.js', import.meta.url) } = around;
+  return await new Supervisor(options, worker, stuckMs).run(tell, signal);
 }

@@ -1,30 +1,47 @@
 /**
- * Worker entry of runs in which kernel code fails in the middle of an operation of client 0: by an error, of which main hears late, or
- * (runs with an even seed) without a word.
+ * Worker entry of runs in which a thread breaks by itself; `IOVADUCT_BREAKS` in the environment says which one, and how.
+ *
+ * `client-throws`: client 0, by an error in the middle of a map, of which main hears late; `client-goes`: there, without a word;
+ * `client-hangs`: there, for ever. `device-throws`, `device-goes`: device 0, at a translation.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
 import { InvariantError } from '../../src/runtime/task.js';
+import { DeviceWalker } from '../../src/stress/device-walker.js';
 import { runThread } from '../../src/stress/run-thread.js';
-import { clientThread, type ThreadSpec } from '../../src/stress/spec.js';
+import { clientThread, deviceThreads, type ThreadSpec } from '../../src/stress/spec.js';
 
-const MAPS_BEFORE = 20;
+const CALLS_BEFORE = 20;
 /** Several times as long as main needs to look at its threads. */
 const LATE_MS = 60;
 
 const spec = workerData as ThreadSpec;
 const nowhere = new Int32Array(new SharedArrayBuffer(4));
+const [who, what] = (process.env['IOVADUCT_BREAKS'] ?? '').split('-');
+let calls = 0;
 
-if (spec.thread === clientThread(0)) {
+function breaks(place: string): void {
+  if (++calls <= CALLS_BEFORE) return;
+  if (what === 'goes') process.exit(0);
+  if (what === 'hangs') Atomics.wait(nowhere, 0, 0);
+  throw new InvariantError(`planted in the middle of a ${place}`);
+}
+
+if (who === 'client' && spec.thread === clientThread(0)) {
   // eslint-disable-next-line @typescript-eslint/unbound-method -- called with its object below
   const { map_pages } = IoPageTable.prototype;
-  let maps = 0;
   IoPageTable.prototype.map_pages = function* (...call) {
-    if (++maps > MAPS_BEFORE) {
-      if (spec.options.seed % 2 === 0) process.exit(0);
-      throw new InvariantError('planted in the middle of a map');
-    }
+    breaks('map');
     return yield* map_pages.apply(this, call);
+  };
+}
+
+if (who === 'device' && spec.thread === deviceThreads(spec.options)[0]) {
+  // eslint-disable-next-line @typescript-eslint/unbound-method -- called with its object below
+  const { takeReadFreed } = DeviceWalker.prototype;
+  DeviceWalker.prototype.takeReadFreed = function () {
+    breaks('translation');
+    return takeReadFreed.call(this);
   };
 }
 

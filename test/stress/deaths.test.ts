@@ -2,7 +2,7 @@
  * Clients that die in the middle of an operation: what they left is taken back, or the address space is given up; the run ends
  * with a report either way, and no check complains. A death that nobody ordered is a bug of the kernel, whatever it left.
  */
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { EOWNERDEAD } from '../../src/uapi/errno.js';
 import { DEFAULT_OPTIONS, type StressOptions } from '../../src/stress/options.js';
 import { runStress } from './run.js';
@@ -71,10 +71,19 @@ test('two deaths, one after the other', async () => {
 });
 
 describe('a death that nobody ordered', () => {
-  const breaking = new URL('../../dist/test/stress/breaking-worker.js', import.meta.url);
+  const entry = new URL('../../dist/test/stress/breaking-worker.js', import.meta.url);
+  /** The entry of workers that start from now on. */
+  const breaking = (how: string): URL => {
+    vi.stubEnv('IOVADUCT_BREAKS', how);
+    return entry;
+  };
+
+  afterEach(() => {
+    vi.unstubAllEnvs();
+  });
 
   test('of an error is told as a bug of the kernel, however late the thread says so', async () => {
-    const report = await runStress(SHORT, breaking);
+    const report = await runStress(SHORT, breaking('client-throws'));
     expect(report.verdict).toBe('violated');
     expect(report.violations[0]).toMatchObject({ kind: 'kernel-bug' });
     expect(report.violations[0]?.detail).toContain('client 0: InvariantError: planted in the middle of a map');
@@ -83,14 +92,24 @@ describe('a death that nobody ordered', () => {
 
   test('is never told as one that was, although the client was to die later', async () => {
     const kills = [{ at: 'gate' as const, client: 0, gate: 'iommufd:map-inserted', pass: 1_000_000 }];
-    const report = await runStress({ ...SHORT, kills }, breaking);
+    const report = await runStress({ ...SHORT, kills }, breaking('client-throws'));
     expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'kernel-bug']);
   });
 
-  test('without a word is a bug of the kernel', async () => {
-    const report = await runStress({ ...SHORT, seed: 2 }, breaking);
-    expect(report.verdict).toBe('violated');
-    expect(report.violations[0]).toMatchObject({ kind: 'kernel-bug' });
-    expect(report.violations[0]?.detail).toContain('client 0 ended without a word');
+  test.each([
+    ['client-goes', 'kernel-bug', 'client 0 ended without a word'],
+    ['device-throws', 'kernel-bug', 'device 0: InvariantError: planted in the middle of a translation'],
+    ['device-goes', 'device-died', 'device 0 died'],
+  ])('%s: ends the run, as %s', async (how, kind, detail) => {
+    const report = await runStress(SHORT, breaking(how));
+    expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', kind]);
+    expect(report.violations[0]?.detail).toContain(detail);
+  });
+
+  test('a client that stands still for ever is told as stuck, although devices go on', async () => {
+    const report = await runStress(SHORT, breaking('client-hangs'), { stuckMs: 2000 });
+    expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'stuck']);
+    expect(report.violations[0]?.detail).toMatch(/^no client has moved for 2000 ms: thread 2 in state \d+/);
+    expect(report.counts.dmas).toBeGreaterThan(0);
   });
 });
