@@ -6,8 +6,8 @@
  * buffers and lets everybody go on. A violation ends the run at the next such moment.
  *
  * A thread that dies is noticed by its worker's end. Only a death that was ordered (`StressOptions.kills`) is dealt with as one (after-death.ts); a thread that ends otherwise, by an error
- * or without a word, ends the run as a violation. A run in which no client moves for {@link STUCK_MS} is ended, too, and reported
- * as stuck, whatever devices do meanwhile: a kernel that hangs is not a run that hangs.
+ * or without a word, ends the run as a violation. A run in which no client moves for {@link STUCK_MS}, or devices do not stand still
+ * after the clients, is ended, too, and reported as stuck: a kernel that hangs is not a run that hangs.
  *
  * Main never blocks on what threads hold: it looks at their words every few milliseconds. The wall clock decides when to look, when to
  * stop and what the figures are, never what is found.
@@ -44,7 +44,7 @@ import { errnoText } from '../uapi/errno.js';
 
 /** How often main looks at its threads. */
 const LOOK_MS = 2;
-/** No client moving for so long is a hang. */
+/** Nobody getting on for so long is a hang. */
 const STUCK_MS = 15_000;
 /** A client that is killed at a random moment lives for so much longer, at most, than it was given. */
 const KILL_SPREAD_MS = 10;
@@ -82,6 +82,7 @@ class Supervisor {
   readonly #gaveUp = new Map<number, number>();
   #window: ExposureWindow = { ...NO_WINDOW };
   #segments = 0;
+  #isStuck = false;
   #runningMs = 0;
   #operations = 0;
   #signal: AbortSignal | undefined;
@@ -247,7 +248,7 @@ class Supervisor {
    */
   async #untilStanding(endMs: number, runsSince: number): Promise<boolean> {
     // Looks and not seconds are counted: while this process is stopped nobody can move.
-    let still = { looks: 0, done: -1 };
+    let still = { looks: 0, done: NaN };
     const kills = this.#options.kills.flatMap((kill) => (kill.at === 'time' ? [kill] : []));
     const random = new RandomStream(this.#options.seed, 'stress/kills');
     const killMs = kills.map(({ afterMs }) => runsSince + afterMs + random.below(KILL_SPREAD_MS * 1000) / 1000);
@@ -267,10 +268,12 @@ class Supervisor {
       // When no client runs any more nobody else asks the devices to stand.
       const clients = this.#running.filter(({ isClient }) => isClient);
       if (endMs !== Infinity && clients.every(isStanding)) this.#wake(WORDS.pause, 1);
-      const done = this.#done(clients.every(isStanding) ? this.#running : clients);
+      // When clients stand it is the others' turn to stand, too: what devices do meanwhile is no progress.
+      const standing = this.#running.filter(isStanding).length;
+      const done = clients.every(isStanding) ? -1 - standing : this.#done(clients);
       if (done !== still.done) still = { looks: 0, done };
       else if (++still.looks > this.#stuckLooks) {
-        this.#stuck();
+        this.#stuck(clients.every(isStanding) ? 'not every device stands still' : 'no client has moved');
         return false;
       }
     }
@@ -289,18 +292,20 @@ class Supervisor {
     void running.worker.terminate();
   }
 
-  #stuck(): void {
+  #stuck(what: string): void {
     const where = this.#running
       .filter(({ isGone }) => !isGone)
       .map(({ thread }) => `thread ${thread} in state ${this.#stateOf(thread)}`);
-    this.#giveUp('stuck', `no client has moved for ${this.#stuckLooks * LOOK_MS} ms: ${where.join(', ')}`);
+    this.#isStuck = true;
+    this.#giveUp('stuck', `${what} for ${this.#stuckLooks * LOOK_MS} ms: ${where.join(', ')}`);
   }
 
-  /** Waits for every worker's end; those that do not come to one are terminated. */
+  /** Waits for every worker's end; those that do not come to one are terminated, as all are where one hangs already. */
   async #untilGone(): Promise<void> {
+    if (this.#isStuck) return;
     for (let looks = 0; this.#running.some(({ isGone }) => !isGone); looks++) {
       if (looks > this.#stuckLooks) {
-        this.#stuck();
+        this.#stuck('not every thread has ended');
         return;
       }
       this.#killDoomed();
@@ -396,7 +401,7 @@ export interface StressSurroundings {
   readonly worker?: URL;
   /** Ends the run early. */
   readonly signal?: AbortSignal;
-  /** How long clients that do not move are waited for, in milliseconds. */
+  /** How long threads that do not get on are waited for, in milliseconds. */
   readonly stuckMs?: number;
 }
 

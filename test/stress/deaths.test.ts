@@ -5,6 +5,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { EOWNERDEAD } from '../../src/uapi/errno.js';
 import { DEFAULT_OPTIONS, type StressOptions } from '../../src/stress/options.js';
+import { STATE } from '../../src/stress/spec.js';
 import { runStress } from './run.js';
 
 const SHORT: StressOptions = { ...DEFAULT_OPTIONS, seconds: 90, operations: 300, devices: 1 };
@@ -109,7 +110,20 @@ describe('a death that nobody ordered', () => {
   test('a client that stands still for ever is told as stuck, although devices go on', async () => {
     const report = await runStress(SHORT, breaking('client-hangs'), { stuckMs: 2000 });
     expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'stuck']);
-    expect(report.violations[0]?.detail).toMatch(/^no client has moved for 2000 ms: thread 2 in state \d+/);
+    expect(report.violations.map(({ detail }) => detail)).toEqual([
+      expect.stringMatching(/^no client has moved for 2000 ms: thread 2 in state \d+/),
+    ]);
     expect(report.counts.dmas).toBeGreaterThan(0);
+  });
+
+  test.each([
+    // The clients wait for its invalidations.
+    ['device-hangs', 'no client has moved'],
+    ['device-runs', 'not every device stands still'],
+  ])('%s: is told once, as stuck', async (how, what) => {
+    const report = await runStress(SHORT, breaking(how), { stuckMs: 2000 });
+    expect(report.violations.map(({ kind, detail }) => `${kind}: ${detail}`)).toEqual([
+      expect.stringMatching(`^stuck: ${what} for 2000 ms: .*thread 4 in state ${STATE.running}`),
+    ]);
   });
 });
