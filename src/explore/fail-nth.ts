@@ -31,8 +31,8 @@ export interface Injected {
   readonly calls: number;
   /** The first run that broke a rule; without `nth` it was the one in which nothing failed. */
   readonly failure: (AttemptFailure & { readonly nth?: number }) | undefined;
-  /** Runs that did not come to an end. Where the one in which nothing failed did not, no call failed at all. */
-  readonly inconclusive: number;
+  /** Runs that were ended at the scenario's time limit. Where the one in which nothing failed was, no call failed at all. */
+  readonly unfinished: number;
 }
 
 /** What a sweep came to. */
@@ -51,11 +51,14 @@ function isOfDeafDevice(fault: FaultId, { failure }: Attempt): boolean {
   return fault === 'device.atc-timeout' && failure?.id === 'INV-3' && failure.message.includes('a device reached');
 }
 
-/** More is left than a run leaves in which nothing failed. */
+/** What is left beyond what a run leaves in which nothing failed. */
 function leakOf({ leftover }: Attempt, clean: Attempt): AttemptFailure | undefined {
-  const kept = Object.entries(leftover).filter(([what, count]) => count > (clean.leftover[what] ?? 0));
+  const kept = Object.entries(leftover).flatMap(([what, count]) => {
+    const more = count - (clean.leftover[what] ?? 0);
+    return more > 0 ? [`${more} ${what}`] : [];
+  });
   if (kept.length === 0) return undefined;
-  const message = `objects: left behind: ${kept.map(([what, count]) => `${count} ${what}`).join(', ')}`;
+  const message = `objects: left behind: ${kept.join(', ')}`;
   return { signature: 'objects: left behind', id: 'objects', message, task: '-' };
 }
 
@@ -88,23 +91,23 @@ export async function failNth(
       const clean = await once(Number.MAX_SAFE_INTEGER);
       let calls = 0;
       let failure: Injected['failure'] = clean.failure;
-      let inconclusive = clean.verdict === 'inconclusive' ? 1 : 0;
-      const isJudged = clean.verdict === 'pass';
-      while (isJudged && calls < MAX_CALLS && failure === undefined && (await goesOn(signal))) {
+      let unfinished = clean.isUnfinished ? 1 : 0;
+      const isSwept = clean.failure === undefined && !clean.isUnfinished;
+      while (isSwept && calls < MAX_CALLS && failure === undefined && (await goesOn(signal))) {
         const attempt = await once(calls);
         onProgress?.(++runs);
         for (const report of attempt.invariants) ledger.add(report);
         if (!attempt.lines.some((line) => isStrike(line, fault, node))) break;
-        if (attempt.verdict === 'inconclusive') inconclusive++;
+        if (attempt.isUnfinished) unfinished++;
         else {
           const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
           if (broken !== undefined) failure = { ...broken, nth: calls };
         }
         calls++;
       }
-      injected.push({ fault, node, calls, failure, inconclusive });
-      // It is the scenario that fails, whatever is injected.
-      if (clean.failure !== undefined) return { injected, isInterrupted: false, invariants: ledger.report() };
+      injected.push({ fault, node, calls, failure, unfinished });
+      // It is the scenario's own, whatever is injected.
+      if (!isSwept) return { injected, isInterrupted: false, invariants: ledger.report() };
     }
   }
   return { injected, isInterrupted: signal?.aborted === true, invariants: ledger.report() };

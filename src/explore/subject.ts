@@ -30,6 +30,8 @@ export interface AttemptFailure {
 export interface Attempt {
   readonly verdict: 'pass' | 'fail' | 'inconclusive';
   readonly failure: AttemptFailure | undefined;
+  /** It was ended at the time limit of its scenario. */
+  readonly isUnfinished: boolean;
   /** Choices of each node. */
   readonly choices: Readonly<Record<string, readonly number[]>>;
   /** Tasks that the schedule had to do with; of several nodes the one with the most. */
@@ -85,6 +87,7 @@ function kernelOnlySubject(scenario: Scenario, program: Program, seed: number): 
       return {
         verdict: ran.failure !== undefined ? 'fail' : givenUpIn(ran.invariants) === undefined ? 'pass' : 'inconclusive',
         failure: ran.failure,
+        isUnfinished: false,
         choices: { [KERNEL_NODE]: ran.choices },
         tasks: ran.tasks,
         stateHash: ran.stateHash,
@@ -129,6 +132,7 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
           failed === undefined
             ? undefined
             : { signature: signatureOf(message), id: outcome.brokenRule, message, task: '-' },
+        isUnfinished: checks.some(({ name, verdict }) => name === RUN_ENDS && verdict === 'inconclusive'),
         choices: trace.choices,
         tasks: outcome.tasks,
         stateHash: hashOf(outcome.checks.map(({ name, verdict }) => `${name} ${verdict}`).join('\n')),

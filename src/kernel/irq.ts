@@ -63,6 +63,8 @@ interface IrqDomain {
   readonly isBehindIommu: boolean;
   /** Bits of the message's address that say which interrupt it is, over the doorbell's. */
   addressBits?(intid: number): number;
+  /** Frames of tables that are made when a device first needs them and kept when it has no vector any more; none when absent. */
+  readonly keptFrames?: number;
   readonly first: number;
   readonly count: number;
 }
@@ -154,6 +156,11 @@ class ItsDomain implements IrqDomain {
     this.#write(its + GITS_CTLR.offset, 1);
     yield* this.#issue({ OP: ITS_OP.MAPC, ICID: 0, Valid: 1 });
     yield* this.#issue({ OP: ITS_OP.INVALL, ICID: 0 });
+  }
+
+  get keptFrames(): number {
+    const tables = [...this.#devices.values()].map(({ table }) => table);
+    return DmaMemory.framesOf(this.#pages.values()) + DmaMemory.framesOf(tables);
   }
 
   *map(device: Device, _vector: number, intid: number): Task<number> {
@@ -375,6 +382,11 @@ export class IrqCore {
   /** Interrupts in use. */
   get vectorsInUse(): number {
     return this.#handlers.size;
+  }
+
+  /** Frames of controllers' tables that a device needed once and that stay. */
+  get keptFrames(): number {
+    return [...this.#domains.values()].reduce((sum, { keptFrames = 0 }) => sum + keptFrames, 0);
   }
 
   /** Sets up MSI vector `event` of a device and its handler; -errno: ENODEV no controller, ENOSPC, or the IOMMU's. */

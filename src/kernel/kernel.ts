@@ -13,6 +13,7 @@ import { readFrame } from '../hardware/bus.js';
 import type { HostDescription } from '../hardware/description.js';
 import type { TranslatedAccess } from '../hardware/pcie/host-bridge.js';
 import type { LabCommand, LabReply, ProcessSpec } from './lab.js';
+import type { FaultId, FaultRule } from '../runtime/faults.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import { invariant, type Task } from '../runtime/task.js';
 import { EBADF, EFAULT, EINVAL, EISDIR, ENOENT, ENOTDIR, ESRCH, ENODEV } from '../uapi/errno.js';
@@ -184,10 +185,7 @@ export class Kernel {
       case 'unplug':
         return { result: command.surprise === true ? this.#board.yank(command.bdf) : this.#board.unplug(command.bdf) };
       case 'arm-fault':
-        if (command.isHeld === true) this.#runtime.faults.hold(command.fault, command.rule);
-        else this.#runtime.faults.arm(command.fault, command.rule);
-        this.#runtime.emit('fault.arm', { fault: command.fault });
-        return { result: 0 };
+        return this.#armFault(command.fault, command.rule, command.isHeld === true);
       case 'disarm-fault':
         this.#runtime.faults.disarm(command.fault);
         return { result: 0 };
@@ -230,16 +228,27 @@ export class Kernel {
     }
   }
 
+  #armFault(fault: FaultId, rule: FaultRule, isHeld: boolean): LabReply {
+    const { faults } = this.#runtime;
+    if (faults.isHeld(fault)) return { result: 0 };
+    if (isHeld) faults.hold(fault, rule);
+    else faults.arm(fault, rule);
+    this.#runtime.emit('fault.arm', { fault });
+    return { result: 0 };
+  }
+
   #counters(): Record<string, number> {
     const { arena, memory } = this.#board;
     const processes = [...this.#processes.values()];
+    // What a driver keeps for a device from its first use on is there or not, whoever leaves.
+    const kept = this.#iommu.drivers.reduce((sum, { keptFrames = 0 }) => sum + keptFrames, this.#irq.keptFrames);
     return {
       processes: processes.length,
       openFiles: processes.reduce((sum, process) => sum + process.files.openCount, 0),
       freePages: this.#pages.freePages,
       pinnedPages: this.#pages.pinnedPages,
       lockedPages: [...this.#users.values()].reduce((sum, user) => sum + user.lockedVm, 0),
-      kernelFrames: arena.kernelFramesInUse,
+      kernelFrames: arena.kernelFramesInUse - kept,
       storageFrames: arena.storageFramesInUse - memory.directory.nodeCount,
       irqVectors: this.#irq.vectorsInUse,
     };

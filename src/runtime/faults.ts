@@ -303,6 +303,11 @@ export class FaultSwitches {
     this.#held.add(id);
   }
 
+  /** Whether {@link hold} was asked for a fault. */
+  isHeld(id: FaultId): boolean {
+    return this.#held.has(id);
+  }
+
   /** How often a switched-on fault could have struck since it was switched on. */
   calls(id: FaultId): number {
     return this.#armed.get(id)?.calls ?? 0;

@@ -92,11 +92,15 @@ describe('the kernel as it is', () => {
     expect(callsOf(sweep, 'kernel.kmalloc')).toBeGreaterThan(0);
   });
 
-  test.each(['concurrency/one-ioas', 'dma/write', 'kernel-paths/map-then-attach'])('%s: whole hosts', async (name) => {
-    const sweep = await failNth(readScenario(`scenarios/${name}.yaml`), 1);
-    expect(failuresOf(sweep)).toEqual([]);
-    expect(callsOf(sweep, 'core.kernel-alloc')).toBeGreaterThan(0);
-  });
+  // Of the last one some failures make the guest use the device on a host that nobody uses it on otherwise.
+  test.each(['concurrency/one-ioas', 'dma/write', 'kernel-paths/map-then-attach', 'silent/juno-hole'])(
+    '%s: whole hosts',
+    async (name) => {
+      const sweep = await failNth(readScenario(`scenarios/${name}.yaml`), 1);
+      expect(failuresOf(sweep)).toEqual([]);
+      expect(callsOf(sweep, 'core.kernel-alloc')).toBeGreaterThan(0);
+    },
+  );
 
   test('failures strike what a program does, not the boot before it; every call that fails is held against INV-9', async () => {
     const scenario = loadScenario('two.yaml', TWO);
@@ -153,8 +157,7 @@ steps:
   - wait: 2 s
 `;
     const { injected } = await failNth(loadScenario('limit.yaml', text), 1);
-    for (const one of injected) expect(one).toMatchObject({ calls: 0, failure: undefined, inconclusive: 1 });
-    expect(injected.length).toBeGreaterThan(2);
+    expect(injected).toMatchObject([{ calls: 0, failure: undefined, unfinished: 1 }]);
   });
 });
 

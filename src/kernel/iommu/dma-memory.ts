@@ -41,8 +41,19 @@ export class DmaMemory {
     this.sizeBytes = FRAME_BYTES * 2 ** order;
   }
 
+  get frames(): number {
+    return 2 ** this.#order;
+  }
+
   free(): void {
     this.arena.freeKernel(this.#frame, this.#order);
+  }
+
+  /** Frames of several that are each its own. */
+  static framesOf(memories: Iterable<DmaMemory>): number {
+    let frames = 0;
+    for (const memory of memories) frames += memory.frames;
+    return frames;
   }
 
   /** Index of the 32-bit word at a byte offset, in `arena.words`. */

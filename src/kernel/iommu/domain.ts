@@ -215,6 +215,8 @@ export interface HwInfo {
 export interface IommuDriver extends IommuInstance {
   readonly identityDomain: IommuDomain;
   readonly blockedDomain: IommuDomain;
+  /** Frames of tables that it makes when a device first needs them and keeps when nobody uses the device any more; none when absent. */
+  readonly keptFrames?: number;
   capable(device: Device, capability: IommuCapability): boolean;
   /** A domain with the kernel's own choice of format. -errno on failure. */
   domain_alloc_default(device: Device): Task<PagingDomain | number>;

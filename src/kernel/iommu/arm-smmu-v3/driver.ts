@@ -321,6 +321,11 @@ export class ArmSmmuV3 implements IommuDriver {
     return [...this.#masters.values()].some(({ streams }) => streams.some((stream) => stream.id === id));
   }
 
+  get keptFrames(): number {
+    const tables = new Set([...this.#masters.values()].flatMap(({ cdTable }) => cdTable ?? []));
+    return this.#streamTable.keptFrames + DmaMemory.framesOf(tables);
+  }
+
   /** Its streams abort, as in the release domain of the IOMMU core, before nobody has them. */
   *release_device(device: Device): Task<void> {
     const master = this.#masters.get(device);

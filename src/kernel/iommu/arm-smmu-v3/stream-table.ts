@@ -82,6 +82,11 @@ export class StreamTable {
     };
   }
 
+  /** Frames of second-level tables: each is made for the first device that needs it, and stays. */
+  get keptFrames(): number {
+    return DmaMemory.framesOf(this.#second?.values() ?? []);
+  }
+
   /** Tells the SMMU where the table is. */
   install(registers: SmmuRegisters): void {
     registers.set64(STRTAB_BASE, { ADDR: this.#table.address / 64, RA: 1 });
