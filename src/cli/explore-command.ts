@@ -9,7 +9,7 @@ import type { Scenario } from '../scenario/load.js';
 import { many } from '../scenario/units.js';
 import { EXIT, UsageError } from './exit-codes.js';
 import { explainFailure } from './explain-failure.js';
-import { exploreOne, fileNames, LOST, type Explored, type ExploreOptions } from './explore-one.js';
+import { checkCorpus, exploreOne, fileNames, LOST, type Explored, type ExploreOptions } from './explore-one.js';
 import { incidentTable, withHistory } from './explore-table.js';
 import { interruptible } from './interrupt.js';
 import { checkOutputs, readScenarios, scenarioFiles, writeJson } from './files.js';
@@ -191,29 +191,39 @@ function exploredJson(
   };
 }
 
-/** Runs of a sweep of which nothing follows. */
-function openIn(injected: Sweep['injected']): number {
-  return injected.reduce((sum, { inconclusive }) => sum + inconclusive, 0);
+/** Why a sweep does not say that all is well where nothing failed. */
+function openIn({ injected, invariants, isInterrupted }: Sweep): string[] {
+  const unfinished = injected.reduce((sum, one) => sum + one.unfinished, 0);
+  const givenUp = givenUpIn(invariants);
+  return [
+    ...(unfinished > 0 ? [`${many(unfinished, 'run')} inconclusive: ended at the time limit`] : []),
+    ...(givenUp === undefined ? [] : [`some inconclusive: ${givenUp.id}: ${givenUp.why}`]),
+    ...(isInterrupted ? ['interrupted'] : []),
+  ];
 }
 
-function sweepText(name: string, { injected, isInterrupted }: Sweep, colours: Palette): string {
+function nodeText(node: string): string {
+  return node === KERNEL_NODE ? '' : ` in ${node}`;
+}
+
+function sweepText(name: string, sweep: Sweep, colours: Palette): string {
+  const { injected } = sweep;
   const failed = injected.filter(({ failure }) => failure !== undefined);
   const total = injected.reduce((sum, { calls }) => sum + calls, 0);
   const kinds = injected
     .filter(({ calls }) => calls > 0)
-    .map(({ fault, node, calls }) => `${calls} of ${fault}${node === KERNEL_NODE ? '' : ` in ${node}`}`);
-  const open = openIn(injected);
-  const held = isInterrupted || open > 0 ? colours.unsure('?') : colours.good('✔');
+    .map(({ fault, node, calls }) => `${calls} of ${fault}${nodeText(node)}`);
+  const open = openIn(sweep);
+  const held = open.length > 0 ? colours.unsure('?') : colours.good('✔');
   const mark = failed.length === 0 ? held : colours.bad('✖');
   const lines = [
     `${mark} ${name}  ${many(total, 'failure')} injected, one a run${kinds.length === 0 ? '' : `: ${kinds.join(', ')}`}`,
   ];
-  for (const { fault, failure } of failed) {
-    const when = failure?.nth === undefined ? 'nothing injected' : `${fault}, call ${failure.nth}`;
+  for (const { fault, node, failure } of failed) {
+    const when = failure?.nth === undefined ? 'nothing injected' : `${fault}, call ${failure.nth}${nodeText(node)}`;
     lines.push(`  ${when}: ${failure?.message.split('\n')[0] ?? ''}`);
   }
-  if (open > 0) lines.push(`  ${many(open, 'run')} inconclusive: they did not come to an end`);
-  if (isInterrupted) lines.push('  interrupted');
+  lines.push(...open.map((why) => `  ${why}`));
   return `${lines.join('\n')}\n`;
 }
 
@@ -248,7 +258,7 @@ async function sweepCommand(
     live.clear();
     out.write(sweepText(name, sweep, palette(out.isTTY)));
     if (sweep.injected.some(({ failure }) => failure !== undefined)) failed++;
-    else if (openIn(sweep.injected) > 0) inconclusive++;
+    else if (openIn(sweep).length > 0) inconclusive++;
     const { injected, isInterrupted, invariants } = sweep;
     all.push({ file, name, interrupted: isInterrupted, injected, invariants });
     if (isInterrupted) break;
@@ -288,6 +298,7 @@ function onlyWithHistory(read: readonly Scenario[]): Scenario[] {
 async function exploreAll(scenarios: readonly Scenario[], options: ExploreOptions, signal: AbortSignal): Promise<void> {
   const out = options.json === '-' ? process.stderr : process.stdout;
   const live = new LiveLine(process.stderr);
+  checkCorpus(scenarios, options);
   const names = fileNames(scenarios);
   const all: Explored[] = [];
   for (const [i, scenario] of scenarios.entries()) {

@@ -1,12 +1,13 @@
 /** One scenario explored, and what fails made small: what `explore` does for each of its files. */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { explore, type Exploration } from '../explore/campaign.js';
-import { shrink, withSchedule, type Shrunk } from '../explore/shrink.js';
+import { shrink, withSchedule, type ShrinkBudget, type Shrunk } from '../explore/shrink.js';
 import type { StrategyName } from '../explore/strategies.js';
 import type { Scenario } from '../scenario/load.js';
 import { relocated } from '../scenario/relocate.js';
 import { many } from '../scenario/units.js';
+import { UsageError } from './exit-codes.js';
 import { distinctNames } from './files.js';
 
 /** Options of `explore` as they were given. */
@@ -42,11 +43,27 @@ export interface Explored {
 export const LOST = 'under the recorded schedule it does not fail again';
 
 /** Runs that shrinking may take. */
-const SHRINK_BUDGET = { kernelOnly: { attempts: 20_000, schedules: 60 }, whole: { attempts: 150, schedules: 2 } };
+const KERNEL_ONLY_BUDGET: ShrinkBudget = { attempts: 20_000, schedules: 60 };
+
+/** Of whole hosts the more, the fewer choices a run has: that is how long it takes, whatever the machine. */
+function wholeBudget({ choices }: Exploration): ShrinkBudget {
+  return { attempts: Math.min(2000, Math.max(150, Math.floor(400_000 / choices))), schedules: 2 };
+}
 
 /** What files of a scenario are called where files of all of them are written. */
 export function fileNames(scenarios: readonly Scenario[]): string[] {
   return distinctNames(scenarios.map(({ name }) => name.replaceAll(/[^\w.-]+/g, '-')));
+}
+
+/** @throws UsageError where a case would be written over a scenario that is explored */
+export function checkCorpus(scenarios: readonly Scenario[], { corpus }: ExploreOptions): void {
+  if (corpus === undefined) return;
+  const files = new Set(scenarios.map(({ file }) => realpathSync(file)));
+  for (const name of fileNames(scenarios)) {
+    const path = join(corpus, `${name}.yaml`);
+    if (existsSync(path) && files.has(realpathSync(path)))
+      throw new UsageError(`--corpus: a case would be written over the scenario ${path}`);
+  }
 }
 
 /**
@@ -81,7 +98,7 @@ export async function exploreOne(
     found !== undefined && options.shrink
       ? await shrink(
           { file, text, seed, signature: found.signature, deviations: found.deviations },
-          SHRINK_BUDGET[scenario.kernelOnly === undefined ? 'whole' : 'kernelOnly'],
+          scenario.kernelOnly === undefined ? wholeBudget(exploration) : KERNEL_ONLY_BUDGET,
           { signal, onProgress: (attempts) => show(`${scenario.name}: shrinking, ${many(attempts, 'run')}`) },
         )
       : undefined;

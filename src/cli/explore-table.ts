@@ -5,7 +5,7 @@ import type { Exploration } from '../explore/campaign.js';
 import type { FaultId } from '../runtime/faults.js';
 import type { Scenario } from '../scenario/load.js';
 import { UsageError } from './exit-codes.js';
-import { exploreOne, fileNames, LOST, type ExploreOptions } from './explore-one.js';
+import { checkCorpus, exploreOne, fileNames, LOST, type ExploreOptions } from './explore-one.js';
 import { ofSeveral } from './progress.js';
 
 const HEADINGS = ['incident', 'fault', 'scenario', 'rule', 'strategy', 'median', 'range', 'calls × switches'];
@@ -118,7 +118,9 @@ export async function incidentTable(
   signal: AbortSignal,
 ): Promise<IncidentTable> {
   const wanted = withHistory(scenarios);
-  const names = fileNames(wanted.map(({ scenario }) => scenario));
+  const found = wanted.map(({ scenario }) => scenario);
+  checkCorpus(found, options);
+  const names = fileNames(found);
   const rows: IncidentRow[] = [];
   const lost: string[] = [];
   for (const [i, one] of wanted.entries()) {

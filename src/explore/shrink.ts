@@ -324,7 +324,11 @@ class Shrinker {
   async shrinkSchedule(): Promise<void> {
     await this.#settle();
     const subject = this.#subject(this.text);
-    if (subject?.isKernelOnly !== true) return;
+    if (subject === undefined) return;
+    if (!subject.isKernelOnly) {
+      if (await this.#searchSingle(subject)) await this.shrinkText();
+      return;
+    }
     await this.#searchFewest(subject);
     await this.#searchShorter(subject);
     await this.#settle();
@@ -431,6 +435,19 @@ class Shrinker {
     return false;
   }
 
+  /** A single switch of whole hosts, wherever in the run, to one of the tasks that many switches go to; whether there is one. */
+  async #searchSingle(subject: Subject): Promise<boolean> {
+    if (countDeviations(this.deviations) < 2) return false;
+    const choices = this.attempt?.choices ?? {};
+    for (const [node, list] of Object.entries(this.deviations)) {
+      const tasks = list.flatMap((one) => (isHeldBack(one) || one.to === TIME ? [] : [one.to]));
+      for (const to of new Set(tasks.reverse()))
+        for (let at = 0; at < (choices[node]?.length ?? 0) && !this.#isSpent; at++)
+          if (await this.#tryDeviations(subject, { [node]: [{ at, to }] })) return true;
+    }
+    return false;
+  }
+
   /** Every order of few pre-emptions, from none on: the first that fails has the fewest there are, but for those that wait for time. */
   async #searchFewest(subject: Subject): Promise<void> {
     for (let preemptions = 0; preemptions <= FEW_PREEMPTIONS; preemptions++) {
@@ -453,18 +470,25 @@ class Shrinker {
     }
   }
 
-  /** Fewer deviations: halves, quarters, … of each node's list are left out, at last single ones. */
+  /** Fewer deviations: halves, quarters, … of each node's list are left out, at last single ones; of several nodes first whole lists. */
   async #fewer(subject: Subject): Promise<void> {
-    for (const node of Object.keys(this.deviations)) {
-      for (let size = Math.ceil(this.#of(node).length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
-        for (let at = this.#of(node).length - size; at > -size;) {
-          const from = Math.max(0, at);
-          const kept = this.#of(node).filter((_, i) => i < from || i >= from + size);
-          const isGone = await this.#tryDeviations(subject, { ...this.deviations, [node]: kept });
-          at = isGone ? Math.min(at, this.#of(node).length) - size : at - size;
-        }
-      }
-      await this.#moveEarlier(subject, node);
+    const nodes = Object.keys(this.deviations);
+    let sizes = nodes.map((node) => Math.ceil(this.#of(node).length / (nodes.length > 1 ? 1 : 2)));
+    while (sizes.some((size) => size > 0)) {
+      for (const [i, node] of nodes.entries()) await this.#fewerBy(subject, node, sizes[i] ?? 0);
+      sizes = sizes.map((size) => (size === 1 ? 0 : Math.ceil(size / 2)));
+    }
+    // Runs of whole hosts take too long to be spent on that.
+    if (subject.isKernelOnly) await this.#moveEarlier(subject, KERNEL_NODE);
+  }
+
+  /** Leaves out `size` deviations of a node at a time, the last ones first. */
+  async #fewerBy(subject: Subject, node: string, size: number): Promise<void> {
+    for (let at = this.#of(node).length - size; size > 0 && at > -size;) {
+      const from = Math.max(0, at);
+      const kept = this.#of(node).filter((_, i) => i < from || i >= from + size);
+      const isGone = await this.#tryDeviations(subject, { ...this.deviations, [node]: kept });
+      at = isGone ? Math.min(at, this.#of(node).length) - size : at - size;
     }
   }
 

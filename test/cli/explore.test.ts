@@ -88,6 +88,8 @@ describe('exit status', () => {
     ['no fault to measure', [GOOD, '--table'], 64],
     ['a document that cannot be written', [GOOD, '--json', join(folder, 'none', 'x.json')], 64],
     ['a directory that cannot be made', [GOOD, '--corpus', join(GOOD, 'corpus')], 64],
+    ['a case over the scenario itself', [BAD, '--history', '--corpus', folder], 64],
+    ['a case of a table over the scenario itself', [BAD, '--table', '1', '--corpus', folder], 64],
     ...[['--strategy', 'pct'], ['--runs', '9'], ['--depth', '2'], ['--history'], ['--no-shrink']].map(
       (args): [string, string[], number] => [
         `failures in turn with ${args.join(' ')}`,

@@ -8,7 +8,14 @@ import { faulty, shrink, withSchedule } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { invariant } from '../../src/runtime/task.js';
+import type { ScenarioOutcome } from '../../src/scenario/execute.js';
 import { loadScenario, readScenario } from '../../src/scenario/load.js';
+
+/** What `run` says of a file without a `--seed`. */
+async function outcomeOf(file: string, text: string): Promise<ScenarioOutcome> {
+  const job = { file, text, seed: 1, placement: 'inline', isRecorded: false, isSabotaged: false } as const;
+  return (await runJob(job)).outcome;
+}
 
 const FILE = 'slip.yaml';
 const TEXT = `title: Somebody else unmaps
@@ -115,6 +122,33 @@ test('a task is held back as many choices earlier as a call that is left out had
   expect(shrunk?.text).not.toContain('spare');
 });
 
+test('a race of whole hosts is left with the hosts it needs, and one switch that makes it', async () => {
+  const map = (as: string): string =>
+    `      - - map: { process: p, ioas: x, iova: 0x10000000, length: 2 MiB, as: ${as} }\n`;
+  const text = `title: Two maps of one IOVA
+hosts:
+  a: { profile: arm-generic }
+  b: { profile: arm-generic }
+links:
+  - { between: [a, b], bandwidth: 10 Gbit/s, latency: 50 us }
+processes:
+  p: { on: a, ioas: [x] }
+steps:
+  - parallel:
+${map('m')}${map('n')}  - expect: { of: m, verdict: ok }
+  - expect: { of: n, verdict: refused }
+`;
+  const scenario = loadScenario('hosts.yaml', text);
+  const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 60, depth: 3, seed: 5, jobs: 1 });
+  invariant(failure !== undefined, 'n can come first');
+  const shrunk = await shrink({ file: 'hosts.yaml', text, seed: 5, ...failure }, { attempts: 1500, schedules: 2 });
+  invariant(shrunk !== undefined, 'it fails again');
+  expect(shrunk.scenario.hosts.map(({ name }) => name)).toEqual(['a']);
+  expect(countDeviations(shrunk.deviations)).toBe(1);
+  const outcome = await outcomeOf('hosts.yaml', shrunk.text);
+  expect(outcome.verdict).toBe('pass');
+});
+
 test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml')))(
   '%s: a task that is held back is held back once, not twice side by side',
   (file) => {
@@ -129,7 +163,6 @@ test('a case is written with its seed, and run with it', async () => {
   const written = withSchedule(text, { main: [{ at: 0, to: 'time' }] }, 7, 'INV-1: never');
   expect(withSchedule(written, {}, 1, 'INV-1: never')).toContain('seed: 1\n');
   expect(withSchedule(TEXT, {}, 1, 'INV-1: never')).not.toContain('seed:');
-  const job = { file: 'two-clients.yaml', text: written, seed: 1, placement: 'inline' } as const;
-  const { outcome } = await runJob({ ...job, isRecorded: false, isSabotaged: false });
+  const outcome = await outcomeOf('two-clients.yaml', written);
   expect(outcome.seed).toBe(7);
 });
