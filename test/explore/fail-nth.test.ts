@@ -1,6 +1,8 @@
 /** Every failure in turn: nothing leaks in the kernel as it is, and what is planted is seen. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { AddressSpaceCheck } from '../../src/checks/address-space-check.js';
+import { Operation } from '../../src/checks/operation.js';
 import { Arena } from '../../src/core/arena.js';
 import { failNth, type Injected, type Sweep } from '../../src/explore/fail-nth.js';
 import { runProgram } from '../../src/host/run-program.js';
@@ -8,6 +10,7 @@ import { IoPageTable } from '../../src/kernel/iommufd/io-pagetable.js';
 import { IntervalList } from '../../src/kernel/iommufd/interval-list.js';
 import { ObjectTable } from '../../src/kernel/iommufd/object.js';
 import { FaultSwitches, type FaultId } from '../../src/runtime/faults.js';
+import { givenUpIn } from '../../src/runtime/invariants.js';
 import { WaitQueue } from '../../src/runtime/task.js';
 import { EADDRINUSE, ENOMEM } from '../../src/uapi/errno.js';
 import { loadScenario, readScenario } from '../../src/scenario/load.js';
@@ -139,6 +142,17 @@ describe('the kernel as it is', () => {
     const sweep = await failNth(readScenario(`scenarios/races/${name}.yaml`), 1);
     expect(callsOf(sweep, 'device.atc-timeout')).toBeGreaterThan(0);
   });
+});
+
+test('a rule that is given up stops no sweep, and nothing else from being held', async () => {
+  const operation = new Operation('map', 0, 0, 0, 0, 0);
+  vi.spyOn(AddressSpaceCheck.prototype, 'exhaustions', 'get').mockReturnValue([{ operation, first: 0, last: 0 }]);
+  const scenario = loadScenario('two.yaml', TWO);
+  const sweep = await failNth(scenario, 1);
+  expect(givenUpIn(sweep.invariants)?.id).toBe('linearizability');
+  expect(callsOf(sweep, 'kernel.kmalloc')).toBeGreaterThan(5);
+  forgetAfterStrike(IntervalList.prototype, 'removeIf');
+  expect(failuresOf(await failNth(scenario, 1))).not.toEqual([]);
 });
 
 describe('with nothing injected', () => {
