@@ -26,6 +26,18 @@ import type { Range } from '../vmm/ranges.js';
 import { bindToVfio, VfioDevice } from '../vmm/vfio-device.js';
 import type { ProcessEntry } from './schema.js';
 
+/** A device the process holds, and the address space it is attached to. */
+interface HeldDevice {
+  readonly device: VfioDevice;
+  ioas: string;
+}
+
+/** Memory of the process, in one piece. */
+interface Piece {
+  readonly va: bigint;
+  readonly lengthBytes: number;
+}
+
 /** Memory of the process behind a range of IOVAs. */
 interface ClientMapping extends Range {
   readonly ioas: string;
@@ -65,7 +77,7 @@ export class Client {
   readonly #iommufd: number;
   readonly #ioas: ReadonlyMap<string, number>;
   readonly #mappings: ClientMapping[] = [];
-  readonly #devices = new Map<string, VfioDevice>();
+  readonly #devices = new Map<string, HeldDevice>();
 
   private constructor(name: string, process: Process, iommufd: number, ioas: ReadonlyMap<string, number>) {
     this.name = name;
@@ -99,9 +111,13 @@ export class Client {
 
   /** A device the process holds. @throws KernelError (EINVAL) when it does not */
   device(bdf: string): VfioDevice {
-    const device = this.#devices.get(bdf);
-    if (device === undefined) throw new KernelError(EINVAL, `${this.name} does not hold ${bdf}`);
-    return device;
+    return this.#held(bdf).device;
+  }
+
+  #held(bdf: string): HeldDevice {
+    const held = this.#devices.get(bdf);
+    if (held === undefined) throw new KernelError(EINVAL, `${this.name} does not hold ${bdf}`);
+    return held;
   }
 
   /** Allocates memory and maps it; returns the IOVA. The memory goes again when the mapping is refused. */
@@ -153,8 +169,11 @@ export class Client {
       dst_iova: to.iova,
       length,
     });
-    const va = this.#vaOf(from.ioas, from.iova);
-    if (va !== undefined) this.#mappings.push({ ioas: to.ioas, va, start: to.iova, last: to.iova + length - 1n });
+    let start = to.iova;
+    for (const { va, lengthBytes } of this.#pieces(from.ioas, from.iova, Number(length)) ?? []) {
+      this.#mappings.push({ ioas: to.ioas, va, start, last: start + BigInt(lengthBytes) - 1n });
+      start += BigInt(lengthBytes);
+    }
   }
 
   /** IOMMU_IOAS_ALLOW_IOVAS: the ranges that must stay mappable. */
@@ -178,12 +197,14 @@ export class Client {
       yield* device.close();
       throw error;
     }
-    this.#devices.set(bdf, device);
+    this.#devices.set(bdf, { device, ioas });
   }
 
   /** Attaches a device the process holds to another address space. */
   *replace(bdf: string, ioas: string): Task<void> {
-    yield* this.device(bdf).attach(this.#id(ioas));
+    const held = this.#held(bdf);
+    yield* held.device.attach(this.#id(ioas));
+    held.ioas = ioas;
   }
 
   /** Gives a device back. */
@@ -210,28 +231,47 @@ export class Client {
     return yield* this.device(bdf).mmapRegion(index, length);
   }
 
-  /** Stores to the memory mapped at an IOVA. @throws KernelError (EFAULT) where nothing is mapped */
-  *store(iova: bigint, bytes: Uint8Array): Task<void> {
-    const mapping = this.#mappings.find((m) => m.start <= iova && iova + BigInt(bytes.length) - 1n <= m.last);
-    if (mapping === undefined) throw new KernelError(EFAULT, `${this.name} has nothing at 0x${iova.toString(16)}`);
-    yield* this.process.store(mapping.va + (iova - mapping.start), bytes);
+  /** Stores to the memory a device it holds has at an IOVA. @throws KernelError (EFAULT) where nothing is mapped */
+  *store(bdf: string, iova: bigint, bytes: Uint8Array): Task<void> {
+    const pieces = this.#pieces(this.#held(bdf).ioas, iova, bytes.length);
+    if (pieces === undefined) throw new KernelError(EFAULT, `${this.name} has nothing at 0x${iova.toString(16)}`);
+    let from = 0;
+    for (const { va, lengthBytes } of pieces) {
+      yield* this.process.store(va, bytes.subarray(from, from + lengthBytes));
+      from += lengthBytes;
+    }
   }
 
-  /** What the memory mapped at an IOVA of any address space holds; undefined where nothing is mapped. */
-  *load(iova: bigint, lengthBytes: number): Task<Uint8Array | undefined> {
-    const mapping = this.#mappings.find((m) => m.start <= iova && iova + BigInt(lengthBytes) - 1n <= m.last);
-    if (mapping === undefined) return undefined;
-    return yield* this.process.load(mapping.va + (iova - mapping.start), lengthBytes);
+  /** What the memory holds that a device it holds has at an IOVA; undefined where nothing is mapped. */
+  *load(bdf: string, iova: bigint, lengthBytes: number): Task<Uint8Array | undefined> {
+    const pieces = this.#pieces(this.#held(bdf).ioas, iova, lengthBytes);
+    if (pieces === undefined) return undefined;
+    const bytes = new Uint8Array(lengthBytes);
+    let from = 0;
+    for (const piece of pieces) {
+      bytes.set(yield* this.process.load(piece.va, piece.lengthBytes), from);
+      from += piece.lengthBytes;
+    }
+    return bytes;
+  }
+
+  /** The memory behind a range of an address space, mapping by mapping; undefined where some of it is not mapped. */
+  #pieces(ioas: string, iova: bigint, lengthBytes: number): Piece[] | undefined {
+    const pieces: Piece[] = [];
+    const end = iova + BigInt(lengthBytes);
+    for (let at = iova; at < end;) {
+      const mapping = this.#mappings.find((one) => one.ioas === ioas && one.start <= at && at <= one.last);
+      if (mapping === undefined) return undefined;
+      const next = mapping.last < end ? mapping.last + 1n : end;
+      pieces.push({ va: mapping.va + (at - mapping.start), lengthBytes: Number(next - at) });
+      at = next;
+    }
+    return pieces;
   }
 
   #id(ioas: string): number {
     const id = this.#ioas.get(ioas);
     if (id === undefined) throw new RangeError(`process ${this.name} has no ioas ${ioas}`);
     return id;
-  }
-
-  #vaOf(ioas: string, iova: bigint): bigint | undefined {
-    const mapping = this.#mappings.find((m) => m.ioas === ioas && m.start <= iova && iova <= m.last);
-    return mapping === undefined ? undefined : mapping.va + (iova - mapping.start);
   }
 }

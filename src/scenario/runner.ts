@@ -611,8 +611,8 @@ export class ScenarioRunner {
         lab: this.#lab,
         places: () => [{ host: client.host, bdf: given.device }],
         device: client.device(given.device),
-        load: (iova, lengthBytes) => client.load(iova, lengthBytes),
-        store: (iova, bytes) => client.store(iova, bytes),
+        load: (iova, lengthBytes) => client.load(given.device, iova, lengthBytes),
+        store: (iova, bytes) => client.store(given.device, iova, bytes),
       };
     }
     const guest = this.#guest(given.guest ?? '');
