@@ -3,7 +3,8 @@
  *
  * For each fault the scenario runs again and again while the first, the second, the third, … call of it fails, until a run has
  * fewer calls than that. What the scenario expects is not asked: a call that could not be served answers an error. But no
- * rule may be broken, a failed call changes nothing (INV-9), and when everybody has left nothing is kept.
+ * rule may be broken, a failed call changes nothing (INV-9; one whose answer could not be copied out may have done its work, as in Linux),
+ * and when everybody has left nothing is kept.
  *
  * Source: Linux tools/testing/selftests/iommu/iommufd_fail_nth.c.
  */
@@ -18,6 +19,7 @@ export const INJECTED = [
   'kernel.kmalloc',
   'core.kernel-alloc',
   'mm.pin',
+  'mm.copy-to-user',
   'device.atc-timeout',
   'link.lost',
 ] as const satisfies readonly FaultId[];

@@ -4,8 +4,8 @@
  *
  * A domain tells which areas leave it, whoever unmaps them: when one is hidden, from when on reports end before it, and when it is out of the
  * tables. Only then are writes to it forgotten. A write that ends while a report is made may be in it or in the next. Where two reports of
- * a domain overlap, each may have what the other lacks, and nothing is checked. A report ends at the first hole: at its beginning what is
- * not mapped or at work, and whatever leaves while it is made.
+ * a domain overlap, each may have what the other lacks, and nothing is checked; nor where one overlaps a call that switches tracking, which makes
+ * leaves clean when it switches on. A report ends at the first hole: at its beginning what is not mapped or at work, and whatever leaves while it is made.
  *
  * A report may have pages that were not written: a leaf is dirty as a whole, and a translation that was asked for to write is.
  *
@@ -22,10 +22,15 @@ import { sharedRange, sharedRead, sharedWrite } from '../runtime/watch.js';
 /** What is longer than this is one shared word with every write. */
 const MARKED_BYTES = 512n * PAGE_SIZE;
 
+/** A domain whose tracking was ever switched. */
 interface Tracked {
+  isOn: boolean;
   /** By page: the number of the last write that no report has had. */
   readonly writes: Map<number, number>;
   readonly reports: Set<DirtyReport>;
+  /** Calls that switch it on or off now, and what those wanted that have overlapped since nobody did. */
+  switching: number;
+  readonly wanted: Set<boolean>;
 }
 
 /** A report that is being made. */
@@ -62,33 +67,54 @@ export class DirtyWrites {
     this.#looks = looks;
   }
 
-  /** Tracking was switched on: what comes now counts. */
-  start(domain: IommuDomain): void {
+  /** Tracking is about to be switched. */
+  beginSwitch(domain: IommuDomain, on: boolean): void {
     sharedWrite(this, 'tracked');
-    const tracked: Tracked = { writes: new Map(), reports: new Set() };
-    this.#tracked.set(domain, tracked);
-    domain.onLeave = (iova, lengthBytes) => {
-      markRange(tracked, iova, lengthBytes, true);
-      sharedRead(tracked, 'reports', tracked.reports.size);
-      forget(tracked, Number(iova) / PAGE_BYTES, Number(iova + lengthBytes) / PAGE_BYTES);
+    const tracked = this.#tracked.get(domain) ?? {
+      isOn: false,
+      writes: new Map<number, number>(),
+      reports: new Set<DirtyReport>(),
+      switching: 0,
+      wanted: new Set<boolean>(),
     };
+    this.#tracked.set(domain, tracked);
+    tracked.switching++;
+    tracked.wanted.add(on);
+    for (const report of tracked.reports) report.isAlone = false;
   }
 
-  stop(domain: IommuDomain): void {
+  /**
+   * That has ended. What was written before and meanwhile is owed no more: leaves were made clean. Where calls overlapped that wanted it on and
+   * off, nobody can tell which was last, and nothing is owed until it is switched again.
+   */
+  endSwitch(domain: IommuDomain, hasWorked: boolean): void {
     sharedWrite(this, 'tracked');
-    this.#tracked.delete(domain);
-    domain.onLeave = undefined;
+    const tracked = this.#tracked.get(domain);
+    invariant(tracked !== undefined, 'dirty writes: the end of a switch that never began');
+    tracked.switching--;
+    tracked.writes.clear();
+    const [on = false] = tracked.wanted;
+    if (tracked.wanted.size > 1) tracked.isOn = false;
+    else if (hasWorked) tracked.isOn = on;
+    if (tracked.switching === 0) tracked.wanted.clear();
+    domain.onLeave = !tracked.isOn
+      ? undefined
+      : (iova, lengthBytes) => {
+          markRange(tracked, iova, lengthBytes, true);
+          sharedRead(tracked, 'reports', tracked.reports.size);
+          forget(tracked, Number(iova) / PAGE_BYTES, Number(iova + lengthBytes) / PAGE_BYTES);
+        };
   }
 
   /** A device has written to an address of a domain. */
   wrote(domain: IommuDomain, iova: bigint, pa: number): void {
     const tracked = this.#of(domain);
     if (tracked !== undefined) markRange(tracked, iova, 1n, true);
-    if (tracked === undefined || (domain as PagingDomain).iova_to_phys(Number(iova)) !== pa) return;
+    if (tracked?.isOn !== true || (domain as PagingDomain).iova_to_phys(Number(iova)) !== pa) return;
     tracked.writes.set(Math.floor(Number(iova) / PAGE_BYTES), this.#next++);
   }
 
-  /** A report of a range of an address space begins; undefined where nothing is tracked. */
+  /** A report of a range of an address space begins; undefined where nothing was ever tracked. */
   begin(domain: PagingDomain, areas: AreaTree, iova: bigint, lengthBytes: bigint): DirtyReport | undefined {
     const tracked = this.#of(domain);
     if (tracked === undefined) return undefined;
@@ -97,7 +123,7 @@ export class DirtyWrites {
     const first = Number(iova) / PAGE_BYTES;
     const asked = first + Number(lengthBytes) / PAGE_BYTES;
     const end = Number(firstHole(areas, iova, iova + lengthBytes)) / PAGE_BYTES;
-    const isAlone = tracked.reports.size === 0;
+    const isAlone = tracked.isOn && tracked.reports.size === 0 && tracked.switching === 0;
     for (const other of tracked.reports) other.isAlone = false;
     const report = { domain, first, asked, end, began: this.#next, isAlone };
     tracked.reports.add(report);

@@ -374,6 +374,8 @@ export class KernelMachine {
 
   /** A device behind the SMMU goes. */
   *removeDevice(device: Device): Task<void> {
+    const owners = device.group?.ownerCount ?? 0;
+    invariant(owners === 0, () => `${device.name} goes while its group is owned`, 'objects');
     yield* this.#core?.removeDevice(device) ?? nothing();
     sharedWrite(this, 'devices', this.#devices, this.#devices);
     this.#functions.delete(device.streamIds[0] ?? -1);
@@ -436,8 +438,11 @@ export class KernelMachine {
         'INV-5',
       );
     }
-    const { objects } = this.ictx;
+    const { objects, groups, livePages, mmaps } = this.ictx;
     invariant(objects.isEmpty, () => `${objects.size} numbers of iommufd objects are still taken`, 'objects');
+    invariant(groups.list().length === 0, () => `${groups.list().length} iommufd groups are left`, 'objects');
+    invariant(livePages === 0, () => `${livePages} iopt_pages are left`, 'objects');
+    invariant(mmaps.isEmpty, 'pages are still offered to mmap', 'objects');
     invariant(
       this.#unpinned.size === 0,
       () => `${this.#unpinned.size} pages of dma-bufs and mocks are left`,
@@ -493,6 +498,8 @@ export class KernelMachine {
       if (!(object instanceof HwptPaging)) continue;
       add(object.id);
       for (const { iova, pa, lengthBytes, state } of object.domain.leaves?.() ?? []) {
+        // A doorbell that was mapped for a call that failed stays (iommufd_sw_msi_install).
+        if (this.ictx.swMsi.shows(iova, pa)) continue;
         for (const value of [iova, pa, lengthBytes]) addHalves(add, BigInt(value));
         add(state);
       }

@@ -352,10 +352,10 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
   *'track-dirty'(caller, { hwpt, on }) {
     const { machine } = caller;
     const domain = machine.hwptOf(idOf(caller, hwpt))?.domain;
-    if (domain !== undefined && !on) machine.dirtyWrites.stop(domain);
+    if (domain !== undefined) machine.dirtyWrites.beginSwitch(domain, on);
     const fields = { hwpt_id: idOf(caller, hwpt), flags: on ? uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE : 0 };
     const { rc } = yield* ioctl(caller, uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, fields);
-    if (rc === 0 && domain !== undefined && on) machine.dirtyWrites.start(domain);
+    if (domain !== undefined) machine.dirtyWrites.endSwitch(domain, rc === 0);
     return rc;
   },
   *'read-dirty'(caller, { hwpt, iova, length, clear }) {

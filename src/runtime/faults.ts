@@ -25,6 +25,7 @@ export const FAULTS = {
   'core.kernel-alloc': { layer: 'core', effect: 'an allocation of kernel memory (page tables, queues) fails: ENOMEM' },
   'kernel.kmalloc': { layer: 'kernel', effect: 'an allocation of a kernel object fails: ENOMEM' },
   'mm.pin': { layer: 'kernel', effect: 'pinning user pages fails: EFAULT' },
+  'mm.copy-to-user': { layer: 'kernel', effect: 'the answer of an iommufd ioctl cannot be copied out: EFAULT' },
   'smmu.drop-tlbi': { layer: 'hardware', effect: 'a TLB invalidation command is consumed but invalidates nothing' },
   'smmu.dirty-lost': { layer: 'hardware', effect: 'a write does not set the dirty state of its descriptor' },
   'device.atc-timeout': {

@@ -46,6 +46,7 @@ export class UserCommand<F extends FieldSpecs> {
 
   /** Copies the struct back, as much as the caller has room for: 0 or -EFAULT. */
   respond(): number {
+    if (this.ictx.instruments.fires('mm.copy-to-user')) return -EFAULT;
     const bytes = this.#ioctl.struct.encode(this.cmd);
     const wanted = this.#userSize < bytes.length ? bytes.subarray(0, this.#userSize) : bytes;
     return this.ctx.copy_to_user(this.#address, wanted) ? 0 : -EFAULT;

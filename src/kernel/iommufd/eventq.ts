@@ -242,8 +242,8 @@ function* openQueue(
   const rc = fd < 0 ? fd : answer(fd);
   if (rc < 0) {
     if (fd >= 0) yield* files.close(fd);
-    ictx.objects.abort(queue);
     yield* queue.abort();
+    ictx.objects.abort(queue);
     return rc;
   }
   ictx.objects.finalize(queue);

@@ -75,8 +75,8 @@ export abstract class Hwpt extends IommufdObject {
     this.#isAuto = value;
   }
 
-  /** Ends the reference to the fault queue. */
-  protected dropFault(): void {
+  /** Ends the reference to the fault queue, once the domain is free (__iommufd_hwpt_destroy). */
+  dropFault(): void {
     if (this.fault !== undefined) this.fault.refcountDec();
     this.fault = undefined;
   }
@@ -101,8 +101,8 @@ export class HwptNested extends Hwpt {
   }
 
   override *destroy(): Task<void> {
-    this.dropFault();
     yield* this.domain.free();
+    this.dropFault();
     (this.viommu ?? this.parent).refcountDec();
   }
 }
@@ -129,12 +129,12 @@ export class HwptPaging extends Hwpt {
 
   override *destroy(): Task<void> {
     const { ioas } = this;
-    this.dropFault();
     yield* ioas.mutex.lock();
     ioas.removeHwpt(this);
     ioas.mutex.unlock();
     yield* ioas.iopt.remove_domain(this.domain);
     yield* this.domain.free();
+    this.dropFault();
     ioas.refcountDec();
   }
 }
@@ -197,9 +197,9 @@ export function* hwptPagingAlloc(
   if (rc === 0) rc = yield* ioas.iopt.add_domain(domain, sink);
   if (rc < 0) {
     if (attached === 0) yield* spec.detach?.(hwpt) ?? nothing();
-    ictx.objects.abort(hwpt);
     yield* domain.free();
     ioas.refcountDec();
+    ictx.objects.abort(hwpt);
     return rc;
   }
   ioas.addHwpt(hwpt);
@@ -213,10 +213,11 @@ function* nothing(): Task<void> {
 /** Takes back a page table that {@link hwptPagingAlloc} made and nobody has seen. */
 export function* hwptAbort(ictx: IommufdContext, hwpt: HwptPaging): Task<void> {
   hwpt.ioas.removeHwpt(hwpt);
-  ictx.objects.abort(hwpt);
   yield* hwpt.ioas.iopt.remove_domain(hwpt.domain);
   yield* hwpt.domain.free();
+  hwpt.dropFault();
   hwpt.ioas.refcountDec();
+  ictx.objects.abort(hwpt);
 }
 
 /** Takes back any page table nobody has seen. */
@@ -225,8 +226,8 @@ function* abortAny(ictx: IommufdContext, hwpt: HwptPaging | HwptNested): Task<vo
     yield* hwptAbort(ictx, hwpt);
     return;
   }
-  ictx.objects.abort(hwpt);
   yield* hwpt.destroy();
+  ictx.objects.abort(hwpt);
 }
 
 type AllocCommand = CommandOf<typeof iommu_hwpt_alloc>;

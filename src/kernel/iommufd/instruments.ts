@@ -14,6 +14,8 @@ export interface Instruments {
   held(rule: InvariantId, looks?: number): void;
   /** A rule is not judged to the end. */
   gaveUp(rule: InvariantId, why: string): void;
+  /** A pages object (`struct iopt_pages`) was made, or freed: 1 or -1. */
+  countPages(change: number): void;
   /** Whether rules are looked at that take keeping a history. */
   readonly keepsHistory: boolean;
 }
@@ -29,5 +31,6 @@ export const NO_INSTRUMENTS: Instruments = {
   fires: () => false,
   held: () => undefined,
   gaveUp: () => undefined,
+  countPages: () => undefined,
   keepsHistory: true,
 };

@@ -922,7 +922,11 @@ export class IoPageTable {
     area.preventAccess = true;
     this.iovaRwsem.up_write(start, last);
     this.domainsRwsem.up_read();
-    for (const access of this.accesses) yield* access.notify_unmap(area.iova, area.lengthBytes);
+    // Looked up anew each time: one that has gone or moved while another was asked is not asked (iommufd_access_notify_unmap).
+    for (let index = 0; index < this.#accesses.length; index++) {
+      const access = this.#accesses[index];
+      if (access !== undefined) yield* access.notify_unmap(area.iova, area.lengthBytes);
+    }
   }
 
   /** Unmaps an area that may go. The caller holds `domains_rwsem` for reading and `iova_rwsem`, which is dropped. */

@@ -131,8 +131,8 @@ export function* ioasAlloc(ucmd: CommandOf<typeof iommu_ioas_alloc>): Task<numbe
   cmd.out_ioas_id = ioas.id;
   const rc = ucmd.respond();
   if (rc < 0) {
-    ictx.objects.abort(ioas);
     yield* ioas.destroy();
+    ictx.objects.abort(ioas);
     return rc;
   }
   yield* ictx.ioasCreationLock.down_read();

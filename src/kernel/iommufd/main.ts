@@ -88,6 +88,7 @@ export class IommufdContext {
   hasSelftest = false;
   #vfioIoas: Ioas | undefined;
   #users = 1;
+  #livePages = 0;
 
   /** Fault switches and ledger of the host. */
   readonly instruments: Instruments;
@@ -107,9 +108,15 @@ export class IommufdContext {
       fires: (id) => faults?.fires(id) === true,
       held: (rule, looks) => ledger?.held(rule, looks),
       gaveUp: (rule, why) => ledger?.gaveUp(rule, why),
+      countPages: (change) => (this.#livePages += change),
       keepsHistory: ledger?.isOn !== false,
     };
     this.objects = new ObjectTable(this.instruments);
+  }
+
+  /** Pages objects that somebody refers to. */
+  get livePages(): number {
+    return this.#livePages;
   }
 
   get accountMode(): AccountMode {

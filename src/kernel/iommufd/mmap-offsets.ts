@@ -19,6 +19,10 @@ interface Offer {
 export class MmapOffsets {
   readonly #offers: Offer[] = [];
 
+  get isEmpty(): boolean {
+    return this.#offers.length === 0;
+  }
+
   /** The lowest free offset for that many bytes. */
   alloc(owner: IommufdObject, pa: number, lengthBytes: number): number {
     sharedWrite(this, 'offers');

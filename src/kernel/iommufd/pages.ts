@@ -258,6 +258,7 @@ export class IoptPages {
     this.npages = Number((lengthBytes + PAGE_SIZE - 1n) / PAGE_SIZE);
     this.writable = writable;
     this.#account = account;
+    instruments.countPages(1);
   }
 
   get mutex(): MutexLock {
@@ -313,6 +314,7 @@ export class IoptPages {
     yield* this.source.close();
     this.#isFreed = true;
     this.state.free();
+    this.#instruments.countPages(-1);
     this.#instruments.held('INV-3');
   }
 

@@ -157,8 +157,8 @@ function* makeViommu(
     rc = ucmd.respond();
   }
   if (rc < 0) {
-    ictx.objects.abort(viommu);
     yield* viommu.destroy();
+    ictx.objects.abort(viommu);
     return rc;
   }
   ictx.objects.finalize(viommu);
@@ -383,8 +383,8 @@ function* makeHwQueue(ucmd: CommandOf<typeof iommu_hw_queue_alloc>, viommu: Iomm
     rc = ucmd.respond();
   }
   if (rc < 0) {
-    ictx.objects.abort(queue);
     yield* queue.destroy();
+    ictx.objects.abort(queue);
     return rc;
   }
   ictx.objects.finalize(queue);
