@@ -69,6 +69,7 @@ function markOf(exploration: Exploration, colours: Palette): string {
 
 function exploredText(
   { scenario, exploration, seconds, shrunk, isLost, corpusFile }: Explored,
+  { history }: ExploreOptions,
   colours: Palette,
 ): string {
   const {
@@ -96,6 +97,7 @@ function exploredText(
     ...bounds.map((bound) => colours.faint(boundText(bound, scenario.kernelOnly !== undefined))),
   ];
   if (isInterrupted) lines.push('  interrupted');
+  if (history === true && failure === undefined) lines.push('  the fault that was put back was not found');
   if (exploration.reaches > 1)
     lines.push(`  INV-10: what devices reach depends on the order of plugging: ${exploration.reaches} ways it ends`);
   const givenUp = givenUpIn(exploration.invariants);
@@ -105,7 +107,8 @@ function exploredText(
   }
   if (failure !== undefined) {
     const task = failure.task === '-' ? '' : `, task ${failure.task}`;
-    lines.push(`  run ${failure.run}${task}: ${failure.message.split('\n')[0] ?? ''}`);
+    const place = failure.line === undefined ? '' : ` at ${scenario.file}:${failure.line}`;
+    lines.push(`  run ${failure.run}${task}: ${failure.message.split('\n')[0] ?? ''}${place}`);
     if (failure.id !== undefined) lines.push(colours.faint(`  ${failure.id}: ${INVARIANTS[failure.id]}`));
   }
   const where = corpusFile === undefined ? '' : `: ${corpusFile}`;
@@ -308,7 +311,7 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
     const explored = await exploreOne(scenario, fileName, options, tell, signal);
     live.clear();
     all.push(explored);
-    out.write(exploredText(explored, palette(out.isTTY)));
+    out.write(exploredText(explored, options, palette(out.isTTY)));
     if (scenarios.length === 1 || options.report !== undefined)
       out.write(explanationText(explored, fileName, options, scenarios.length));
   }

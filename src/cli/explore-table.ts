@@ -136,7 +136,7 @@ export async function incidentTable(
   const { seed, runs, depth } = options;
   return {
     text: tableText(rows, runs) + lost.join(''),
-    json: { seed, seeds, runs, depth, incidents: rows.map(rowJson) },
+    json: { interrupted: signal.aborted, seed, seeds, runs, depth, incidents: rows.map(rowJson) },
     isComplete: lost.length === 0 && rows.every(({ schedules }) => Number.isFinite(median(schedules))),
   };
 }

@@ -5,8 +5,10 @@ import { InvalidArgumentError } from 'commander';
 export function wholeNumber(least: number, hint = ''): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < least)
-      throw new InvalidArgumentError(`expected a whole number from ${least} on${hint}`);
+    const isWhole = /^\d+$/.test(text);
+    if (isWhole && value > Number.MAX_SAFE_INTEGER)
+      throw new InvalidArgumentError(`expected ${Number.MAX_SAFE_INTEGER} at most`);
+    if (!isWhole || value < least) throw new InvalidArgumentError(`expected a whole number from ${least} on${hint}`);
     return value;
   };
 }

@@ -10,9 +10,10 @@
  */
 import type { FaultId } from '../runtime/faults.js';
 import { InvariantLedger, type InvariantReport } from '../runtime/invariants.js';
+import { SETUP_TASK } from '../runtime/kernel-only.js';
 import type { Scenario } from '../scenario/load.js';
 import { goesOn } from './between-runs.js';
-import { subjectOf, type Attempt, type AttemptFailure } from './subject.js';
+import { KERNEL_NODE, subjectOf, type Attempt, type AttemptFailure, type Subject } from './subject.js';
 
 /** What fails. */
 export const INJECTED = [
@@ -70,6 +71,14 @@ function isStrike(line: string, fault: FaultId, node: string): boolean {
   return where === node && kind === 'fault.strikes' && what === `fault=${fault}`;
 }
 
+/** A program whose setup does not work, though nothing fails: there is nothing to sweep. */
+async function brokenSetup(subject: Subject): Promise<Injected | undefined> {
+  if (!subject.isKernelOnly) return undefined;
+  const { failure } = await subject.attempt({ scheduleOf: () => ({ strategy: 'in-order' }) });
+  if (failure?.task !== SETUP_TASK) return undefined;
+  return { fault: INJECTED[0], node: KERNEL_NODE, calls: 0, failure, unfinished: 0 };
+}
+
 /** Sweeps a scenario. `onProgress` is told how many runs were made; `signal` ends the sweep with what it has. */
 export async function failNth(
   scenario: Scenario,
@@ -81,6 +90,8 @@ export async function failNth(
   const ledger = new InvariantLedger();
   const injected: Injected[] = [];
   let runs = 0;
+  const broken = await brokenSetup(subject);
+  if (broken !== undefined) return { injected: [broken], isInterrupted: false, invariants: ledger.report() };
   for (const fault of INJECTED) {
     for (const node of subject.nodesOf(fault)) {
       if (signal?.aborted === true) break;
@@ -102,8 +113,8 @@ export async function failNth(
         if (!attempt.lines.some((line) => isStrike(line, fault, node))) break;
         if (attempt.isUnfinished) unfinished++;
         else {
-          const broken = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
-          if (broken !== undefined) failure = { ...broken, nth: calls };
+          const found = isOfDeafDevice(fault, attempt) ? undefined : (attempt.failure ?? leakOf(attempt, clean));
+          if (found !== undefined) failure = { ...found, nth: calls };
         }
         calls++;
       }

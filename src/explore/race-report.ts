@@ -30,11 +30,14 @@ function nameOf(trace: Trace, task: number): string {
   return trace.tasks.find(({ number }) => number === task)?.name ?? String(task);
 }
 
-/** `iopt:domains_rwsem(read), iopt:pages_mutex`; several steps of one lock count once. */
+/** `iopt:domains_rwsem(read), iopt:pages_mutex #2`: of several locks of a class with the number of each. */
 export function heldText(trace: Trace, { held }: TraceAccess): string {
-  const names = held.map((lock) => {
-    const lockClass = trace.locks[lock < 0 ? -1 - lock : lock]?.lockClass ?? '';
-    return lock < 0 ? `${lockClass}(read)` : lockClass;
+  const names = held.map((number) => {
+    const index = number < 0 ? -1 - number : number;
+    const { lockClass = '' } = trace.locks[index] ?? {};
+    const alike = trace.locks.flatMap((lock, i) => (lock.lockClass === lockClass ? [i] : []));
+    const name = alike.length < 2 ? lockClass : `${lockClass} #${alike.indexOf(index) + 1}`;
+    return number < 0 ? `${name}(read)` : name;
   });
   return names.length === 0 ? 'no lock' : names.join(', ');
 }

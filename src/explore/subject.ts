@@ -24,6 +24,8 @@ export interface AttemptFailure {
   readonly id: InvariantId | undefined;
   readonly message: string;
   readonly task: string;
+  /** Line of the scenario file, where one call is to blame. */
+  readonly line?: number;
 }
 
 /** One run under one schedule. */

@@ -28,6 +28,8 @@ export interface ProgramFailure {
   readonly stack: string | undefined;
   /** The task that ran, `-` for none. */
   readonly task: string;
+  /** Line of the scenario file with the call whose answer was unexpected. */
+  readonly line?: number;
 }
 
 /** What a call came to. */
@@ -86,6 +88,12 @@ const PLUGS: ReadonlySet<OperationName> = new Set(['device', 'replace', 'unplug'
 /** An answer that the program did not allow. */
 class UnexpectedAnswer extends Error {
   override readonly name = 'UnexpectedAnswer';
+  readonly line: number | undefined;
+
+  constructor(message: string, { line }: Call) {
+    super(message);
+    this.line = line;
+  }
 }
 
 function nameOf(rc: number): string {
@@ -199,7 +207,7 @@ class ProgramRun {
       const allowed = call.expect ?? (task === SETUP_TASK ? ['ok'] : undefined);
       if (allowed !== undefined && !allowed.includes(text)) {
         const what = `${UNEXPECTED_ANSWER} in ${task === SETUP_TASK ? task : `task ${task}`}`;
-        throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`);
+        throw new UnexpectedAnswer(`${what}: ${call.op} answered ${text}, expected ${allowed.join(' or ')}`, call);
       }
     }
   }
@@ -280,7 +288,9 @@ function failureOf(error: unknown, task: string): ProgramFailure {
   const isTold = thrown instanceof InvariantError || thrown instanceof UnexpectedAnswer;
   const kind = isTold ? '' : `${thrown.name}: `;
   const message = `${kind}${thrown.message}`;
-  return { signature: signatureOf(message), id, message, stack: thrown.stack, task };
+  const line = thrown instanceof UnexpectedAnswer ? thrown.line : undefined;
+  const place = line === undefined ? {} : { line };
+  return { signature: signatureOf(message), id, message, stack: thrown.stack, task, ...place };
 }
 
 /** Runs a program. Never throws for what happens in it. */

@@ -228,14 +228,15 @@ export async function executeScenario(
 }
 
 /** The verdict on a program's run: whether it broke a rule, and whether it was meant to. */
-function checkOf({ failure, invariants }: ProgramOutcome, wanted: string | undefined): Check {
+function checkOf({ failure, invariants }: ProgramOutcome, wanted: string | undefined, file: string): Check {
   if (wanted !== undefined) return expectedFailure(wanted, failure?.message, failure?.signature);
   const [givenUp] = givenUpChecks(invariants);
   if (failure === undefined) return givenUp ?? { name: 'no rule is broken', verdict: 'pass', detail: '' };
   // A message begins with what it is about: the rule's id, or words.
   const [what = '', ...rest] = failure.message.split(': ');
   const where = failure.id === undefined || failure.task === '-' ? '' : ` (task ${failure.task})`;
-  return { name: failure.id ?? what, verdict: 'fail', detail: `${rest.join(': ') || what}${where}` };
+  const place = failure.line === undefined ? '' : ` at ${file}:${failure.line}`;
+  return { name: failure.id ?? what, verdict: 'fail', detail: `${rest.join(': ') || what}${where}${place}` };
 }
 
 async function executeKernelOnly(
@@ -254,7 +255,7 @@ async function executeKernelOnly(
   });
   const digest = new HistoryDigest();
   const lines = ran.events.map((event) => digest.add(event));
-  const checks = [checkOf(ran, scenario.fails)];
+  const checks = [checkOf(ran, scenario.fails, scenario.file)];
   // The address space that is made when the file makes none is no step of it.
   const said = ran.results.filter(({ call }) => call.line !== undefined);
   const steps = said.map(({ task, call, text, startNs, endNs }): StepLog => ({

@@ -50,7 +50,7 @@ function parsed<T>(what: string, example: string, parse: (text: string) => T | u
 }
 
 /** A size in bytes: `4 GiB`. */
-export const size = parsed('size', '4 GiB', parseSize);
+export const size = parsed('size', '4 GiB', parseSize).refine((bytes) => bytes <= U64_LAST, 'a size is below 2^64');
 
 /** A size that is not nothing. */
 export const lengthAboveZero = size.refine((length) => length > 0n, 'expected more than nothing');

@@ -31,11 +31,11 @@ const taskName = name.refine(
 );
 /** A bit a page: what a bitmap of {@link DATA_BYTES} speaks of. */
 const DIRTY_BYTES = DATA_BYTES * 8 * 4096;
-const sizeUpTo = (most: number): z.ZodType<bigint, string> =>
-  size.refine(
-    (bytes) => bytes <= BigInt(most),
-    `expected at most ${sizeText(BigInt(most))}: a task has no more room for it`,
-  );
+/** What a device moves in one go. */
+const DMA_BYTES = 2 ** 30;
+const sizeUpTo = (most: number, why: string): z.ZodType<bigint, string> =>
+  size.refine((bytes) => bytes <= BigInt(most), `expected at most ${sizeText(BigInt(most))}: ${why}`);
+const NO_ROOM = 'a task has no more room for it';
 const place = z.strictObject({ ioas: name.default('main'), iova: address });
 const space = { ioas: name.default('main') };
 
@@ -77,10 +77,15 @@ export const operations = {
   'read-dirty': z.strictObject({
     hwpt: name,
     iova: address,
-    length: sizeUpTo(DIRTY_BYTES),
+    length: sizeUpTo(DIRTY_BYTES, NO_ROOM),
     clear: z.boolean().default(true),
   }),
-  dma: z.strictObject({ device: name, iova: address, length: size, write: z.boolean().default(true) }),
+  dma: z.strictObject({
+    device: name,
+    iova: address,
+    length: sizeUpTo(DMA_BYTES, 'a run of more takes too long'),
+    write: z.boolean().default(true),
+  }),
   msi: z.strictObject({ device: name, doorbell: count(0, 1).default(0) }),
   card: z.strictObject({ as: name }),
   'set-state': z.strictObject({ card: name, state: z.enum(CARD_STATES) }),
@@ -93,7 +98,7 @@ export const operations = {
   'access-rw': z.strictObject({
     access: name,
     iova: address,
-    length: sizeUpTo(DATA_BYTES),
+    length: sizeUpTo(DATA_BYTES, NO_ROOM),
     write: z.boolean().default(true),
     syz: z.boolean().default(false),
   }),
@@ -142,7 +147,14 @@ const expected = z
   .optional();
 
 const names = Object.keys(operations) as [OperationName, ...OperationName[]];
-const callError = `a call has one of these keys: ${names.join(', ')}; and may have expect`;
+
+/** What is wrong with the keys of a call. */
+function callError({ input }: { readonly input?: unknown }): string {
+  const given = typeof input === 'object' && input !== null ? Object.keys(input).filter((key) => key !== 'expect') : [];
+  const found = given.length === 0 ? '' : `, found ${given.slice(0, 4).join(' and ')}`;
+  return `a call has one of these keys${found}: ${names.join(', ')}; and may have expect`;
+}
+
 const call = z.union(
   names.map((op) => z.strictObject({ [op]: operations[op], expect: expected })) as unknown as [z.ZodType, z.ZodType],
   { error: callError },
@@ -196,7 +208,7 @@ export function isKernelOnly(value: unknown): boolean {
 
 function callOf(source: SourceText, raw: RawCall, path: ValuePath): Call {
   const op = names.find((candidate) => candidate in raw);
-  if (op === undefined) throw new InputError([source.problem(path, callError)]);
+  if (op === undefined) throw new InputError([source.problem(path, callError({ input: raw }))]);
   const expect = raw['expect'] as readonly string[] | undefined;
   return {
     op,

@@ -383,7 +383,12 @@ function resolveHost(source: SourceText, name: string, entry: HostEntry): HostDe
   if (base === undefined) {
     const { profiles, snapshots } = shippedHosts();
     const known = key === 'profile' ? profiles : snapshots;
-    throw refuse([...path, key], `unknown ${key}; one of ${known.join(', ')}, or a path`);
+    const wanted = 'profile' in entry ? entry.profile : entry.snapshot;
+    const isFile = extname(wanted) === HOST_FILES[key];
+    throw refuse(
+      [...path, key],
+      isFile ? `no such file: ${wanted}` : `unknown ${key}; one of ${known.join(', ')}, or a path`,
+    );
   }
   const pasted = entry['reserved-regions'];
   const moved = entry['software-msi'];

@@ -5,7 +5,18 @@
  * module says where that is in the file. A file is refused when it is longer than {@link MAX_TEXT} or nested so deeply that
  * the parser gives up: no input may crash or hang the program.
  */
-import { isAlias, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, type Document, type Node } from 'yaml';
+import {
+  isAlias,
+  isMap,
+  isNode,
+  isScalar,
+  isSeq,
+  LineCounter,
+  parseDocument,
+  visit,
+  type Document,
+  type Node,
+} from 'yaml';
 import type { z } from 'zod';
 
 /** Longest input in characters. */
@@ -73,6 +84,13 @@ export class SourceText {
         const { line, col } = lines.linePos(error.pos[0]);
         throw new InputError([{ file, line: Math.max(line, 1), column: Math.max(col, 1), message: error.message }]);
       }
+      visit(document, {
+        Alias: (_, alias) => {
+          if (alias.resolve(document) !== undefined) return;
+          const { line, col } = lines.linePos(alias.range?.[0] ?? 0);
+          throw new InputError([{ file, line, column: col, message: `no anchor &${alias.source} comes before` }]);
+        },
+      });
       return new SourceText(file, document, lines, document.toJS({ maxAliasCount: 100 }));
     } catch (error) {
       if (error instanceof InputError) throw error;
@@ -173,6 +191,7 @@ function foundText(value: unknown): string {
 
 /** What is wrong with a value, where the schema has no words of its own. */
 function words(issue: z.core.$ZodRawIssue): string | undefined {
+  if (issue.code === 'too_small' && issue.origin === 'array') return `expected a list of ${issue.minimum} or more`;
   const expected = new Set(expectations(issue));
   if (expected.size === 0) return undefined;
   const found = issue.input === undefined ? '' : `, found ${foundText(issue.input)}`;

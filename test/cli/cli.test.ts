@@ -89,7 +89,7 @@ describe('a kernel-only scenario', () => {
     writeFileSync(file, `title: t\nkernel-only: {}\ntasks:\n  a:\n${calls}`);
     expect(lines(file).slice(0, 2)).toEqual([
       '✖ surprise a: map ok',
-      '           unexpected answer in task a: map answered ok, expected EINVAL',
+      `           unexpected answer in task a: map answered ok, expected EINVAL at ${file}:5`,
     ]);
   });
 });

@@ -151,6 +151,14 @@ describe('what is refused, and where', () => {
         'tasks:\n  a: [{ read-dirty: { hwpt: main, iova: 0, length: 4 GiB } }]\n',
         'expected at most 1920 MiB: a task has no more room for it',
       ],
+      [
+        'a DMA without end',
+        'tasks:\n  a: [{ dma: { device: nic, iova: 0, length: 1 TiB } }]\n',
+        'expected at most 1 GiB: a run of more takes too long',
+      ],
+      ['two calls in one', 'tasks:\n  a: [{ ioas: { as: x }, unmap: {} }]\n', 'keys, found ioas and unmap: ioas,'],
+      ['no call at all', 'tasks:\n  a: [{ mpa: {} }]\n', 'keys, found mpa: ioas,'],
+      ['a task without calls', 'tasks:\n  a: []\n', 'f.yaml:4:6: expected a list of 1 or more'],
     ].map(([what = '', text = '', message = '']): [string, string, string] => [
       `of a kernel-only scenario, ${what}`,
       `title: t\nkernel-only: {}\n${text}`,
@@ -170,6 +178,9 @@ describe('what is refused, and where', () => {
     ['size without unit', BASE.replace('4 GiB', '4'), 'f.yaml:8:40: expected a size, e.g. 4 GiB'],
     ['size in another unit', BASE.replace('4 GiB', '4 GB'), 'f.yaml:8:40: expected a size, e.g. 4 GiB, not "4 GB"'],
     ['size that is no page', BASE.replace('4 GiB', '4097 KiB'), 'f.yaml:8:40: memory of'],
+    ['size beyond 64 bits', BASE.replace('4 GiB', '16777216 TiB'), 'f.yaml:8:40: a size is below 2^64'],
+    ['an alias without its anchor', step('boot: *vm'), 'f.yaml:13:11: no anchor &vm comes before'],
+    ['a file that is not there', BASE.replace('ampere-altra', 'none.yaml'), 'no such file: none.yaml'],
     ['duration', BASE.replace('50 us', '50'), 'f.yaml:6:55: expected a duration'],
     ['bandwidth', BASE.replace('10 Gbit/s', '10 GB/s'), 'f.yaml:6:35: expected a bandwidth'],
     [
