@@ -282,7 +282,7 @@ describe('threads', () => {
 
   test('where every chunk has failures, the lowest counts', () => {
     // Of a whole host the first runs are made in threads, too.
-    const failing = [WHOLE, '--history', '--no-shrink', '--runs', '16'];
+    const failing = [WHOLE, '--history', '--no-shrink', '--runs', '9'];
     const [one, two] = ['1', '2'].map((jobs) => exploreJson(...failing, '--jobs', jobs).scenarios[0]);
     expect(one?.failure?.run).toBe(0);
     expect(timeless(two)).toEqual(timeless(one));

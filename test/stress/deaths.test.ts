@@ -108,10 +108,10 @@ describe('a death that nobody ordered', () => {
   });
 
   test('a client that stands still for ever is told as stuck, although devices go on', async () => {
-    const report = await runStress(SHORT, breaking('client-hangs'), { stuckMs: 2000 });
+    const report = await runStress(SHORT, breaking('client-hangs'), { stuckMs: 1000 });
     expect([report.verdict, report.violations[0]?.kind]).toEqual(['violated', 'stuck']);
     expect(report.violations.map(({ detail }) => detail)).toEqual([
-      expect.stringMatching(/^no client has moved for 2000 ms: thread 2 in state \d+/),
+      expect.stringMatching(/^no client has moved for 1000 ms: thread 2 in state \d+/),
     ]);
     expect(report.counts.dmas).toBeGreaterThan(0);
   });
@@ -121,9 +121,9 @@ describe('a death that nobody ordered', () => {
     ['device-hangs', 'no client has moved'],
     ['device-runs', 'not every device stands still'],
   ])('%s: is told once, as stuck', async (how, what) => {
-    const report = await runStress(SHORT, breaking(how), { stuckMs: 2000 });
+    const report = await runStress(SHORT, breaking(how), { stuckMs: 1000 });
     expect(report.violations.map(({ kind, detail }) => `${kind}: ${detail}`)).toEqual([
-      expect.stringMatching(`^stuck: ${what} for 2000 ms: .*thread 4 in state ${STATE.running}`),
+      expect.stringMatching(`^stuck: ${what} for 1000 ms: .*thread 4 in state ${STATE.running}`),
     ]);
   });
 });
