@@ -33,10 +33,8 @@ function nameOf(trace: Trace, task: number): string {
 /** `iopt:domains_rwsem(read), iopt:pages_mutex #2`: of several locks of a class with the number of each. */
 export function heldText(trace: Trace, { held }: TraceAccess): string {
   const names = held.map((number) => {
-    const index = number < 0 ? -1 - number : number;
-    const { lockClass = '' } = trace.locks[index] ?? {};
-    const alike = trace.locks.flatMap((lock, i) => (lock.lockClass === lockClass ? [i] : []));
-    const name = alike.length < 2 ? lockClass : `${lockClass} #${alike.indexOf(index) + 1}`;
+    const { lockClass = '', label = '' } = trace.locks[number < 0 ? -1 - number : number] ?? {};
+    const name = `${lockClass}${/ #\d+$/.exec(label)?.[0] ?? ''}`;
     return number < 0 ? `${name}(read)` : name;
   });
   return names.length === 0 ? 'no lock' : names.join(', ');

@@ -160,7 +160,7 @@ class ItsDomain implements IrqDomain {
 
   get keptFrames(): number {
     const tables = [...this.#devices.values()].map(({ table }) => table);
-    return DmaMemory.framesOf(this.#pages.values()) + DmaMemory.framesOf(tables);
+    return DmaMemory.framesOf([...this.#pages.values(), ...tables]);
   }
 
   *map(device: Device, _vector: number, intid: number): Task<number> {

@@ -362,11 +362,23 @@ class Checker {
   }
 }
 
+/** What a host entry names as its base. */
+interface HostBase {
+  readonly key: keyof typeof HOST_FILES;
+  readonly wanted: string;
+  /** A path, not the name of what is shipped. */
+  readonly isFile: boolean;
+}
+
+function hostBase(entry: HostEntry): HostBase {
+  const [key, wanted] =
+    'profile' in entry ? (['profile', entry.profile] as const) : (['snapshot', entry.snapshot] as const);
+  return { key, wanted, isFile: extname(wanted) === HOST_FILES[key] };
+}
+
 /** The base of a host entry: a shipped profile or snapshot by name, or a file by a path relative to the scenario's. */
-function baseHost(entry: HostEntry, name: string, file: string): HostDescription | undefined {
-  const wanted = 'profile' in entry ? entry.profile : entry.snapshot;
-  if (extname(wanted) !== HOST_FILES['profile' in entry ? 'profile' : 'snapshot'])
-    return 'profile' in entry ? shippedProfile(wanted, name) : shippedSnapshot(wanted, name);
+function baseHost({ key, wanted, isFile }: HostBase, name: string, file: string): HostDescription | undefined {
+  if (!isFile) return key === 'profile' ? shippedProfile(wanted, name) : shippedSnapshot(wanted, name);
   try {
     return readHostFile(join(dirname(file), wanted), name);
   } catch (error) {
@@ -377,14 +389,13 @@ function baseHost(entry: HostEntry, name: string, file: string): HostDescription
 
 function resolveHost(source: SourceText, name: string, entry: HostEntry): HostDescription {
   const path = ['hosts', name];
-  const key = 'profile' in entry ? 'profile' : 'snapshot';
+  const named = hostBase(entry);
+  const { key, wanted, isFile } = named;
   const refuse = (at: ValuePath, message: string): InputError => new InputError([source.problem(at, message)]);
-  const base = baseHost(entry, name, source.file);
+  const base = baseHost(named, name, source.file);
   if (base === undefined) {
     const { profiles, snapshots } = shippedHosts();
     const known = key === 'profile' ? profiles : snapshots;
-    const wanted = 'profile' in entry ? entry.profile : entry.snapshot;
-    const isFile = extname(wanted) === HOST_FILES[key];
     throw refuse(
       [...path, key],
       isFile ? `no such file: ${wanted}` : `unknown ${key}; one of ${known.join(', ')}, or a path`,

@@ -53,6 +53,11 @@ export class InputError extends Error {
 /** Keys and indices that lead to a value. */
 export type ValuePath = readonly PropertyKey[];
 
+function positionOf(lines: LineCounter, offset: number): Position {
+  const { line, col } = lines.linePos(offset);
+  return { line: Math.max(line, 1), column: Math.max(col, 1) };
+}
+
 /** A parsed file that can still say where each of its values stands. */
 export class SourceText {
   readonly file: string;
@@ -81,14 +86,13 @@ export class SourceText {
       });
       const [error] = document.errors;
       if (error !== undefined) {
-        const { line, col } = lines.linePos(error.pos[0]);
-        throw new InputError([{ file, line: Math.max(line, 1), column: Math.max(col, 1), message: error.message }]);
+        throw new InputError([{ file, ...positionOf(lines, error.pos[0]), message: error.message }]);
       }
       visit(document, {
         Alias: (_, alias) => {
           if (alias.resolve(document) !== undefined) return;
-          const { line, col } = lines.linePos(alias.range?.[0] ?? 0);
-          throw new InputError([{ file, line, column: col, message: `no anchor &${alias.source} comes before` }]);
+          const place = positionOf(lines, alias.range?.[0] ?? 0);
+          throw new InputError([{ file, ...place, message: `no anchor &${alias.source} comes before` }]);
         },
       });
       return new SourceText(file, document, lines, document.toJS({ maxAliasCount: 100 }));
@@ -108,8 +112,7 @@ export class SourceText {
       best = node;
     }
     if (key !== undefined && best !== undefined) best = keyNode(best, key) ?? best;
-    const { line, col } = this.#lines.linePos(best?.range?.[0] ?? 0);
-    return { line: Math.max(line, 1), column: Math.max(col, 1) };
+    return positionOf(this.#lines, best?.range?.[0] ?? 0);
   }
 
   /** A problem at a value. */

@@ -11,6 +11,13 @@ const TRACKED = `  - device: { as: nic }
   - track-dirty: { hwpt: t, on: true }
 `;
 
+/** A task that switches tracking on again, writes, and asks what was written. */
+const SWITCHED_ON = `  on:
+    - track-dirty: { hwpt: t, on: true }
+    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
+    - read-dirty: { hwpt: t, iova: 0x1000000, length: 4 KiB }
+`;
+
 const SCENARIOS = {
   'an access that is closed while an unmap asks another one': `title: t
 kernel-only: { iommu: mock }
@@ -60,11 +67,7 @@ tasks:
 kernel-only: { iommu: mock }
 setup:
 ${TRACKED}tasks:
-  on:
-    - track-dirty: { hwpt: t, on: true }
-    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
-    - read-dirty: { hwpt: t, iova: 0x1000000, length: 4 KiB }
-  off:
+${SWITCHED_ON}  off:
     - track-dirty: { hwpt: t, on: false }
 `,
 };
@@ -80,11 +83,7 @@ test('a lost write is still told after tracking was switched on again', async ()
 kernel-only: { iommu: arm-smmu-v3 }
 setup:
 ${TRACKED}tasks:
-  on:
-    - track-dirty: { hwpt: t, on: true }
-    - dma: { device: nic, iova: 0x1000000, length: 4 KiB }
-    - read-dirty: { hwpt: t, iova: 0x1000000, length: 4 KiB }
-faults: [{ fault: smmu.dirty-lost }]
+${SWITCHED_ON}faults: [{ fault: smmu.dirty-lost }]
 `;
   const scenario = loadScenario('t.yaml', text);
   const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
