@@ -8,6 +8,7 @@ import {
   type AccessOps,
   iommufd_access_destroy,
   iommufd_access_pin_pages,
+  iommufd_access_rw,
   iommufd_access_unpin_pages,
   type IommufdAccess,
 } from '../../src/kernel/iommufd/access.js';
@@ -56,6 +57,11 @@ class TestMm {
   lockedVm = 0;
   pinned = 0;
   hole = -1;
+  isAlive = true;
+  /** How far its RAM has moved in physical memory. */
+  movedPages = 0;
+  /** Every byte is the low byte of its frame's number. */
+  readonly memory = { read: (pa: number, length: number) => Uint8Array.from({ length }, (_, i) => (pa + i) / 4096) };
 
   copy_from_user(address: bigint, length: number): Uint8Array | undefined {
     const at = Number(address - ARGUMENTS);
@@ -75,7 +81,7 @@ class TestMm {
     const isHole = this.hole >= first && this.hole < first + pages;
     if (first < 0 || first + pages > RAM_PAGES || isHole) return -EFAULT;
     this.pinned += pages;
-    return [{ pfn: RAM_PFN + first, pages }];
+    return [{ pfn: RAM_PFN + this.movedPages + first, pages }];
   }
 
   unpin_user_pages(runs: readonly PinnedRun[]): void {
@@ -454,6 +460,27 @@ describe('accesses', () => {
     expect(b.ioctl(uapi.IOMMU_DESTROY, { id: ioas }).rc).toBe(-EBUSY);
     b.machine.run(iommufd_access_destroy(access));
     expect(b.ioctl(uapi.IOMMU_DESTROY, { id: ioas }).rc).toBe(0);
+  });
+
+  it('read one page of a living process as it is mapped now, more than one as devices have them pinned', () => {
+    const b = new Bench();
+    const ioas = b.ioas();
+    const access = accessOf(b, { needsPinPages: false, *unmap(): Task<void> {} });
+    b.machine.run(iommufd_access_attach(access, ioas));
+    b.attach(b.bind(b.machine.addDevice('0000:01:00.0', 0x100)), ioas);
+    b.map(ioas, 0x100000, 0x4000);
+    b.mm.movedPages = 0x50;
+    const read = (iova: bigint, length: number): number[] => {
+      const data = new Uint8Array(length);
+      const how = { write: false, isSlow: true };
+      expect(b.machine.run(iommufd_access_rw(access, b.process, iova, data, how))).toBe(0);
+      expect(b.mm.pinned).toBe(4);
+      return [...data];
+    };
+    expect(read(0x100ffen, 2)).toEqual([0x50, 0x50]);
+    expect(read(0x100fffn, 2)).toEqual([0, 1]);
+    b.mm.isAlive = false;
+    expect(read(0x100ffen, 2)).toEqual([0, 0]);
   });
 
   it('one that never lets go makes the unmap fail in the end', () => {

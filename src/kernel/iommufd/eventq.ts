@@ -5,7 +5,8 @@
  * A page request stays in `deliver` until it is read, then in `response` under its cookie until it is answered, by user space or, when
  * its device leaves the page table, by the kernel: once, and while the attachment lives that it came through (INV-14). The queue's mutex
  * keeps a detach from overlooking the request that a read has in hand. Events beyond a vIOMMU queue's depth are not kept: a header with LOST_EVENTS takes
- * their place, and sequence numbers show how many they were.
+ * their place, and sequence numbers show how many they were. No lock is held while an event is read: a second reader meanwhile finds the
+ * queue without it, and one that is put back because it does not fit may follow a later one that the other has read.
  *
  * Lock: `viommu.veventqs_rwsem` covers which queues a vIOMMU has, from before one is made to its end or to its failure, so that nobody
  * meets one that never comes to be; whoever reports an event holds it for reading.
@@ -161,13 +162,21 @@ class FaultFile extends EventFile<IommufdFault> {
     if (lengthBytes % size !== 0) return -ESPIPE;
     const { queue } = this;
     const records: Uint8Array[] = [];
+    let rc = 0;
     yield* queue.mutex.lock();
-    while ((records.length + 1) * size <= lengthBytes) {
+    for (;;) {
       sharedTest(queue, 'queue', queue.deliver.length);
       sharedTest(queue, 'unanswered', queue.response.size);
       const fault = queue.deliver.shift();
       if (fault === undefined) break;
       yield 'iommufd:fault-fetched';
+      const fits = (records.length + 1) * size <= lengthBytes;
+      if (!fits || queue.ictx.allocFails()) {
+        sharedWrite(queue, 'queue', queue.deliver.length, queue.deliver.length + 1);
+        queue.deliver.unshift(fault);
+        rc = fits ? -ENOMEM : 0;
+        break;
+      }
       const { id } = deviceOf(fault);
       const cookie = freeCookie(queue.response);
       queue.response.set(cookie, fault);
@@ -175,7 +184,7 @@ class FaultFile extends EventFile<IommufdFault> {
       records.push(iommu_hwpt_pgfault.encode({ flags, dev_id: id, pasid, grpid, perm, addr, length: 0, cookie }));
     }
     queue.mutex.unlock();
-    return Buffer.concat(records);
+    return records.length === 0 && rc < 0 ? rc : Buffer.concat(records);
   }
 
   /** `struct iommu_hwpt_page_response`s: bytes taken; -ESPIPE, -EINVAL for a code or cookie there is not, when it is the first. */
@@ -305,21 +314,30 @@ export class IommufdVeventq extends IommufdObject {
     this.#sequence = (this.#sequence + 1) & SEQUENCE_MASK;
   }
 
-  /** Takes the first event if it fits into that many bytes; as user space reads it. */
-  take(roomBytes: number): Uint8Array | undefined {
+  /** Takes the first event in hand; it counts until it is read. */
+  fetch(): Vevent | undefined {
     sharedTest(this, 'queue', this.#events);
-    const [first] = this.deliver;
+    return this.deliver.shift();
+  }
+
+  /** Puts an event that was fetched and not read before all others; that some were lost is said again only where nothing came meanwhile. */
+  restore(event: Vevent): void {
+    sharedTest(this, 'queue', this.#events);
+    if (event.bytes !== undefined || this.deliver.length === 0) this.deliver.unshift(event);
+  }
+
+  /** An event that was fetched has been read: the queue has its place again. */
+  forget(event: Vevent): void {
+    sharedTest(this, 'queue', this.#events);
+    if (event.bytes !== undefined) this.#events--;
+  }
+
+  /** Whether a read that has `roomBytes` left takes an event. */
+  fits({ bytes }: Vevent, roomBytes: number): boolean {
     const headBytes = iommufd_vevent_header.sizeBytes;
-    if (first === undefined || headBytes > roomBytes) return undefined;
+    if (headBytes > roomBytes) return false;
     const isShort = this.ictx.instruments.fires('iommufd.vevent-header-size');
-    if ((isShort ? SHORT_HEADER_BYTES : headBytes) + (first.bytes?.length ?? 0) > roomBytes) return undefined;
-    this.deliver.shift();
-    if (first.bytes !== undefined) this.#events--;
-    const flags = first.bytes === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0;
-    const out = new Uint8Array(headBytes + (first.bytes?.length ?? 0));
-    out.set(iommufd_vevent_header.encode({ flags, sequence: first.sequence }));
-    out.set(first.bytes ?? [], headBytes);
-    return out;
+    return (isShort ? SHORT_HEADER_BYTES : headBytes) + (bytes?.length ?? 0) <= roomBytes;
   }
 
   /** Takes back a queue that could not be made. Hold `veventqs_rwsem` for writing. */
@@ -338,6 +356,12 @@ export class IommufdVeventq extends IommufdObject {
   }
 }
 
+/** An event as user space reads it. */
+function veventBytes({ sequence, bytes }: Vevent): Uint8Array {
+  const flags = bytes === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0;
+  return Buffer.concat([iommufd_vevent_header.encode({ flags, sequence }), bytes ?? Buffer.alloc(0)]);
+}
+
 class VeventFile extends EventFile<IommufdVeventq> {
   override poll(): boolean {
     sharedRead(this.queue, 'queue', this.queue.deliver.length);
@@ -351,13 +375,20 @@ class VeventFile extends EventFile<IommufdVeventq> {
     const parts: Uint8Array[] = [];
     let done = 0;
     for (;;) {
-      const event = this.queue.take(lengthBytes - done);
+      const event = this.queue.fetch();
       if (event === undefined) break;
-      parts.push(event);
-      done += event.length;
+      yield 'iommufd:vevent-fetched';
+      if (!this.queue.fits(event, lengthBytes - done)) {
+        this.queue.restore(event);
+        break;
+      }
+      const bytes = veventBytes(event);
+      parts.push(bytes);
+      done += bytes.length;
       invariant(done <= lengthBytes, () => `a read of ${lengthBytes} bytes copies ${done} bytes of events`, 'INV-14');
       this.queue.ictx.instruments.held('INV-14');
       yield 'iommufd:vevent-copied';
+      this.queue.forget(event);
     }
     return Buffer.concat(parts);
   }

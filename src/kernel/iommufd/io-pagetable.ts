@@ -594,12 +594,12 @@ export class IoPageTable {
   }
 
   *#abortAreas(areas: readonly IoptArea[]): Task<void> {
-    const first = areas[0]?.iova;
-    if (first === undefined) return;
-    const last = areas.at(-1)?.last;
-    yield* this.iovaRwsem.down_write(first, last);
-    for (const area of areas) this.areas.remove(area);
-    this.iovaRwsem.up_write(first, last);
+    for (const area of areas) {
+      const { iova, last } = area;
+      yield* this.iovaRwsem.down_write(iova, last);
+      this.areas.remove(area);
+      this.iovaRwsem.up_write(iova, last);
+    }
   }
 
   *#fillAreas(areas: readonly IoptArea[], slices: readonly PagesSlice[]): Task<number> {
@@ -666,12 +666,13 @@ export class IoPageTable {
 
   /** Unmaps an area from every domain, then unpins it. Hold `domains_rwsem`. */
   *#unfillArea(area: IoptArea, pages: IoptPages): Task<void> {
-    if (!area.isFilled) return;
     yield* pages.mutex.lock();
-    for (const domain of this.#domains) yield* this.#unmapArea(domain, area, pages);
-    yield 'iommufd:unmap-invalidated';
-    area.isFilled = false;
-    pages.release(area.firstPage, area.lastPage);
+    if (area.isFilled) {
+      for (const domain of this.#domains) yield* this.#unmapArea(domain, area, pages);
+      yield 'iommufd:unmap-invalidated';
+      area.isFilled = false;
+      pages.release(area.firstPage, area.lastPage);
+    }
     pages.mutex.unlock();
   }
 
@@ -1103,7 +1104,7 @@ export class IoPageTable {
     let rc = 0;
     for (const iova of iovas) {
       const area = this.areas.firstOverlap(iova, iova);
-      if (area !== undefined) rc = this.#split(area, iova);
+      if (area !== undefined) rc = yield* this.#split(area, iova);
       if (rc < 0) break;
     }
     this.iovaRwsem.up_write();
@@ -1111,11 +1112,18 @@ export class IoPageTable {
   }
 
   /** `iopt_area_split`: the area ends at `iova`, another has the rest. */
-  #split(area: IoptArea, iova: bigint): number {
+  *#split(area: IoptArea, iova: bigint): Task<number> {
     const { pages } = area;
-    const next = iova + 1n;
     if (iova === area.iova || iova === area.last) return 0;
     if (pages === undefined || area.preventAccess) return -EBUSY;
+    yield* pages.mutex.lock();
+    const rc = this.#splitLocked(area, pages, iova);
+    pages.mutex.unlock();
+    return rc;
+  }
+
+  #splitLocked(area: IoptArea, pages: IoptPages, iova: bigint): number {
+    const next = iova + 1n;
     if (pages.source.isDmaBuf) return -EOPNOTSUPP;
     const alignment = this.#iovaAlignment;
     if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;

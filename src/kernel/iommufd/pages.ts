@@ -507,6 +507,9 @@ export class IoptPages {
    * dma-buf, -EFAULT. The
    * process that mapped the pages copies through its address space, which pins nothing and does not ask whether the
    * mapping may be written: bytes before a fault are copied. Others (`isSlow`) pin everything first.
+   *
+   * A single page of an address space that still lives is looked up there anew, whatever is pinned already and without the mutex
+   * (`iopt_pages_rw_page`): it can be another than the one that devices see.
    */
   *rw(process: Process, startByte: bigint, data: Uint8Array, write: boolean, isSlow: boolean): Task<number> {
     this.#checkAlive();
@@ -523,22 +526,29 @@ export class IoptPages {
     }
     const first = Number(startByte / PAGE_SIZE);
     const last = Number((startByte + BigInt(data.length) - 1n) / PAGE_SIZE);
-    // A single page of user memory is pinned for what is done with it, not for what the mapping allows.
-    const pinForWrite = mm !== undefined && first === last ? write : this.writable;
+    const offset = Number(startByte % PAGE_SIZE);
+    if (mm?.isAlive === true && first === last) {
+      // Pinned for what is done with it, not for what the mapping allows.
+      const page = yield* this.source.pin(first, 1, write);
+      if (typeof page === 'number') return page;
+      const rc = copyRuns(process.mm.memory, page, offset, data, write);
+      this.source.unpin(page);
+      return rc;
+    }
     yield* this.mutex.lock();
     const pinned: PinnedRun[][] = [];
     const runs: PinnedRun[] = [];
     let rc = 0;
     sharedRead(this, 'pins', this.state.npinned);
     for (let page = first; page <= last && rc === 0; page++) {
-      const own = this.#gaps(page, page).length === 0 ? undefined : yield* this.source.pin(page, 1, pinForWrite);
+      const own = this.#gaps(page, page).length === 0 ? undefined : yield* this.source.pin(page, 1, this.writable);
       if (typeof own === 'number') rc = own;
       else {
         if (own !== undefined) pinned.push(own);
         appendRuns(runs, own ?? this.runs(page, page));
       }
     }
-    if (rc === 0) rc = copyRuns(process.mm.memory, runs, Number(startByte % PAGE_SIZE), data, write);
+    if (rc === 0) rc = copyRuns(process.mm.memory, runs, offset, data, write);
     for (const own of pinned) this.source.unpin(own);
     this.mutex.unlock();
     return rc;

@@ -77,6 +77,7 @@ export class MmStruct {
   /** Sorted by start, disjoint. */
   #vmaList: Vma[] = [];
   #nextAddress = MMAP_BASE;
+  #isReleased = false;
   /** Pages pinned on behalf of this address space, limited or not. */
   pinnedVm = 0;
   /** Pages charged against RLIMIT_MEMLOCK of this address space. */
@@ -154,9 +155,16 @@ export class MmStruct {
     return 0;
   }
 
+  /** Its process has not exited (`mmget_not_zero`). */
+  get isAlive(): boolean {
+    sharedRead(this, 'mappings');
+    return !this.#isReleased;
+  }
+
   /** Everything goes: the process exits. */
   release(): void {
     sharedWrite(this, 'mappings');
+    this.#isReleased = true;
     for (const vma of this.#vmas.splice(0)) vma.close();
   }
 
