@@ -17,7 +17,7 @@ function answer(make: () => unknown): RemoteAnswer {
   } catch (error) {
     // A killed host takes its worker with it: nobody may get another answer from it.
     if (error instanceof NodeFailure && error.kind === 'host-died') process.exit(1);
-    if (error instanceof NodeFailure && error.kind === 'invariant')
+    if (error instanceof NodeFailure && error.kind !== 'broken')
       return { ok: false, kind: error.kind, message: error.message, ...(error.rule && { rule: error.rule }) };
     return {
       ok: false,

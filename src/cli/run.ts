@@ -114,7 +114,8 @@ function writeReports(run: FinishedRun, options: RunOptions): void {
 }
 
 function exitCode(outcomes: readonly ScenarioOutcome[]): number {
-  if (outcomes.some((outcome) => outcome.isBroken)) return EXIT.broken;
+  if (outcomes.some(({ failureKind }) => failureKind === 'broken')) return EXIT.broken;
+  if (outcomes.some(({ failureKind }) => failureKind === 'unbuildable')) return EXIT.usage;
   if (outcomes.some((outcome) => outcome.verdict === 'fail')) return EXIT.failed;
   return outcomes.some((outcome) => outcome.verdict === 'inconclusive') ? EXIT.inconclusive : EXIT.ok;
 }

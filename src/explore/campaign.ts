@@ -105,15 +105,14 @@ async function failureOf(
 async function sampleAll(campaign: Campaign, subject: Subject): Promise<Exploration> {
   const { seed, depth, strategy, scenario } = campaign;
   if (strategy === 'exhaustive') throw new RangeError('an exhaustive search is not sampled');
-  const sampling: Sampling = {
-    strategy,
-    seed,
-    depth,
-    choices: await measureChoices(subject, seed, async (runs) => {
-      campaign.onMeasured?.(runs);
-      return await goesOn(campaign.signal);
-    }),
+  // Only PCT has to know before how long a run is.
+  const isMeasured = strategy === 'pct' || strategy === 'portfolio';
+  const measured = async (runs: number): Promise<boolean> => {
+    campaign.onMeasured?.(runs);
+    return await goesOn(campaign.signal);
   };
+  const choices = isMeasured ? await measureChoices(subject, seed, measured) : 1;
+  const sampling: Sampling = { strategy, seed, depth, choices };
   const kind = subject.isKernelOnly ? 'kernelOnly' : 'whole';
   const wanted = strategy === 'in-order' ? 1 : campaign.runs;
   const hasThreads = campaign.jobs > 1 && wanted > Math.max(CHUNK[kind], ALONE[kind]) && scenario.text !== '';
@@ -131,7 +130,7 @@ async function sampleAll(campaign: Campaign, subject: Subject): Promise<Explorat
     distinctStates: total.states.size,
     tasks: total.tasks,
     choices: total.choices,
-    changePoints: sampling.choices,
+    changePoints: isMeasured ? choices : total.choices,
     guarantees: Object.entries(total.pctRuns).map(([d, runs]) => ({
       depth: Number(d),
       runs,

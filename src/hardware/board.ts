@@ -49,7 +49,7 @@ function kernelWindowBase(banks: readonly AddressRange[]): number {
     const base = Math.floor((Number(bank.last) + 1 - sizeBytes) / WINDOW_ALIGN_BYTES) * WINDOW_ALIGN_BYTES;
     if (base >= Number(bank.start)) return base;
   }
-  throw new RangeError(`no memory bank has ${sizeBytes} bytes for the kernel`);
+  throw new RangeError(`no memory bank has ${sizeBytes / 2 ** 20} MiB for the kernel`);
 }
 
 /** BARs that device models bring: registers and MSI-X, of one size. */

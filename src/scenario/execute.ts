@@ -76,8 +76,8 @@ export interface ScenarioOutcome {
   readonly brokenRule: InvariantId | undefined;
   /** Most tasks that one node had in the run. */
   readonly tasks: number;
-  /** Set when the testbed itself broke, not the scenario. */
-  readonly isBroken: boolean;
+  /** How the run ended, if not by itself. */
+  readonly failureKind: RunFailure['kind'] | undefined;
 }
 
 /** What replay needs besides the scenario. */
@@ -92,6 +92,8 @@ function failureCheck(failure: RunFailure): Check {
   const where = failure.node === 'main' ? 'the run' : `host ${failure.node}`;
   if (failure.rule !== undefined)
     return { name: failure.rule, verdict: 'fail', detail: `in ${where}: ${failure.message}` };
+  if (failure.kind === 'unbuildable')
+    return { name: RUN_ENDS, verdict: 'fail', detail: `${where} cannot be built: ${failure.message}` };
   const verdict: CheckVerdict = failure.kind === 'time-limit' ? 'inconclusive' : 'fail';
   return { name: RUN_ENDS, verdict, detail: `${failure.kind} in ${where}: ${failure.message}` };
 }
@@ -219,7 +221,7 @@ export async function executeScenario(
     invariants: finished.invariants,
     brokenRule: finished.failure?.rule,
     tasks: finished.tasks,
-    isBroken: finished.failure?.kind === 'broken',
+    failureKind: finished.failure?.kind,
   };
   return {
     outcome,
@@ -285,7 +287,7 @@ async function executeKernelOnly(
     invariants: ran.invariants,
     brokenRule: ran.failure?.id,
     tasks: ran.tasks,
-    isBroken: false,
+    failureKind: undefined,
   };
   return { outcome, trace: { lines, choices: { kernel: ran.choices }, leftover: ran.leftover } };
 }

@@ -59,7 +59,7 @@ export const lengthAboveZero = size.refine((length) => length > 0n, 'expected mo
 export const capability = z.enum(CAPABILITIES, 'expected a capability of Linux, e.g. CAP_IPC_LOCK');
 
 /** A duration in nanoseconds: `50 us`. */
-export const duration = parsed('duration', '50 us', parseDurationNs);
+export const duration = parsed('duration of at most 104 days', '50 us', parseDurationNs);
 
 /** A bandwidth in bits per second: `10 Gbit/s`. */
 export const bandwidth = parsed('bandwidth', '10 Gbit/s', parseBandwidth);

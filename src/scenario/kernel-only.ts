@@ -257,6 +257,16 @@ function whyNever(id: FaultId, iommu: Program['iommu']): string | undefined {
   return needed === iommu ? undefined : `${id} cannot strike without iommu: ${needed}`;
 }
 
+/** Who is named in the schedule and is nobody. The kernel's and the board's own tasks have a slash in their names. */
+function strangers(source: SourceText, { schedule, tasks }: KernelOnlyFile): InputProblem[] {
+  return schedule.flatMap((deviation, i) => {
+    const key = 'hold' in deviation ? 'hold' : 'to';
+    const called = 'hold' in deviation ? deviation.hold : deviation.to;
+    if (called === TIME || called.includes('/') || Object.hasOwn(tasks, called)) return [];
+    return [source.problem(['schedule', i, key], `no task is called ${called}`)];
+  });
+}
+
 /** What does not fit into the machine's memory: each process has its own of every buffer, and room for each task's arguments. */
 function tooMuch(source: SourceText, { processes, buffers, files }: KernelOnlyFile, tasks: number): InputProblem[] {
   const copies = BigInt(Object.keys(processes).length);
@@ -314,7 +324,7 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
     const why = whyNever(id, iommu);
     if (why !== undefined) problems.push(source.problem(path, why));
   }
-  problems.push(...tooMuch(source, given, tasks.length));
+  problems.push(...strangers(source, given), ...tooMuch(source, given, tasks.length));
   if (tasks.length === 0) problems.push(source.problem(['tasks'], 'a kernel-only scenario has tasks'));
   if (problems.length > 0) throw new InputError(problems);
   const main: Call[] = hasMain ? [] : [{ op: 'ioas', args: { as: 'main' } }];

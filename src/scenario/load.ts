@@ -14,6 +14,7 @@ import { FAULTS, type FaultId } from '../runtime/faults.js';
 import type { Deviation } from '../runtime/deviations.js';
 import type { Program } from '../host/program.js';
 import type { LinkSpec } from '../testbed/link.js';
+import { MAIN_NODE } from '../testbed/node.js';
 import { guestMemoryMap, MemoryMapError, type MachineOptions } from '../vmm/machines.js';
 import {
   functionDescription,
@@ -123,7 +124,7 @@ class Checker {
   }
 
   checkAll(): void {
-    const { links, guests, processes, steps } = this.#file;
+    const { links, guests, processes, steps, schedule } = this.#file;
     if (this.#hosts.size === 0 && Object.keys(this.#file.hosts).length === 0)
       this.say(['hosts'], 'a scenario has hosts');
     links.forEach((link, index) => {
@@ -136,6 +137,8 @@ class Checker {
       if (Object.hasOwn(guests, name)) this.say(['processes', name], `${name} is a guest already`);
     }
     steps.forEach((step, index) => this.#checkStep(step, ['steps', index]));
+    if (typeof schedule !== 'string')
+      for (const node of Object.keys(schedule)) if (node !== MAIN_NODE) this.#host(node, ['schedule', node]);
     const switched = this.#file['fails-with'];
     if (switched !== undefined && switched !== 'no-faults' && switched.host !== undefined)
       this.#host(switched.host, ['fails-with', 'host']);

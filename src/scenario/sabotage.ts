@@ -42,12 +42,13 @@ function withoutFaults(step: ScenarioStep): ScenarioStep[] {
   return [{ ...step, parallel }];
 }
 
-/** The outcome of a sabotaged scenario turned round: a failed check is what was wanted. A testbed that broke stays broken. */
+/** The outcome of a sabotaged scenario turned round: a failed check is what was wanted. What could not be run stays so. */
 export function judgeSabotage({ failsWith }: Scenario, outcome: ScenarioOutcome): ScenarioOutcome {
   const name = `it fails ${switchText(failsWith)}`;
   const failed = outcome.checks.filter(({ verdict }) => verdict === 'fail');
   const [first] = failed;
-  const verdict = first !== undefined && !outcome.isBroken ? 'pass' : 'fail';
+  const hasRun = outcome.failureKind !== 'broken' && outcome.failureKind !== 'unbuildable';
+  const verdict = first !== undefined && hasRun ? 'pass' : 'fail';
   const detail =
     first === undefined ? 'every check passed all the same' : `${failed.length} failed: ${first.name}: ${first.detail}`;
   return { ...outcome, verdict, checks: [{ name, verdict, detail }], subjects: [undefined] };

@@ -346,7 +346,7 @@ export const scenarioFile = z.strictObject({
   /** The rule that this scenario breaks, as a failed run names it: it must. */
   fails: z.string().min(1).optional(),
   /** Virtual time after which the run is given up. */
-  limit: duration.optional(),
+  limit: duration.refine((ns) => ns > 0, 'expected a duration above 0').optional(),
   hosts: named(host),
   links: z.array(link).default([]),
   guests: named(guest).default({}),

@@ -76,6 +76,7 @@ export class SourceText {
   static parse(file: string, text: string): SourceText {
     const refuse = (message: string): InputError => new InputError([{ file, line: 1, column: 1, message }]);
     if (text.length > MAX_TEXT) throw refuse(`the file is longer than ${MAX_TEXT} characters`);
+    if (text.includes('\0')) throw refuse('the file is binary');
     const lines = new LineCounter();
     try {
       const document = parseDocument(text, {
@@ -86,7 +87,8 @@ export class SourceText {
       });
       const [error] = document.errors;
       if (error !== undefined) {
-        throw new InputError([{ file, ...positionOf(lines, error.pos[0]), message: error.message }]);
+        const message = error.code === 'MULTIPLE_DOCS' ? 'another document begins here' : error.message;
+        throw new InputError([{ file, ...positionOf(lines, error.pos[0]), message }]);
       }
       visit(document, {
         Alias: (_, alias) => {

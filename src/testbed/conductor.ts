@@ -23,7 +23,7 @@ import {
 
 /** Why a run ended before its main task did. */
 export interface RunFailure {
-  readonly kind: 'host-died' | 'broken' | 'invariant' | 'stuck' | 'time-limit';
+  readonly kind: NodeFailure['kind'] | 'stuck' | 'time-limit';
   readonly node: string;
   readonly message: string;
   /** The rule that was broken, of kind `invariant`. */

@@ -5,6 +5,16 @@ import type { InvariantReport } from '../runtime/invariants.js';
 import { InvariantError } from '../runtime/task.js';
 import { MAIN_NODE, MESSAGE_LATENCY_NS, NodeFailure, type Node, type NodeResult, type NodeTurn } from './node.js';
 
+/** @throws NodeFailure when the description is of a machine that cannot be */
+function built(spec: HostNodeSpec): HostNode {
+  try {
+    return new HostNode(spec);
+  } catch (error) {
+    if (error instanceof RangeError) throw new NodeFailure(spec.description.name, 'unbuildable', error.message);
+    throw error;
+  }
+}
+
 /** Adapts a {@link HostNode} to the conductor. */
 export class LocalHostNode implements Node {
   readonly name: string;
@@ -13,7 +23,7 @@ export class LocalHostNode implements Node {
 
   constructor(spec: HostNodeSpec) {
     this.name = spec.description.name;
-    this.#host = new HostNode(spec);
+    this.#host = built(spec);
   }
 
   advance(turn: NodeTurn): NodeResult {

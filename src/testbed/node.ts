@@ -56,11 +56,11 @@ export interface Node {
   close(): void | Promise<void>;
 }
 
-/** A node broke or its worker died. */
+/** A node broke, its worker died, or its host is a machine that cannot be built. */
 export class NodeFailure extends Error {
   override readonly name = 'NodeFailure';
   readonly node: string;
-  readonly kind: 'host-died' | 'broken' | 'invariant';
+  readonly kind: 'host-died' | 'broken' | 'invariant' | 'unbuildable';
   /** The rule that was broken, of kind `invariant`. */
   readonly rule: InvariantId | undefined;
 

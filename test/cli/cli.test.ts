@@ -19,6 +19,8 @@ const GOOD = scenario('good', '  - map: { process: p, iova: 0x1000, length: 4 Ki
 const BAD = scenario('bad', '  - unmap: { process: p, iova: 0x1000, length: 4 KiB }\n');
 const SLOW = scenario('slow', '  - wait: 2 s\n');
 writeFileSync(SLOW, readFileSync(SLOW, 'utf8').replace('steps:', 'limit: 1 ms\nsteps:'));
+const TINY = scenario('tiny', '  - wait: 1 ms\n');
+writeFileSync(TINY, readFileSync(TINY, 'utf8').replace('generic', 'generic, memory: [{ start: 0, size: 1 MiB }]'));
 const BROKEN = join(folder, 'broken.yaml');
 writeFileSync(BROKEN, 'title: t\nhosts: {}\nsteps:\n  - jump: high\n');
 
@@ -30,6 +32,7 @@ describe('exit status', () => {
     ['something failed', ['run', GOOD, BAD, ...INLINE], 1],
     ['not decided', ['run', GOOD, SLOW, ...INLINE], 2],
     ['bad input file', ['run', BROKEN], 64],
+    ['a machine that cannot be', ['run', TINY, ...INLINE], 64],
     ['no such file', ['run', join(folder, 'nope')], 64],
     ['unknown option', ['run', '--fast'], 64],
     ['unknown command', ['fly'], 64],
@@ -43,6 +46,14 @@ describe('exit status', () => {
     ['table of what has no schedules', ['explore', 'scenarios/races', '--table', '--fail-nth'], 64],
     ['help', ['--help'], 0],
   ])('%s', (_what, args, status) => expect(iovaduct(...args).status).toBe(status));
+});
+
+test.each(['inline', 'workers'])('a host that cannot be built is named, %s; the other scenarios run', (placement) => {
+  const { status, stdout } = iovaduct('run', TINY, GOOD, '--placement', placement);
+  expect(status).toBe(64);
+  expect(stdout).toContain('host a cannot be built: no memory bank has 64 MiB for the kernel\n');
+  expect(stdout).toContain('2 scenarios, 1 failed');
+  expect(stdout).not.toContain(' at ');
 });
 
 test('an empty shard says so', () => {

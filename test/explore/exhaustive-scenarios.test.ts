@@ -59,7 +59,7 @@ describe('what random schedules without stalls come to, the exhaustive search co
       search.ended(wasPruned);
       if (!wasPruned) reached.add(outcome(attempt));
     }
-    for (let seed = 0; seed < 60; seed++) {
+    for (let seed = 0; seed < 30; seed++) {
       const policy = randomPolicy(new RandomStream(seed, 'subset'));
       const attempt = await subject.attempt({ scheduleOf: () => ({ strategy: 'policy', policy }) });
       expect([...reached], `seed ${seed}`).toContain(outcome(attempt));

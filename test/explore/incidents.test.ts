@@ -16,7 +16,7 @@ const FOUND_WITHIN = 400;
 /** Of what takes longer with most seeds (docs/incidents.md): one with which it does not. */
 const LUCKY: Readonly<Record<string, number>> = { 'command-queue': 5 };
 /** Schedules that must hold without; many more are explored elsewhere. */
-const HOLDS_FOR = 100;
+const HOLDS_FOR = 50;
 
 /** The rules that may notice, where the incident says which. */
 const RULES: Readonly<Record<string, readonly string[]>> = {

@@ -157,6 +157,8 @@ describe('what is refused, and where', () => {
         'expected at most 1 GiB: a run of more takes too long',
       ],
       ['two calls in one', 'tasks:\n  a: [{ ioas: { as: x }, unmap: {} }]\n', 'keys, found ioas and unmap: ioas,'],
+      ['a switch to nobody', `schedule: [{ at: 1, to: b }]\n${TASKS}`, 'f.yaml:3:25: no task is called b'],
+      ['nobody is held', `schedule: [{ at: 1, until: 2, hold: b }]\n${TASKS}`, 'f.yaml:3:37: no task is called b'],
       ['no call at all', 'tasks:\n  a: [{ mpa: {} }]\n', 'keys, found mpa: ioas,'],
       ['a task without calls', 'tasks:\n  a: []\n', 'f.yaml:4:6: expected a list of 1 or more'],
     ].map(([what = '', text = '', message = '']): [string, string, string] => [
@@ -182,6 +184,11 @@ describe('what is refused, and where', () => {
     ['an alias without its anchor', step('boot: *vm'), 'f.yaml:13:11: no anchor &vm comes before'],
     ['a file that is not there', BASE.replace('ampere-altra', 'none.yaml'), 'no such file: none.yaml'],
     ['duration', BASE.replace('50 us', '50'), 'f.yaml:6:55: expected a duration'],
+    ['duration beyond all', BASE.replace('50 us', '200000 min'), 'a duration of at most 104 days, e.g. 50 us, not'],
+    ['no time at all', `${BASE}limit: 0 s\n`, 'f.yaml:13:8: expected a duration above 0'],
+    ['schedule of nobody', `${BASE}schedule: { c: [] }\n`, 'f.yaml:13:16: unknown host c'],
+    ['a second document', `${BASE}---\n${BASE}`, 'f.yaml:13:1: another document begins here'],
+    ['a binary file', `\u007fELF\0${BASE}`, 'f.yaml:1:1: the file is binary'],
     ['bandwidth', BASE.replace('10 Gbit/s', '10 GB/s'), 'f.yaml:6:35: expected a bandwidth'],
     [
       'policy',

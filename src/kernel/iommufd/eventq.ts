@@ -262,7 +262,7 @@ function* openQueue(
 /** A file that nobody has opened goes: at once, or (`fput`) as a task of the kernel's own when that gets to it. */
 function* fput(ctx: SyscallContext, file: OpenFile, isDeferred: boolean): Task<void> {
   if (!isDeferred) return yield* file.release();
-  ctx.runtime.spawn('delayed_fput', file.release());
+  ctx.runtime.spawn('kworker/delayed_fput', file.release());
   yield 'iommufd:fput-deferred';
 }
 
