@@ -280,7 +280,7 @@ class Shrinker {
 
   /** Leaves out what can be left out, until nothing more can. */
   async shrinkText(): Promise<void> {
-    while (await this.#leaveOut());
+    while ((await this.#leaveOut()) || (await this.#takeApart()));
     for (const { path, shorter } of lengths(parse(this.text))) {
       for (const length of shorter) {
         if (this.#isSpent) return;
@@ -303,6 +303,21 @@ class Shrinker {
       const document = parse(this.text);
       if (!document.hasIn(path) || this.#isKept(path)) continue;
       document.deleteIn(path);
+      await this.#tryText(String(document));
+    }
+    return this.text !== before;
+  }
+
+  /** Steps one after the other instead of side by side, where that will do; whether there were some. */
+  async #takeApart(): Promise<boolean> {
+    const before = this.text;
+    const { steps } = parse(before).toJS() as { readonly steps?: readonly unknown[] };
+    for (let index = (steps?.length ?? 0) - 1; index >= 0 && !this.#isSpent; index--) {
+      const document = parse(this.text);
+      const branches = document.getIn(['steps', index, 'parallel']);
+      const all = document.getIn(['steps']);
+      if (!isSeq(branches) || !isSeq(all)) continue;
+      all.items.splice(index, 1, ...branches.items.flatMap((branch) => (isSeq(branch) ? branch.items : [])));
       await this.#tryText(String(document));
     }
     return this.text !== before;

@@ -149,6 +149,24 @@ ${map('m')}${map('n')}  - expect: { of: m, verdict: ok }
   expect(outcome.verdict).toBe('pass');
 });
 
+test('steps that need not be side by side come one after the other', async () => {
+  const text = `title: Nothing is mapped there
+hosts:
+  a: { profile: arm-generic }
+processes:
+  p: { on: a, ioas: [x] }
+steps:
+  - parallel:
+      - - map: { process: p, ioas: x, iova: 0x10000000, length: 4 KiB }
+      - - unmap: { process: p, ioas: x, iova: 0x20000000, length: 4 KiB }
+`;
+  const scenario = loadScenario('hosts.yaml', text);
+  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'there is nothing to unmap');
+  const shrunk = await shrink({ file: 'hosts.yaml', text, seed: 1, ...failure }, { attempts: 200, schedules: 0 });
+  expect(shrunk?.scenario.steps.map((step) => Object.keys('step' in step ? step.step : step))).toEqual([['unmap']]);
+});
+
 test.each(readdirSync('scenarios/corpus').filter((file) => file.endsWith('.yaml')))(
   '%s: a task that is held back is held back once, not twice side by side',
   (file) => {
