@@ -218,7 +218,7 @@ function Accesses({ step, trace, word, onWord }: DetailsProps & { readonly step:
               <td class="note">
                 {held
                   .map(
-                    (lock) => `${trace.locks[lock < 0 ? -1 - lock : lock]?.lockClass ?? ''}${lock < 0 ? '(read)' : ''}`,
+                    (lock) => `${trace.locks[lock < 0 ? -1 - lock : lock]?.label ?? ''}${lock < 0 ? '(read)' : ''}`,
                   )
                   .join(', ')}
               </td>
