@@ -42,7 +42,7 @@ import { ARGUMENT_BYTES, MACHINE_MEMORY_BYTES } from '../runtime/kernel-only.js'
 import { NodeRuntime, type ScheduleSpec } from '../runtime/node-runtime.js';
 import { invariant, InvariantError, type Task } from '../runtime/task.js';
 import { asChecker, isWatched, sharedRead, sharedWrite } from '../runtime/watch.js';
-import { EFAULT, ENODEV } from '../uapi/errno.js';
+import { EFAULT, ENODEV, ENOSPC } from '../uapi/errno.js';
 import { PCI_COMMAND, PCI_COMMAND_MASTER } from '../uapi/pci-regs.js';
 import { PROT_READ, PROT_WRITE } from '../uapi/syscall.js';
 import { Card } from './card.js';
@@ -98,8 +98,9 @@ function isDoorbell(pa: number): boolean {
   return DOORBELLS.some((doorbell) => Math.floor(doorbell / PAGE_BYTES) === pfn);
 }
 
-/** A device's function: it has ATS, which stays off until the driver switches it on. */
-const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100 } as const;
+const FUNCTIONS_IN_SLOT = 8;
+/** A device's function: it has ATS, which stays off until the driver switches it on. Nothing keeps it from functions in its slot. */
+const FUNCTION = { model: 'generic', vendor: 0x1d0f, device: 0xda01, classCode: 0x080100, acs: 'none' } as const;
 
 /** A bare function reaches the SMMU through {@link KernelMachine.dma} and nothing else. */
 const NO_FABRIC: UpstreamPort = {
@@ -204,6 +205,8 @@ export class KernelMachine {
   #viewer: MachineViewer | undefined;
   #arguments = ARGUMENT_BASE;
   #devices = 0;
+  /** Functions that a slot had. */
+  readonly #inSlot = new Map<string, number>();
 
   constructor(program: Program, seed: number, schedule: ScheduleSpec, checks = true) {
     this.runtime = new NodeRuntime('kernel', seed, schedule);
@@ -345,19 +348,25 @@ export class KernelMachine {
     yield* this.#core?.probe() ?? nothing();
   }
 
-  /** A new device behind the SMMU, in a group of its own; -errno. */
-  *addDevice(): Task<Device | number> {
+  /**
+   * A new device behind the SMMU: a slot and a group of its own, or the next function beside another, which share a group because nothing
+   * keeps them apart. -ENOSPC for a ninth function; what the kernel answers.
+   */
+  *addDevice(beside?: Device): Task<Device | number> {
     invariant(this.#core !== undefined, 'kernel-only machine: devices of a mock IOMMU are made by the selftest');
     sharedWrite(this, 'devices', this.#devices, this.#devices + 1);
-    const number = this.#devices++;
-    const bdf = `0000:00:${number.toString(16).padStart(2, '0')}.0`;
+    const slot = beside?.name.slice(0, -1) ?? `0000:00:${(this.#devices++).toString(16).padStart(2, '0')}.`;
+    const number = this.#inSlot.get(slot) ?? 0;
+    if (number === FUNCTIONS_IN_SLOT) return -ENOSPC;
+    this.#inSlot.set(slot, number + 1);
+    const bdf = `${slot}${number}`;
     const fn = new PciFunction(this.runtime, { ...FUNCTION, bdf, ats: this.#hasAts }, [], NO_FABRIC);
     fn.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MASTER);
     const device: Device = {
       name: bdf,
       function: fn,
       parent: undefined,
-      isMultifunction: false,
+      isMultifunction: true,
       busMates: () => [],
       streamIds: [fn.requesterId],
       iommu: SMMU_DESCRIPTION.name,
@@ -374,8 +383,8 @@ export class KernelMachine {
 
   /** A device behind the SMMU goes. */
   *removeDevice(device: Device): Task<void> {
-    const owners = device.group?.ownerCount ?? 0;
-    invariant(owners === 0, () => `${device.name} goes while its group is owned`, 'objects');
+    const isOwned = device.group?.members.length === 1 && device.group.ownerCount > 0;
+    invariant(!isOwned, () => `${device.name} goes, the last of its group, which is owned`, 'objects');
     yield* this.#core?.removeDevice(device) ?? nothing();
     sharedWrite(this, 'devices', this.#devices, this.#devices);
     this.#functions.delete(device.streamIds[0] ?? -1);

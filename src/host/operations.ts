@@ -281,7 +281,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
 
   // --- devices ---
 
-  *device(caller, { as, to, dirty }) {
+  *device(caller, { as, to, dirty, beside }) {
     const { machine, ctx, things } = caller;
     const target = idOf(caller, to);
     if (machine.smmu === undefined) {
@@ -304,7 +304,9 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       things.set(`${as}-hwpt`, { id: value.out_hwpt_id });
       return 0;
     }
-    const device = yield* machine.addDevice();
+    const neighbour = beside === undefined ? undefined : things.get(beside)?.device;
+    if (beside !== undefined && neighbour === undefined) return -ENODEV;
+    const device = yield* machine.addDevice(neighbour);
     if (typeof device === 'number') return device;
     const bound = yield* iommufd_device_bind(machine, device, ctx, false);
     if (typeof bound === 'number') {

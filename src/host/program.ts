@@ -65,7 +65,13 @@ export interface Operations {
   /** IOMMU_DESTROY */
   readonly destroy: { readonly object: string };
   /** A device, bound and attached: to an address space or a page table. */
-  readonly device: { readonly as: string; readonly to: string; readonly dirty: boolean };
+  readonly device: {
+    readonly as: string;
+    readonly to: string;
+    readonly dirty: boolean;
+    /** A device whose slot and group it shares; only behind an SMMU. */
+    readonly beside?: string | undefined;
+  };
   /** Attaches a device to another address space or page table. */
   readonly replace: { readonly device: string; readonly to: string };
   /** The device is detached and given back. */

@@ -60,7 +60,12 @@ export const operations = {
   'huge-pages': z.strictObject({ ...space, on: z.boolean() }),
   'change-process': z.strictObject({}),
   destroy: z.strictObject({ object: name }),
-  device: z.strictObject({ as: name, to: name.default('main'), dirty: z.boolean().default(true) }),
+  device: z.strictObject({
+    as: name,
+    to: name.default('main'),
+    dirty: z.boolean().default(true),
+    beside: name.optional(),
+  }),
   replace: z.strictObject({ device: name, to: name }),
   unplug: z.strictObject({ device: name }),
   hwpt: z.strictObject({
@@ -125,6 +130,7 @@ const USES = [
   'to',
   'on',
   'device',
+  'beside',
   'card',
   'object',
   'hwpt',
@@ -316,6 +322,11 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
   const { iommu, ats } = given['kernel-only'];
   if (ats && iommu === 'mock')
     problems.push(source.problem(['kernel-only', 'ats'], 'only devices behind iommu: arm-smmu-v3 have ats'));
+  for (const { call: made, path } of [...own, ...tasks.flatMap(({ placed }) => placed)])
+    if (iommu === 'mock' && made.op === 'device' && namesIn(made.args, ['beside']).length > 0)
+      problems.push(
+        source.problem([...path, 'device', 'beside'], 'only devices behind iommu: arm-smmu-v3 have neighbours'),
+      );
   const named = [
     ...given.faults.map(({ fault: id }, i) => ({ id, path: ['faults', i, 'fault'] })),
     ...(given['fails-with'] === undefined ? [] : [{ id: given['fails-with'].fault, path: ['fails-with', 'fault'] }]),

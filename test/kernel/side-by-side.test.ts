@@ -1,6 +1,8 @@
 /** System calls side by side on a kernel-only machine, where what one answers says what another may. */
-import { expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { runProgram } from '../../src/host/run-program.js';
+import { ArmSmmuDomain } from '../../src/kernel/iommu/arm-smmu-v3/domain.js';
+import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
 import { loadScenario } from '../../src/scenario/load.js';
 
 /** What the tasks' calls answer under each of many schedules, once each. */
@@ -57,4 +59,41 @@ ${'  - vevent: { device: nic }\n'.repeat(events)}tasks:
 `);
   expect(told(1)).toEqual(['a ok, b 12', 'a ok, b ok']);
   expect(told(2)).toEqual(['a ok, b 12', 'a ok, b 24']);
+});
+
+describe('two functions of one slot', () => {
+  const text = `title: One of two functions moves
+kernel-only: { iommu: arm-smmu-v3 }
+setup:
+  - ioas: { as: main }
+  - ioas: { as: other }
+  - map: { ioas: other, iova: 0x1000000, length: 4 KiB }
+  - device: { as: nic }
+  - device: { as: disk, beside: nic }
+tasks:
+  a:
+    - dma: { device: disk, iova: 0x1000000, length: 4 KiB }
+      expect: EFAULT
+    - replace: { device: nic, to: other }
+      expect: ok
+    - dma: { device: disk, iova: 0x1000000, length: 4 KiB }
+      expect: ok
+`;
+
+  test('move together', () => expect(answers(text, 4)).toEqual(['a EFAULT, a ok, a ok']));
+
+  test('one that was left behind is told, although nobody uses it', () => {
+    const { attach_dev } = ArmSmmuV3.prototype;
+    vi.spyOn(ArmSmmuV3.prototype, 'attach_dev').mockImplementation(function* (this: ArmSmmuV3, domain, device) {
+      const isSecond = device.name.endsWith('.1') && domain instanceof ArmSmmuDomain;
+      return yield* attach_dev.call(this, isSecond ? this.identityDomain : domain, device);
+    });
+    const { kernelOnly } = loadScenario(
+      'side-by-side.yaml',
+      `${text.replace(/tasks:[^]*/, '')}tasks: { a: [{ ioas: { as: x } }] }\n`,
+    );
+    if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
+    const { failure } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'in-order' } });
+    expect(failure?.message).toContain('0000:00:00.1 is not in the domain of its group (unmanaged)');
+  });
 });

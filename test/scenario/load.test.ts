@@ -111,6 +111,11 @@ describe('what is refused, and where', () => {
       'f.yaml:2:34: only devices behind iommu: arm-smmu-v3 have ats',
     ],
     [
+      'a neighbour behind no SMMU',
+      'title: t\nkernel-only: { iommu: mock }\ntasks:\n  a: [{ device: { as: x } }, { device: { as: y, beside: x } }]\n',
+      'f.yaml:4:57: only devices behind iommu: arm-smmu-v3 have neighbours',
+    ],
+    [
       'no errno to expect',
       'title: t\nkernel-only: {}\ntasks:\n  a:\n    - ioas: { as: x }\n      expect: EWHAT\n',
       'f.yaml:6:15: expected ok or the name of an error',

@@ -181,6 +181,7 @@ function auditGroup(ictx: IommufdContext, group: IommuGroup, bound: number, ledg
     () => `iommu group ${group.id} is in another domain than what is attached`,
     'INV-8',
   );
+  if (domain !== undefined) for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
   ledger.held('INV-8');
 }
 
