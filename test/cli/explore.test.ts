@@ -29,7 +29,6 @@ function race(calls: number): string {
 const GOOD = file('good.yaml', `title: t\n${MACHINE}tasks:\n  a:\n    - ioas: { as: x }\n${TASK_B}`);
 const BAD = file('bad.yaml', race(1));
 const RARE = file('rare.yaml', race(8));
-const WHOLE = 'scenarios/migration/clean/dirty-guest.yaml';
 const UNMAP = '    - unmap: { iova: 0x1000, length: 4 KiB }\n      expect: [ok]\n';
 const WRONG = file('wrong.yaml', `title: t\n${MACHINE}tasks:\n  a:\n${UNMAP}`);
 const LIMIT = file(

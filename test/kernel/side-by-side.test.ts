@@ -83,10 +83,10 @@ tasks:
   test('move together', () => expect(answers(text, 4)).toEqual(['a EFAULT, a ok, a ok']));
 
   test('one that was left behind is told, although nobody uses it', () => {
-    const { attach_dev } = ArmSmmuV3.prototype;
+    const attach = Reflect.get(ArmSmmuV3.prototype, 'attach_dev');
     vi.spyOn(ArmSmmuV3.prototype, 'attach_dev').mockImplementation(function* (this: ArmSmmuV3, domain, device) {
       const isSecond = device.name.endsWith('.1') && domain instanceof ArmSmmuDomain;
-      return yield* attach_dev.call(this, isSecond ? this.identityDomain : domain, device);
+      return yield* attach.call(this, isSecond ? this.identityDomain : domain, device);
     });
     const { kernelOnly } = loadScenario(
       'side-by-side.yaml',
