@@ -196,6 +196,8 @@ export class KernelMachine {
   readonly #testCommand: CommandRow | undefined;
   readonly ictx: IommufdContext;
   readonly processes = new Map<string, Process>();
+  /** Devices behind the SMMU that user space has. */
+  readonly bound = new Map<Device, IommufdDevice>();
   readonly #buffers: ReadonlyMap<string, bigint>;
   readonly #hasAts: boolean;
   /** Devices behind the SMMU by stream. */
@@ -411,13 +413,15 @@ export class KernelMachine {
     return idev;
   }
 
-  /** A device leaves: as VFIO's character device is closed. */
-  *giveBack({ device, idev }: { readonly device?: Device; readonly idev?: IommufdDevice }): Task<void> {
+  /** A device behind the SMMU leaves: as VFIO's character device is closed. */
+  *giveBack(device: Device): Task<void> {
+    const idev = this.bound.get(device);
+    this.bound.delete(device);
     if (idev !== undefined) {
       yield* iommufd_device_detach(idev);
       yield* iommufd_device_unbind(idev);
     }
-    if (device !== undefined) yield* this.removeDevice(device);
+    yield* this.removeDevice(device);
   }
 
   /** Nobody is at work in the kernel. @throws InvariantError when a rule does not hold */

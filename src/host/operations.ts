@@ -5,6 +5,7 @@
  * bound as VFIO's character device does it; mock devices by the selftest's ioctl. Nothing is checked here but what an operation itself
  * can see.
  */
+import { STE, STE_CONFIG } from '../hardware/smmu/records.js';
 import type { FieldSpecs, Struct, StructValue } from '../layout/struct.js';
 import type { Device } from '../kernel/device.js';
 import { withFile, type OpenFile, type SyscallContext } from '../kernel/files.js';
@@ -26,7 +27,7 @@ import * as uapi from '../uapi/iommufd.js';
 import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import type { Card } from './card.js';
 import type { KernelMachine } from './kernel-machine.js';
-import type { BufferRef, Call, OperationName, Operations } from './program.js';
+import type { BufferRef, Call, GuestSte, OperationName, Operations } from './program.js';
 
 /** What a name stands for. */
 export interface Thing {
@@ -162,12 +163,23 @@ function mapFlags(prot: 'r' | 'w' | 'rw', isFixed: boolean): number {
   );
 }
 
+/** A guest's stream table entry: its first 64 bits (`iommu_hwpt_arm_smmuv3.ste[0]`). */
+function guestSteWord(does: GuestSte): bigint {
+  const [low = 0, high = 0] = STE.make({ V: 1, Config: does === 'bypass' ? STE_CONFIG.BYPASS : STE_CONFIG.ABORT });
+  return (BigInt(high) << 32n) | BigInt(low);
+}
+
 /** IOMMU_HWPT_ALLOC */
 function* allocHwpt(
   caller: Caller,
-  { as, device, on, dirty, nesting, 'fault-queue': faultQueue, iotlb }: Operations['hwpt'],
+  { as, device, on, dirty, nesting, 'fault-queue': faultQueue, iotlb, 'guest-ste': guestSte }: Operations['hwpt'],
 ): Task<number> {
-  const data = iotlb === undefined ? undefined : test.iommu_hwpt_selftest.encode({ iotlb });
+  const data =
+    guestSte !== undefined
+      ? uapi.iommu_hwpt_arm_smmuv3.encode({ ste: [guestSteWord(guestSte), 0n] })
+      : iotlb === undefined
+        ? undefined
+        : test.iommu_hwpt_selftest.encode({ iotlb });
   const { rc, value } = yield* ioctl(
     caller,
     uapi.IOMMU_HWPT_ALLOC,
@@ -182,7 +194,7 @@ function* allocHwpt(
       ...(data === undefined
         ? {}
         : {
-            data_type: test.IOMMU_HWPT_DATA_SELFTEST,
+            data_type: guestSte === undefined ? test.IOMMU_HWPT_DATA_SELFTEST : uapi.IOMMU_HWPT_DATA_ARM_SMMUV3,
             data_len: data.length,
             data_uptr: caller.argument + DATA_OFFSET,
           }),
@@ -319,6 +331,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
       yield* machine.removeDevice(device);
       return hwptId;
     }
+    machine.bound.set(device, bound.idev);
     things.set(as, { id: bound.id, idev: bound.idev, device, hwptId, moves: new Moves() });
     things.set(`${as}-hwpt`, { id: hwptId });
     return 0;
@@ -343,7 +356,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (machine.smmu === undefined) return (yield* ioctl(caller, uapi.IOMMU_DESTROY, { id: thing.pin ?? 0 })).rc;
     things.delete(device);
     if (thing.moves !== undefined) yield* thing.moves.ended();
-    yield* machine.giveBack(thing);
+    yield* machine.giveBack(thing.device);
     return 0;
   },
   *hwpt(caller, args) {

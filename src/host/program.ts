@@ -15,6 +15,8 @@ export interface BufferRef {
 }
 
 /** States of VFIO's migration state machine. */
+export type GuestSte = 'bypass' | 'abort';
+
 export type CardState = 'running' | 'stop' | 'stop-copy' | 'resuming';
 
 /** Operations and what they are given. Names of things are strings, addresses and lengths bigints. */
@@ -86,6 +88,8 @@ export interface Operations {
     readonly 'fault-queue'?: string;
     /** A nested page table's data: what its IOTLB holds first. */
     readonly iotlb?: number;
+    /** A nested page table's data behind an SMMU: what the guest's stream table entry does with addresses before the parent translates them. */
+    readonly 'guest-ste'?: GuestSte;
     /** So many of them, one after the other, up to the first error; the name is the last one's. */
     readonly times: number;
   };

@@ -223,10 +223,7 @@ class ProgramRun {
   }
 
   *#closeAll(): Task<void> {
-    for (const thing of this.#things.values()) {
-      if (thing.device === undefined || this.machine.smmu === undefined) continue;
-      yield* this.machine.giveBack(thing);
-    }
+    for (const device of [...this.machine.bound.keys()]) yield* this.machine.giveBack(device);
     for (const process of this.machine.processes.values()) {
       process.mm.release();
       yield* process.files.closeAll();

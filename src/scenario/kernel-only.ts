@@ -10,11 +10,12 @@ import { FAULTS, type FaultId } from '../runtime/faults.js';
 import { TIME } from '../runtime/deviations.js';
 import { ERRNO } from '../uapi/errno.js';
 import { ARGUMENT_BYTES, DATA_BYTES, MACHINE_MEMORY_BYTES, SETUP_TASK } from '../runtime/kernel-only.js';
-import type { Call, CardState, OperationName, Operations, Program } from '../host/program.js';
+import type { Call, CardState, GuestSte, OperationName, Operations, Program } from '../host/program.js';
 import { address, capability, count, deviations, lengthAboveZero, name, range, seed, size } from './fields.js';
 import { sizeText } from './units.js';
 import { InputError, type InputProblem, type SourceText, type ValuePath } from './text.js';
 
+const GUEST_STES = ['bypass', 'abort'] as const satisfies readonly GuestSte[];
 const CARD_STATES = ['running', 'stop', 'stop-copy', 'resuming'] as const satisfies readonly CardState[];
 
 /** There is no room for a page of 1 GiB. */
@@ -76,6 +77,7 @@ export const operations = {
     nesting: z.boolean().default(false),
     'fault-queue': name.optional(),
     iotlb: count(0, 0xffff_ffff).optional(),
+    'guest-ste': z.enum(GUEST_STES).optional(),
     times: count(1, 1024).default(1),
   }),
   'track-dirty': z.strictObject({ hwpt: name, on: z.boolean() }),
@@ -236,6 +238,12 @@ interface PlacedCall {
   readonly path: ValuePath;
 }
 
+/** Arguments that say nothing to the mock. */
+const SMMU_ONLY: Readonly<Record<string, string>> = {
+  beside: 'its devices have slots',
+  'guest-ste': 'its guests have stream tables',
+};
+
 /** Names that are used and made nowhere. */
 function unknownNames(source: SourceText, given: KernelOnlyFile, all: readonly PlacedCall[]): InputProblem[] {
   const made = new Set([
@@ -322,11 +330,11 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
   const { iommu, ats } = given['kernel-only'];
   if (ats && iommu === 'mock')
     problems.push(source.problem(['kernel-only', 'ats'], 'only devices behind iommu: arm-smmu-v3 have ats'));
-  for (const { call: made, path } of [...own, ...tasks.flatMap(({ placed }) => placed)])
-    if (iommu === 'mock' && made.op === 'device' && namesIn(made.args, ['beside']).length > 0)
-      problems.push(
-        source.problem([...path, 'device', 'beside'], 'only devices behind iommu: arm-smmu-v3 have neighbours'),
-      );
+  for (const { call: made, path } of [...own, ...tasks.flatMap(({ placed }) => placed)]) {
+    const key = Object.keys(SMMU_ONLY).find((only) => iommu === 'mock' && namesIn(made.args, [only]).length > 0);
+    if (key !== undefined)
+      problems.push(source.problem([...path, made.op, key], `only with iommu: arm-smmu-v3: ${SMMU_ONLY[key] ?? ''}`));
+  }
   const named = [
     ...given.faults.map(({ fault: id }, i) => ({ id, path: ['faults', i, 'fault'] })),
     ...(given['fails-with'] === undefined ? [] : [{ id: given['fails-with'].fault, path: ['fails-with', 'fault'] }]),

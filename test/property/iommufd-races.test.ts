@@ -7,12 +7,15 @@ import { runProgram } from '../../src/host/run-program.js';
 import { RandomStream } from '../../src/runtime/random.js';
 import { randomProgram } from '../fixtures/random-programs.js';
 
-const PROGRAMS = 300 * Number(process.env['IOVADUCT_SWEEP'] ?? 0.5);
+const FACTOR = Number(process.env['IOVADUCT_SWEEP'] ?? 0.5);
 const SCHEDULES = 4;
 
-test(`${PROGRAMS} random programs hold under ${SCHEDULES} schedules each`, () => {
-  for (let number = 0; number < PROGRAMS; number++) {
-    const program = randomProgram(new RandomStream(number, 'program'));
+test.each([
+  ['mock', 300 * FACTOR],
+  ['arm-smmu-v3', 60 * FACTOR],
+] as const)(`%s: %i random programs hold under ${SCHEDULES} schedules each`, (iommu, programs) => {
+  for (let number = 0; number < programs; number++) {
+    const program = randomProgram(new RandomStream(number, 'program'), iommu);
     for (let i = 0; i < SCHEDULES; i++) {
       const schedule = { strategy: 'explored', seed: number * SCHEDULES + i } as const;
       const { failure } = runProgram(program, { seed: 1, schedule });

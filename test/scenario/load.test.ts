@@ -113,7 +113,7 @@ describe('what is refused, and where', () => {
     [
       'a neighbour behind no SMMU',
       'title: t\nkernel-only: { iommu: mock }\ntasks:\n  a: [{ device: { as: x } }, { device: { as: y, beside: x } }]\n',
-      'f.yaml:4:57: only devices behind iommu: arm-smmu-v3 have neighbours',
+      'f.yaml:4:57: only with iommu: arm-smmu-v3: its devices have slots',
     ],
     [
       'no errno to expect',
