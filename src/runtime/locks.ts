@@ -29,6 +29,15 @@ export interface RwLock {
   up_write(): void;
 }
 
+/** What somebody may hold. */
+export type Holdable = Pick<MutexLock, 'lockClass' | 'isHeld'>;
+
+/** Locks go with what they belong to, and nobody holds them then (`debug_check_no_locks_freed`). @throws InvariantError */
+export function checkNoneIsHeld(locks: readonly Holdable[]): void {
+  for (const { lockClass, isHeld } of locks)
+    invariant(!isHeld, () => `${lockClass} is freed while it is held`, 'objects');
+}
+
 /** Mutual exclusion between tasks. Not recursive. */
 export class Mutex implements MutexLock {
   readonly lockClass: Gate;

@@ -34,11 +34,12 @@ export class HastyPageTable extends PageTable {
 
 /** A semaphore that nobody has to wait for. Its gate stays. */
 export class NoRwsem implements IovaRwsem {
+  readonly lockClass: Gate = 'iopt:iova_rwsem';
+  readonly isHeld = true;
   readonly isHeldForWrite = true;
-  readonly #lockClass: Gate = 'iopt:iova_rwsem';
 
   *down_read(): Task<void> {
-    yield this.#lockClass;
+    yield this.lockClass;
   }
 
   up_read(): void {
@@ -46,7 +47,7 @@ export class NoRwsem implements IovaRwsem {
   }
 
   *down_write(): Task<void> {
-    yield this.#lockClass;
+    yield this.lockClass;
   }
 
   up_write(): void {

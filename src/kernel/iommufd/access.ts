@@ -9,7 +9,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/device.c (iommufd_access_*), pages.c (iopt_area_add_access); domain.md A1.38, A6.4.
  */
-import { Mutex } from '../../runtime/locks.js';
+import { Mutex, type Holdable } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EINVAL, ENOENT, EOVERFLOW, EPERM } from '../../uapi/errno.js';
@@ -72,6 +72,10 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   set ioasUnpin(value: Ioas | undefined) {
     sharedWrite(this, 'ioasUnpin', this.#ioasUnpin, value);
     this.#ioasUnpin = value;
+  }
+
+  override get locks(): readonly Holdable[] {
+    return [this.ioasLock];
   }
 
   *notify_unmap(iova: bigint, lengthBytes: bigint): Task<void> {

@@ -13,7 +13,7 @@
  */
 import { shardsOf, type Sharding } from '../../core/sharded-index.js';
 import type { RwLock } from '../../runtime/locks.js';
-import { invariant, type Task } from '../../runtime/task.js';
+import { invariant, type Gate, type Task } from '../../runtime/task.js';
 import { IOVA_MAX, type IovaRwsem } from './io-pagetable.js';
 
 /** One semaphore for each tree of a sharded index. */
@@ -31,6 +31,14 @@ export class ShardedIovaRwsem implements IovaRwsem {
       reaches.push((windows << BigInt(sharding.windowShift)) - 1n);
     }
     this.reaches = [...reaches, IOVA_MAX];
+  }
+
+  get lockClass(): Gate {
+    return this.#locks[0]?.lockClass ?? 'iopt:iova_rwsem';
+  }
+
+  get isHeld(): boolean {
+    return this.#locks.some((lock) => lock.isHeld);
   }
 
   get isHeldForWrite(): boolean {

@@ -10,7 +10,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/device.c; domain.md A1.12, A1.30 to A1.37.
  */
-import { Mutex } from '../../runtime/locks.js';
+import { checkNoneIsHeld, Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
@@ -129,7 +129,9 @@ export class IommufdGroups {
   put(igroup: IommufdGroup): void {
     sharedWrite(this, 'groups');
     invariant(igroup.users > 0, 'an iommufd group was put once too often', 'objects');
-    if (--igroup.users === 0) this.#groups.delete(igroup.group);
+    if (--igroup.users > 0) return;
+    checkNoneIsHeld([igroup.lock]);
+    this.#groups.delete(igroup.group);
   }
 }
 

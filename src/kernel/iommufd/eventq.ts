@@ -13,7 +13,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/eventq.c; domain.md A1.16, A1.20.
  */
-import { Mutex } from '../../runtime/locks.js';
+import { Mutex, type Holdable } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedTest, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE } from '../../uapi/errno.js';
@@ -65,6 +65,10 @@ export class IommufdFault extends IommufdObject {
   constructor(ictx: IommufdContext) {
     super();
     this.ictx = ictx;
+  }
+
+  override get locks(): readonly Holdable[] {
+    return [this.mutex];
   }
 
   /** A request of a device, through an attachment. */

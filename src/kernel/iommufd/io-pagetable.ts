@@ -21,7 +21,7 @@
  * Source: Linux drivers/iommu/iommufd/io_pagetable.c; domain.md A1.3 to A1.8, A1.36, A6.1 to A6.4.
  */
 import type { Arena } from '../../core/arena.js';
-import { RwSemaphore, type RwLock } from '../../runtime/locks.js';
+import { RwSemaphore, type Holdable, type RwLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import {
@@ -95,7 +95,7 @@ export interface IoptAccess {
 }
 
 /** `iova_rwsem`, held for start..last; for everything where no range is given. A range is let go as it was taken. */
-export interface IovaRwsem {
+export interface IovaRwsem extends Holdable {
   readonly isHeldForWrite: boolean;
   down_read(start?: bigint, last?: bigint): Task<void>;
   up_read(start?: bigint, last?: bigint): void;

@@ -7,7 +7,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/ioas.c; domain.md A1.2 to A1.9.
  */
-import { Mutex } from '../../runtime/locks.js';
+import { Mutex, type Holdable } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { EBUSY, EFAULT, EINVAL, EMSGSIZE, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM } from '../../uapi/errno.js';
 import {
@@ -80,6 +80,10 @@ export class Ioas extends IommufdObject {
     const index = this.hwpts.indexOf(hwpt);
     invariant(index >= 0, () => `page table ${hwpt.id} is not on the list of its address space`, 'objects');
     this.hwpts.splice(index, 1);
+  }
+
+  override get locks(): readonly Holdable[] {
+    return [this.mutex, this.iopt.domainsRwsem, this.iopt.iovaRwsem];
   }
 
   override *destroy(): Task<void> {

@@ -12,6 +12,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
  */
+import { checkNoneIsHeld, type Holdable } from '../../runtime/locks.js';
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
 import { isWatched, sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, ENOENT, ENOMEM } from '../../uapi/errno.js';
@@ -49,6 +50,11 @@ export abstract class IommufdObject {
   /** Calls that are using the object now. */
   get shortTerm(): number {
     return this.#shortTerm;
+  }
+
+  /** Locks that go with it. */
+  get locks(): readonly Holdable[] {
+    return [];
   }
 
   /** Undoes what creating it did. Nobody can find it any more. */
@@ -95,6 +101,7 @@ export abstract class IommufdObject {
   /** For {@link ObjectTable}: `kfree`. */
   free(): void {
     invariant(!this.#isFreed, () => `${this.#name} is freed twice`, 'objects');
+    checkNoneIsHeld(this.locks);
     this.#isFreed = true;
   }
 

@@ -6,7 +6,7 @@
  *
  * Locks: `igroup.lock` covers a device's vDEVICE, `veventqs_rwsem` the queues of events. Source: Linux drivers/iommu/iommufd/viommu.c; domain.md A1.17, A1.18, A1.21.
  */
-import { RwSemaphore } from '../../runtime/locks.js';
+import { RwSemaphore, type Holdable } from '../../runtime/locks.js';
 import type { Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, ERANGE } from '../../uapi/errno.js';
@@ -54,6 +54,10 @@ export class IommufdViommu extends IommufdObject {
     this.ictx = ictx;
     this.hwpt = hwpt;
     this.iommu = iommu;
+  }
+
+  override get locks(): readonly Holdable[] {
+    return [this.veventqs_rwsem];
   }
 
   /** What its driver is given. */

@@ -217,9 +217,7 @@ function Accesses({ step, trace, word, onWord }: DetailsProps & { readonly step:
               <td>{before === after ? before : `${before ?? '∅'} → ${after ?? '∅'}`}</td>
               <td class="note">
                 {held
-                  .map(
-                    (lock) => `${trace.locks[lock < 0 ? -1 - lock : lock]?.label ?? ''}${lock < 0 ? '(read)' : ''}`,
-                  )
+                  .map((lock) => `${trace.locks[lock < 0 ? -1 - lock : lock]?.label ?? ''}${lock < 0 ? '(read)' : ''}`)
                   .join(', ')}
               </td>
             </tr>
