@@ -30,12 +30,21 @@ export interface RwLock {
 }
 
 /** What somebody may hold. */
-export type Holdable = Pick<MutexLock, 'lockClass' | 'isHeld'>;
+export interface Holdable extends Pick<MutexLock, 'lockClass' | 'isHeld'> {
+  /** What it belongs to is freed: nobody takes it any more. */
+  free?(): void;
+}
 
-/** Locks go with what they belong to, and nobody holds them then (`debug_check_no_locks_freed`). @throws InvariantError */
-export function checkNoneIsHeld(locks: readonly Holdable[]): void {
-  for (const { lockClass, isHeld } of locks)
-    invariant(!isHeld, () => `${lockClass} is freed while it is held`, 'objects');
+/** Locks go with what they belong to: nobody holds them then (`debug_check_no_locks_freed`), or takes them later. @throws InvariantError */
+export function freeLocks(locks: readonly Holdable[]): void {
+  for (const lock of locks) {
+    invariant(!lock.isHeld, () => `${lock.lockClass} is freed while it is held`, 'objects');
+    lock.free?.();
+  }
+}
+
+function checkNotFreed(isFreed: boolean, lockClass: Gate): void {
+  invariant(!isFreed, () => `${lockClass} is taken, which was freed`, 'objects');
 }
 
 /** Mutual exclusion between tasks. Not recursive. */
@@ -43,6 +52,7 @@ export class Mutex implements MutexLock {
   readonly lockClass: Gate;
   readonly #queue: WaitQueue;
   #held = false;
+  #isFreed = false;
 
   constructor(lockClass: Gate) {
     this.lockClass = lockClass;
@@ -59,6 +69,7 @@ export class Mutex implements MutexLock {
       sharedRead(this, 'lock');
       yield this.#queue;
     }
+    checkNotFreed(this.#isFreed, this.lockClass);
     noteAcquired(this, this.lockClass);
     this.#held = true;
     lockChanged(this, this.lockClass, true, false);
@@ -71,6 +82,10 @@ export class Mutex implements MutexLock {
     lockChanged(this, this.lockClass, false, false);
     this.#queue.wakeOne();
   }
+
+  free(): void {
+    this.#isFreed = true;
+  }
 }
 
 /** Many readers or one writer. */
@@ -82,6 +97,7 @@ export class RwSemaphore implements RwLock {
   #readers = 0;
   #hasWriter = false;
   #waitingWriters = 0;
+  #isFreed = false;
 
   /** `nest`: the class of a lock under which several of this class may be held (`down_write_nest_lock`). */
   constructor(lockClass: Gate, nest?: Gate) {
@@ -105,6 +121,7 @@ export class RwSemaphore implements RwLock {
       sharedRead(this, 'lock');
       yield this.#readersQueue;
     }
+    checkNotFreed(this.#isFreed, this.lockClass);
     noteAcquired(this, this.lockClass);
     this.#readers++;
     lockChanged(this, this.lockClass, true, true);
@@ -127,6 +144,7 @@ export class RwSemaphore implements RwLock {
       yield this.#writersQueue;
     }
     this.#waitingWriters--;
+    checkNotFreed(this.#isFreed, this.lockClass);
     noteAcquired(this, this.lockClass, this.#nest);
     this.#hasWriter = true;
     lockChanged(this, this.lockClass, true, false);
@@ -138,6 +156,10 @@ export class RwSemaphore implements RwLock {
     noteReleased(this);
     lockChanged(this, this.lockClass, false, false);
     this.#release();
+  }
+
+  free(): void {
+    this.#isFreed = true;
   }
 
   #release(): void {

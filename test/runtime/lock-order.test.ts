@@ -1,6 +1,6 @@
-/** The order of locks: a circle is reported by whoever closes it, whether the tasks meet or not. */
+/** The order of locks: a circle is reported by whoever closes it, whether the tasks meet or not. Locks that are freed. */
 import { describe, expect, test } from 'vitest';
-import { Mutex, RwSemaphore, type MutexLock } from '../../src/runtime/locks.js';
+import { freeLocks, Mutex, RwSemaphore, type MutexLock } from '../../src/runtime/locks.js';
 import { NodeRuntime } from '../../src/runtime/node-runtime.js';
 import { InvariantError, type Task } from '../../src/runtime/task.js';
 
@@ -143,5 +143,27 @@ describe('locks of one class', () => {
   test('are not held together without it, or where nothing was declared', () => {
     expect(errorOf({ one: bothUnder(undefined, pair('test:outer')) }).error?.id).toBe('lock-order');
     expect(errorOf({ one: bothUnder(new Mutex('test:outer'), pair()) }).error?.id).toBe('lock-order');
+  });
+});
+
+describe('a lock that goes with what it belongs to', () => {
+  const rwsem = (): RwSemaphore => new RwSemaphore('test:rwsem');
+  test.each<[string, (lock: Mutex & RwSemaphore) => Task<void>, () => Mutex | RwSemaphore]>([
+    ['a mutex', (lock) => lock.lock(), () => new Mutex('test:a')],
+    ['a semaphore, for reading', (lock) => lock.down_read(), rwsem],
+    ['a semaphore, for writing', (lock) => lock.down_write(), rwsem],
+  ])('is held by nobody then, and by nobody later: %s', (_name, take, make) => {
+    const held = make();
+    const freedWhileHeld = errorOf({
+      first: take(held as Mutex & RwSemaphore),
+      second: (function* () {
+        freeLocks([held]);
+      })(),
+    });
+    expect(freedWhileHeld.error?.message).toMatch(/^objects: test:\w+ is freed while it is held$/);
+    const freed = make();
+    freeLocks([freed]);
+    const takenLater = errorOf({ first: take(freed as Mutex & RwSemaphore) });
+    expect(takenLater.error?.message).toMatch(/^objects: test:\w+ is taken, which was freed$/);
   });
 });

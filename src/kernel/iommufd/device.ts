@@ -10,7 +10,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/device.c; domain.md A1.12, A1.30 to A1.37.
  */
-import { checkNoneIsHeld, Mutex } from '../../runtime/locks.js';
+import { freeLocks, Mutex } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM } from '../../uapi/errno.js';
@@ -130,7 +130,7 @@ export class IommufdGroups {
     sharedWrite(this, 'groups');
     invariant(igroup.users > 0, 'an iommufd group was put once too often', 'objects');
     if (--igroup.users > 0) return;
-    checkNoneIsHeld([igroup.lock]);
+    freeLocks([igroup.lock]);
     this.#groups.delete(igroup.group);
   }
 }

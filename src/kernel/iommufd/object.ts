@@ -12,7 +12,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/main.c, iommufd_private.h; domain.md A1.1, INV-16.
  */
-import { checkNoneIsHeld, type Holdable } from '../../runtime/locks.js';
+import { freeLocks, type Holdable } from '../../runtime/locks.js';
 import { invariant, WaitQueue, type Task } from '../../runtime/task.js';
 import { isWatched, sharedRead, sharedTest, sharedUpdate, sharedWrite } from '../../runtime/watch.js';
 import { EBUSY, ENOENT, ENOMEM } from '../../uapi/errno.js';
@@ -101,7 +101,7 @@ export abstract class IommufdObject {
   /** For {@link ObjectTable}: `kfree`. */
   free(): void {
     invariant(!this.#isFreed, () => `${this.#name} is freed twice`, 'objects');
-    checkNoneIsHeld(this.locks);
+    freeLocks(this.locks);
     this.#isFreed = true;
   }
 

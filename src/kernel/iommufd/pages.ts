@@ -17,7 +17,7 @@
  *
  * Source: Linux drivers/iommu/iommufd/pages.c; domain.md A1.8, A1.9, A6.5.
  */
-import { checkNoneIsHeld, Mutex, type MutexLock } from '../../runtime/locks.js';
+import { freeLocks, Mutex, type MutexLock } from '../../runtime/locks.js';
 import { invariant, type Task } from '../../runtime/task.js';
 import { sharedCount, sharedRead, sharedWrite } from '../../runtime/watch.js';
 import { EFAULT, EINVAL, ENOMEM, EPERM } from '../../uapi/errno.js';
@@ -307,12 +307,12 @@ export class IoptPages {
     if (references > 0) return;
     invariant(this.state.npinned === 0, 'nobody maps pages that are still pinned', 'INV-3');
     invariant(this.#domainsOf.size === 0, 'pages are freed that an area shows in a domain', 'objects');
-    if (!this.state.isShared) checkNoneIsHeld([this.mutex]);
     if (this.source.isDmaBuf && this.#instruments.fires('iommufd.dmabuf-freed-attached')) {
       this.#isFreed = true;
       yield 'iommufd:pages-freed';
     }
     yield* this.source.close();
+    if (!this.state.isShared) freeLocks([this.mutex]);
     this.#isFreed = true;
     this.state.free();
     this.#instruments.countPages(-1);
