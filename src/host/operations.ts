@@ -9,7 +9,7 @@ import { STE, STE_CONFIG } from '../hardware/smmu/records.js';
 import type { FieldSpecs, Struct, StructValue } from '../layout/struct.js';
 import type { Device } from '../kernel/device.js';
 import { withFile, type OpenFile, type SyscallContext } from '../kernel/files.js';
-import { iommu_report_device_fault, PAGE_REQUEST_LAST_PAGE } from '../kernel/iommu/group.js';
+import { iommu_report_device_fault, PAGE_REQUEST_LAST_PAGE, PAGE_REQUEST_PASID_VALID } from '../kernel/iommu/group.js';
 import {
   iommufd_device_attach,
   iommufd_device_bind,
@@ -172,7 +172,17 @@ function guestSteWord(does: GuestSte): bigint {
 /** IOMMU_HWPT_ALLOC */
 function* allocHwpt(
   caller: Caller,
-  { as, device, on, dirty, nesting, 'fault-queue': faultQueue, iotlb, 'guest-ste': guestSte }: Operations['hwpt'],
+  {
+    as,
+    device,
+    on,
+    dirty,
+    nesting,
+    pasids,
+    'fault-queue': faultQueue,
+    iotlb,
+    'guest-ste': guestSte,
+  }: Operations['hwpt'],
 ): Task<number> {
   const data =
     guestSte !== undefined
@@ -187,6 +197,7 @@ function* allocHwpt(
       flags:
         (dirty ? uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING : 0) |
         (nesting ? uapi.IOMMU_HWPT_ALLOC_NEST_PARENT : 0) |
+        (pasids ? uapi.IOMMU_HWPT_ALLOC_PASID : 0) |
         (faultQueue === undefined ? 0 : uapi.IOMMU_HWPT_FAULT_ID_VALID),
       dev_id: idOf(caller, device),
       pt_id: idOf(caller, on),
@@ -293,7 +304,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
 
   // --- devices ---
 
-  *device(caller, { as, to, dirty, beside }) {
+  *device(caller, { as, to, dirty, pasids, beside }) {
     const { machine, ctx, things } = caller;
     const target = idOf(caller, to);
     if (machine.smmu === undefined) {
@@ -302,7 +313,7 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
         test.IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS,
         target,
         'mock_domain_flags',
-        { dev_flags: dirty ? 0 : test.MOCK_FLAGS_DEVICE_NO_DIRTY },
+        { dev_flags: (dirty ? 0 : test.MOCK_FLAGS_DEVICE_NO_DIRTY) | (pasids ? test.MOCK_FLAGS_DEVICE_PASID : 0) },
       );
       if (rc < 0) return rc;
       const idev = machine.boundDevice(value.out_idev_id);
@@ -348,6 +359,20 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (thing?.idev === undefined || thing.moves === undefined) return -ENODEV;
     const rc = yield* thing.moves.during(iommufd_device_replace(thing.idev, ptId, caller.ctx));
     return rc < 0 ? rc : 0;
+  },
+  *'attach-pasid'(caller, { device, pasid, to }) {
+    const id = caller.things.get(device)?.pin ?? 0;
+    const fields = { pasid, pt_id: idOf(caller, to) };
+    return (yield* testCommand(caller, test.IOMMU_TEST_OP_PASID_ATTACH, id, 'pasid_attach', fields)).rc;
+  },
+  *'replace-pasid'(caller, { device, pasid, to }) {
+    const id = caller.things.get(device)?.pin ?? 0;
+    const fields = { pasid, pt_id: idOf(caller, to) };
+    return (yield* testCommand(caller, test.IOMMU_TEST_OP_PASID_REPLACE, id, 'pasid_replace', fields)).rc;
+  },
+  *'detach-pasid'(caller, { device, pasid }) {
+    const id = caller.things.get(device)?.pin ?? 0;
+    return (yield* testCommand(caller, test.IOMMU_TEST_OP_PASID_DETACH, id, 'pasid_detach', { pasid })).rc;
   },
   *unplug(caller, { device }) {
     const { machine, things } = caller;
@@ -494,15 +519,16 @@ const OPERATIONS: { readonly [K in OperationName]: Operation<K> } = {
     if (rc === 0) caller.things.set(as, { id: value.out_fault_id, fd: value.out_fault_fd });
     return rc;
   },
-  *'page-request'(caller, { device, iova, group }) {
+  *'page-request'(caller, { device, iova, group, pasid }) {
     const thing = caller.things.get(device);
     if (thing?.idev === undefined) return -ENODEV;
     const perm = uapi.IOMMU_PGFAULT_PERM_WRITE;
     if (caller.machine.smmu === undefined) {
-      const fields = { dev_id: thing.id ?? 0, pasid: 0, grpid: group, perm, addr: iova };
+      const fields = { dev_id: thing.id ?? 0, pasid, grpid: group, perm, addr: iova };
       return (yield* testCommand(caller, test.IOMMU_TEST_OP_TRIGGER_IOPF, 0, 'trigger_iopf', fields)).rc;
     }
-    const request = { flags: PAGE_REQUEST_LAST_PAGE, pasid: 0, grpid: group, perm, addr: iova };
+    const flags = PAGE_REQUEST_LAST_PAGE | (pasid === 0 ? 0 : PAGE_REQUEST_PASID_VALID);
+    const request = { flags, pasid, grpid: group, perm, addr: iova };
     iommu_report_device_fault(thing.idev.device, request);
     return 0;
   },

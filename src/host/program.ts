@@ -71,6 +71,8 @@ export interface Operations {
     readonly as: string;
     readonly to: string;
     readonly dirty: boolean;
+    /** A mock device that has PASIDs. */
+    readonly pasids: boolean;
     /** A device whose slot and group it shares; only behind an SMMU. */
     readonly beside?: string | undefined;
   };
@@ -78,6 +80,10 @@ export interface Operations {
   readonly replace: { readonly device: string; readonly to: string };
   /** The device is detached and given back. */
   readonly unplug: { readonly device: string };
+  /** A PASID of a mock device: brought to a page table, to another, to none. */
+  readonly 'attach-pasid': { readonly device: string; readonly pasid: number; readonly to: string };
+  readonly 'replace-pasid': { readonly device: string; readonly pasid: number; readonly to: string };
+  readonly 'detach-pasid': { readonly device: string; readonly pasid: number };
   /** IOMMU_HWPT_ALLOC */
   readonly hwpt: {
     readonly as: string;
@@ -85,6 +91,8 @@ export interface Operations {
     readonly on: string;
     readonly dirty: boolean;
     readonly nesting: boolean;
+    /** For devices that use PASIDs. */
+    readonly pasids: boolean;
     readonly 'fault-queue'?: string;
     /** A nested page table's data: what its IOTLB holds first. */
     readonly iotlb?: number;
@@ -138,7 +146,12 @@ export interface Operations {
   /** IOMMU_FAULT_QUEUE_ALLOC: an object and a descriptor. */
   readonly 'fault-queue': { readonly as: string };
   /** A device asks for a page. */
-  readonly 'page-request': { readonly device: string; readonly iova: bigint; readonly group: number };
+  readonly 'page-request': {
+    readonly device: string;
+    readonly iova: bigint;
+    readonly group: number;
+    readonly pasid: number;
+  };
   /** Reads all page requests a queue has. */
   readonly 'read-faults': { readonly queue: string; readonly as?: string };
   /** Answers every page request that was read. */

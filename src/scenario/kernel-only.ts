@@ -38,6 +38,8 @@ const sizeUpTo = (most: number, why: string): z.ZodType<bigint, string> =>
   size.refine((bytes) => bytes <= BigInt(most), `expected at most ${sizeText(BigInt(most))}: ${why}`);
 const NO_ROOM = 'a task has no more room for it';
 const place = z.strictObject({ ioas: name.default('main'), iova: address });
+/** 0 is none. */
+const pasid = count(0, 2 ** 20 - 1);
 const space = { ioas: name.default('main') };
 
 /** What each operation is given; `as` names what it makes. */
@@ -65,16 +67,21 @@ export const operations = {
     as: name,
     to: name.default('main'),
     dirty: z.boolean().default(true),
+    pasids: z.boolean().default(false),
     beside: name.optional(),
   }),
   replace: z.strictObject({ device: name, to: name }),
   unplug: z.strictObject({ device: name }),
+  'attach-pasid': z.strictObject({ device: name, pasid, to: name }),
+  'replace-pasid': z.strictObject({ device: name, pasid, to: name }),
+  'detach-pasid': z.strictObject({ device: name, pasid }),
   hwpt: z.strictObject({
     as: name,
     device: name,
     on: name.default('main'),
     dirty: z.boolean().default(false),
     nesting: z.boolean().default(false),
+    pasids: z.boolean().default(false),
     'fault-queue': name.optional(),
     iotlb: count(0, 0xffff_ffff).optional(),
     'guest-ste': z.enum(GUEST_STES).optional(),
@@ -111,7 +118,12 @@ export const operations = {
   }),
   'access-replace': z.strictObject({ access: name, ioas: name }),
   'fault-queue': z.strictObject({ as: name }),
-  'page-request': z.strictObject({ device: name, iova: address, group: count(0, 511).default(0) }),
+  'page-request': z.strictObject({
+    device: name,
+    iova: address,
+    group: count(0, 511).default(0),
+    pasid: pasid.default(0),
+  }),
   'read-faults': z.strictObject({ queue: name, as: name.optional() }),
   respond: z.strictObject({ queue: name, to: name, success: z.boolean().default(true) }),
   viommu: z.strictObject({ as: name, device: name, on: name }),

@@ -169,6 +169,18 @@ describe('a state that is broken', () => {
       },
     ],
     [
+      'a PASID is in another domain than what is attached',
+      'INV-8',
+      /PASID 5 of iommu group 0 is in another domain than what is attached/,
+      ({ machine }) => {
+        for (const group of machine.ictx.groups.list()) {
+          const attachments = machine.ictx.groups.find(group)?.attachments;
+          const [plain] = [...(attachments?.values() ?? [])];
+          if (plain !== undefined) attachments?.set(5, plain);
+        }
+      },
+    ],
+    [
       'a region that a device wants is not reserved',
       'INV-6',
       /its devices and domains want .*0x5000-0x5fff of 0000:00:00\.0/,

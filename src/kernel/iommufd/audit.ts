@@ -181,6 +181,12 @@ function auditGroup(ictx: IommufdContext, group: IommuGroup, bound: number, ledg
     () => `iommu group ${group.id} is in another domain than what is attached`,
     'INV-8',
   );
+  for (const [pasid, { hwpt }] of igroup.attachments)
+    invariant(
+      pasid === IOMMU_NO_PASID || group.pasids.get(pasid)?.domain === hwpt.domain,
+      () => `PASID ${pasid} of iommu group ${group.id} is in another domain than what is attached`,
+      'INV-8',
+    );
   if (domain !== undefined) for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
   ledger.held('INV-8');
 }
