@@ -324,6 +324,7 @@ async function exploreAll(scenarios: readonly Scenario[], options: ExploreOption
     options.json,
   );
   exitWith(failed, inconclusive);
+  if (all.some(({ exploration }) => exploration.failure?.isUnbuildable === true)) process.exitCode = EXIT.usage;
 }
 
 /** Carries the command out. Every file is read, and what is to be written looked at, before anything runs. */

@@ -93,7 +93,8 @@ export async function exploreOne(
   const seconds = (performance.now() - start) / 1000;
   const { file, text } = scenario;
   // A failure of the self-test is of no single schedule.
-  const found = exploration.failure?.id === 'INV-20' || signal.aborted ? undefined : exploration.failure;
+  const isOfSchedule = exploration.failure?.id !== 'INV-20' && exploration.failure?.isUnbuildable !== true;
+  const found = isOfSchedule && !signal.aborted ? exploration.failure : undefined;
   const shrunk =
     found !== undefined && options.shrink
       ? await shrink(

@@ -152,6 +152,23 @@ function parse(text: string): Document {
   return document;
 }
 
+/** Without those that name tasks of the program that have been left out. */
+function ofTasks({ scenario }: Subject, deviations: Deviations): Deviations {
+  const names = scenario.kernelOnly?.program.tasks.map(({ name }) => name);
+  if (names === undefined) return deviations;
+  const isThere = (one: Deviation): boolean => {
+    const name = isHeldBack(one) ? one.hold : one.to;
+    return name === TIME || name.includes('/') || names.includes(name);
+  };
+  return Object.fromEntries(Object.entries(deviations).map(([node, list]) => [node, list.filter(isThere)]));
+}
+
+/** A file's own schedule is not looked at, and would name tasks that are left out. */
+function withoutSchedule(text: string): string {
+  const document = parse(text);
+  return document.deleteIn(['schedule']) ? String(document) : text;
+}
+
 class Shrinker {
   readonly #case: FailingCase;
   readonly #budget: ShrinkBudget;
@@ -175,7 +192,7 @@ class Shrinker {
     this.#budget = budget;
     this.#samples = budget.schedules;
     this.#watch = watch;
-    this.text = failing.text;
+    this.text = withoutSchedule(failing.text);
     this.deviations = failing.deviations;
   }
 
@@ -206,7 +223,9 @@ class Shrinker {
     if (ran.attempt.failure?.signature !== this.#case.signature) return undefined;
     this.attempt = ran.attempt;
     // Written down choice by choice, a task that is held back is many switches again.
-    return Object.values(deviations).some((list) => list.some(isHeldBack)) ? deviations : ran.deviations;
+    return Object.values(deviations).some((list) => list.some(isHeldBack))
+      ? ofTasks(subject, deviations)
+      : ran.deviations;
   }
 
   /** A schedule under which a smaller scenario still fails: the known one, or one that is found. */

@@ -26,6 +26,8 @@ export interface AttemptFailure {
   readonly task: string;
   /** Line of the scenario file, where one call is to blame. */
   readonly line?: number;
+  /** A host of the scenario cannot be built: that is of no schedule. */
+  readonly isUnbuildable?: true;
 }
 
 /** One run under one schedule. */
@@ -133,7 +135,13 @@ export function subjectOf(scenario: Scenario, seed: number): Subject {
         failure:
           failed === undefined
             ? undefined
-            : { signature: signatureOf(message), id: outcome.brokenRule, message, task: '-' },
+            : {
+                signature: signatureOf(message),
+                id: outcome.brokenRule,
+                message,
+                task: '-',
+                ...(outcome.failureKind === 'unbuildable' ? { isUnbuildable: true } : {}),
+              },
         isUnfinished: checks.some(({ name, verdict }) => name === RUN_ENDS && verdict === 'inconclusive'),
         choices: trace.choices,
         tasks: outcome.tasks,

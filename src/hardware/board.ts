@@ -13,7 +13,13 @@ import { DMA_ENGINE_MSIX_BAR, DMA_ENGINE_REGISTER_BAR, DMA_ENGINE_VECTORS } from
 import { NIC_BAR_BYTES, NIC_MSIX_BAR, NIC_REGISTER_BAR, NIC_VECTORS } from '../uapi/nic.js';
 import { BusAnalyser } from './analyser.js';
 import { SystemBus } from './bus.js';
-import type { AddressRange, HostDescription, MsiControllerDescription, PciFunctionDescription } from './description.js';
+import {
+  UnbuildableError,
+  type AddressRange,
+  type HostDescription,
+  type MsiControllerDescription,
+  type PciFunctionDescription,
+} from './description.js';
 import { BarMemory } from './devices/bar-memory.js';
 import { DmaEngine } from './devices/dma-engine.js';
 import { MigrationUnit, type MigratableModel } from './devices/migration-unit.js';
@@ -37,19 +43,22 @@ import { Smmu } from './smmu/smmu.js';
 const KERNEL_FRAMES = 16384;
 /** The window starts at a multiple of this (core: largest buddy order). */
 const WINDOW_ALIGN_BYTES = 4096 * FRAME_BYTES;
+/** Tables cannot name pages from here on. */
+const WINDOW_END = 2 ** 52;
 const DMA_ENGINE_BAR_BYTES = 4096;
 const IN_RC_FRAME_BYTES = 4096;
 /** To a device and back. */
 const ATC_INVALIDATION_NS = 200;
 
-/** Physical address of the kernel window: the top of the first bank with room. RangeError when there is none. */
+/** Physical address of the kernel window: the top of the first bank with room. @throws UnbuildableError when there is none */
 function kernelWindowBase(banks: readonly AddressRange[]): number {
   const sizeBytes = KERNEL_FRAMES * FRAME_BYTES;
   for (const bank of banks) {
-    const base = Math.floor((Number(bank.last) + 1 - sizeBytes) / WINDOW_ALIGN_BYTES) * WINDOW_ALIGN_BYTES;
+    const end = Math.min(Number(bank.last) + 1, WINDOW_END);
+    const base = Math.floor((end - sizeBytes) / WINDOW_ALIGN_BYTES) * WINDOW_ALIGN_BYTES;
     if (base >= Number(bank.start)) return base;
   }
-  throw new RangeError(`no memory bank has ${sizeBytes / 2 ** 20} MiB for the kernel`);
+  throw new UnbuildableError(`no memory bank has ${sizeBytes / 2 ** 20} MiB below 2^52 for the kernel`);
 }
 
 /** BARs that device models bring: registers and MSI-X, of one size. */
@@ -89,7 +98,7 @@ export class Board {
   #hotplugHandler: (bdf: string, what: HotplugChange) => void = () => undefined;
   readonly #slots = new Map<PciFunction, Slot>();
 
-  /** @throws RangeError when the description cannot be built (no memory for the kernel, no window for a BAR). */
+  /** @throws UnbuildableError when the description cannot be built (no memory for the kernel, no window for a BAR). */
   constructor(runtime: NodeRuntime, description: HostDescription) {
     this.#runtime = runtime;
     this.description = description;
@@ -137,7 +146,7 @@ export class Board {
   /** The host bridge a function sits below. */
   bridgeOf(fn: PciFunction): HostBridge {
     const bridge = this.hostBridges.find((candidate) => candidate.functions.includes(fn));
-    if (bridge === undefined) throw new RangeError(`${fn.bdf} is below no host bridge`);
+    if (bridge === undefined) throw new UnbuildableError(`${fn.bdf} is below no host bridge`);
     return bridge;
   }
 
@@ -335,7 +344,7 @@ export class Board {
     const bridge = this.hostBridges.find(
       ({ description: d }) => d.segment === segment && d.firstBus <= bus && bus <= d.lastBus,
     );
-    if (bridge === undefined) throw new RangeError(`${description.bdf} is below no host bridge`);
+    if (bridge === undefined) throw new UnbuildableError(`${description.bdf} is below no host bridge`);
     const type = functionType(description, bus === bridge.description.firstBus);
     const slot = description.bdf.slice(0, -1);
     const isMultifunction = this.description.functions.some((f) => f !== description && f.bdf.startsWith(slot));
@@ -365,7 +374,7 @@ export class Board {
     const { physfn } = fn.description;
     if (physfn === undefined) return;
     const pf = this.functions.get(physfn);
-    if (pf === undefined) throw new RangeError(`${fn.bdf}: there is no physical function ${physfn}`);
+    if (pf === undefined) throw new UnbuildableError(`${fn.bdf}: there is no physical function ${physfn}`);
     pf.virtualFunctions.push(fn);
     fn.physicalFunction = pf;
     fn.wireMemoryEnable();

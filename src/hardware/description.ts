@@ -260,3 +260,8 @@ export interface HostDescription {
    */
   readonly allowMixedMsi?: boolean;
 }
+
+/** The machine that is described cannot be built. */
+export class UnbuildableError extends Error {
+  override readonly name = 'UnbuildableError';
+}

@@ -207,8 +207,6 @@ export class KernelMachine {
   #viewer: MachineViewer | undefined;
   #arguments = ARGUMENT_BASE;
   #devices = 0;
-  /** Functions that a slot had. */
-  readonly #inSlot = new Map<string, number>();
 
   constructor(program: Program, seed: number, schedule: ScheduleSpec, checks = true) {
     this.runtime = new NodeRuntime('kernel', seed, schedule);
@@ -351,16 +349,18 @@ export class KernelMachine {
   }
 
   /**
-   * A new device behind the SMMU: a slot and a group of its own, or the next function beside another, which share a group because nothing
+   * A new device behind the SMMU: a slot and a group of its own, or the first function that is free beside another, which share a group because nothing
    * keeps them apart. -ENOSPC for a ninth function; what the kernel answers.
    */
   *addDevice(beside?: Device): Task<Device | number> {
     invariant(this.#core !== undefined, 'kernel-only machine: devices of a mock IOMMU are made by the selftest');
-    sharedWrite(this, 'devices', this.#devices, this.#devices + 1);
+    const before = this.#devices;
     const slot = beside?.name.slice(0, -1) ?? `0000:00:${(this.#devices++).toString(16).padStart(2, '0')}.`;
-    const number = this.#inSlot.get(slot) ?? 0;
+    sharedWrite(this, 'devices', before, this.#devices);
+    const taken = new Set([...this.#functions.values()].map(({ bdf: known }) => known));
+    let number = 0;
+    while (taken.has(`${slot}${number}`)) number++;
     if (number === FUNCTIONS_IN_SLOT) return -ENOSPC;
-    this.#inSlot.set(slot, number + 1);
     const bdf = `${slot}${number}`;
     const fn = new PciFunction(this.runtime, { ...FUNCTION, bdf, ats: this.#hasAts }, [], NO_FABRIC);
     fn.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MASTER);
@@ -385,8 +385,6 @@ export class KernelMachine {
 
   /** A device behind the SMMU goes. */
   *removeDevice(device: Device): Task<void> {
-    const isOwned = device.group?.members.length === 1 && device.group.ownerCount > 0;
-    invariant(!isOwned, () => `${device.name} goes, the last of its group, which is owned`, 'objects');
     yield* this.#core?.removeDevice(device) ?? nothing();
     sharedWrite(this, 'devices', this.#devices, this.#devices);
     this.#functions.delete(device.streamIds[0] ?? -1);

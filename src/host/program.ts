@@ -14,9 +14,10 @@ export interface BufferRef {
   readonly offset: bigint;
 }
 
-/** States of VFIO's migration state machine. */
+/** What a guest's stream table entry does. */
 export type GuestSte = 'bypass' | 'abort';
 
+/** States of VFIO's migration state machine. */
 export type CardState = 'running' | 'stop' | 'stop-copy' | 'resuming';
 
 /** Operations and what they are given. Names of things are strings, addresses and lengths bigints. */

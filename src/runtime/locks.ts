@@ -38,6 +38,7 @@ export interface Holdable extends Pick<MutexLock, 'lockClass' | 'isHeld'> {
 /** Locks go with what they belong to: nobody holds them then (`debug_check_no_locks_freed`), or takes them later. @throws InvariantError */
 export function freeLocks(locks: readonly Holdable[]): void {
   for (const lock of locks) {
+    sharedWrite(lock, 'lock');
     invariant(!lock.isHeld, () => `${lock.lockClass} is freed while it is held`, 'objects');
     lock.free?.();
   }

@@ -288,7 +288,7 @@ function strangers(source: SourceText, { schedule, tasks }: KernelOnlyFile): Inp
   return schedule.flatMap((deviation, i) => {
     const key = 'hold' in deviation ? 'hold' : 'to';
     const called = 'hold' in deviation ? deviation.hold : deviation.to;
-    if (called === TIME || called.includes('/') || Object.hasOwn(tasks, called)) return [];
+    if ((called === TIME && key === 'to') || called.includes('/') || Object.hasOwn(tasks, called)) return [];
     return [source.problem(['schedule', i, key], `no task is called ${called}`)];
   });
 }

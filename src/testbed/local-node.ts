@@ -1,4 +1,5 @@
 /** A host's node in this thread: the `inline` placement, and what the worker of the `workers` placement wraps. */
+import { UnbuildableError } from '../hardware/description.js';
 import { HostKilledError, HostNode, type HostNodeSpec } from '../host/host-node.js';
 import type { HostRequest } from '../host/protocol.js';
 import type { InvariantReport } from '../runtime/invariants.js';
@@ -10,7 +11,7 @@ function built(spec: HostNodeSpec): HostNode {
   try {
     return new HostNode(spec);
   } catch (error) {
-    if (error instanceof RangeError) throw new NodeFailure(spec.description.name, 'unbuildable', error.message);
+    if (error instanceof UnbuildableError) throw new NodeFailure(spec.description.name, 'unbuildable', error.message);
     throw error;
   }
 }

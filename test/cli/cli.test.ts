@@ -51,7 +51,7 @@ describe('exit status', () => {
 test.each(['inline', 'workers'])('a host that cannot be built is named, %s; the other scenarios run', (placement) => {
   const { status, stdout } = iovaduct('run', TINY, GOOD, '--placement', placement);
   expect(status).toBe(64);
-  expect(stdout).toContain('host a cannot be built: no memory bank has 64 MiB for the kernel\n');
+  expect(stdout).toContain('host a cannot be built: no memory bank has 64 MiB below 2^52 for the kernel\n');
   expect(stdout).toContain('2 scenarios, 1 failed');
   expect(stdout).not.toContain(' at ');
 });

@@ -149,6 +149,15 @@ ${map('m')}${map('n')}  - expect: { of: m, verdict: ok }
   expect(outcome.verdict).toBe('pass');
 });
 
+test('the schedule that a file has keeps nobody in it', async () => {
+  const text = TEXT.replace('expect: [ok, EBUSY]', 'expect: EINVAL') + 'schedule:\n  - { at: 1, to: b }\n';
+  const scenario = loadScenario(FILE, text);
+  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'nothing answers EINVAL');
+  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  expect(shrunk?.scenario.kernelOnly?.program.tasks.map(({ name }) => name)).toEqual(['a']);
+});
+
 test('steps that need not be side by side come one after the other', async () => {
   const text = `title: Nothing is mapped there
 hosts:

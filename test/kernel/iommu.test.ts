@@ -458,6 +458,7 @@ describe('groups and ownership', () => {
       before = commands();
       const dma = m.smmu.translate({ streamId: 0x100, iova: 0x1000n, write: true });
       m.runAll<unknown>([dma, iommu_detach_group_handle(group)]);
+      m.run(iommu_device_release_dma_owner(device));
       m.run(m.core.removeDevice(device));
     }
     expect([told > 0, toldWhileLeaving > 0]).toEqual([true, true]);

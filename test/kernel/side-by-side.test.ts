@@ -1,8 +1,10 @@
 /** System calls side by side on a kernel-only machine, where what one answers says what another may. */
 import { describe, expect, test, vi } from 'vitest';
+import type { KernelMachine } from '../../src/host/kernel-machine.js';
 import { runProgram } from '../../src/host/run-program.js';
 import { ArmSmmuDomain } from '../../src/kernel/iommu/arm-smmu-v3/domain.js';
 import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
+import { IommufdVeventq } from '../../src/kernel/iommufd/eventq.js';
 import { loadScenario } from '../../src/scenario/load.js';
 
 /** What the tasks' calls answer under each of many schedules, once each. */
@@ -96,4 +98,50 @@ tasks:
     const { failure } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'in-order' } });
     expect(failure?.message).toContain('0000:00:00.1 is not in the domain of its group (unmanaged)');
   });
+});
+
+test('a slot has eight functions at a time, however many there were', () => {
+  const one = (as: string, n: number): string => `  - device: { as: ${as}${n}, beside: nic }\n`;
+  const eight = Array.from({ length: 8 }, (_, i) => `${one('x', i)}  - unplug: { device: x${i} }\n`).join('');
+  const seven = Array.from({ length: 7 }, (_, i) => one('y', i)).join('');
+  const setup = `  - device: { as: nic }\n${eight}${seven}`;
+  const task = `  a:\n    - device: { as: ninth, beside: nic }\n      expect: ENOSPC\n`;
+  const text = `title: Nine functions\nkernel-only: { iommu: arm-smmu-v3 }\nsetup:\n${setup}tasks:\n${task}`;
+  expect(answers(text, 1)).toEqual(['a ENOSPC']);
+});
+
+test('that events were lost is told with the last number, although a reader had it in hand when more were lost', () => {
+  const told = new Set<string>();
+  const text = `title: Events that are lost while one reader has too small a buffer
+kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic }
+  - hwpt: { as: parent, device: nic, nesting: true }
+  - viommu: { as: viommu, device: nic, on: parent }
+  - vdevice: { as: vdev, viommu: viommu, device: nic, id: 0x99 }
+  - hwpt: { as: nested, device: nic, on: viommu, iotlb: 1 }
+  - replace: { device: nic, to: nested }
+  - veventq: { as: events, viommu: viommu, depth: 1 }
+  - vevent: { device: nic }
+  - vevent: { device: nic }
+tasks:
+  reader:
+    - read-events: { queue: events, length: 16 }
+  nic:
+    - vevent: { device: nic }
+`;
+  const { kernelOnly } = loadScenario('side-by-side.yaml', text);
+  if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
+  for (let seed = 0; seed < 60; seed++) {
+    let queue: IommufdVeventq | undefined;
+    const onMachine = ({ ictx }: KernelMachine): void => {
+      queue = ictx.objects.objects().find((object) => object instanceof IommufdVeventq);
+    };
+    runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'explored', seed }, onMachine });
+    told.add(
+      (queue?.deliver ?? []).map(({ sequence, bytes }) => `${bytes === undefined ? 'lost' : ''}${sequence}`).join(),
+    );
+  }
+  // Never 1: the third event is the last that was lost, or it found its place.
+  expect([...told].sort()).toEqual(['2', 'lost2']);
 });

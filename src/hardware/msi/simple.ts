@@ -10,7 +10,7 @@
 import { bit, bits, defineRecord, reg32, reg64 } from '../../layout/bits.js';
 import type { NodeRuntime } from '../../runtime/node-runtime.js';
 import type { MmioFrame, Origin } from '../bus.js';
-import type { MsiControllerDescription } from '../description.js';
+import { UnbuildableError, type MsiControllerDescription } from '../description.js';
 import type { PhysicalMemory } from '../memory.js';
 import { deviceIdOf, fromField, interruptFrom, messageWord, type Interrupt, type MsiController } from './controller.js';
 
@@ -33,7 +33,7 @@ export interface SpiRange {
 
 /**
  * SPIs of a GICv2m frame among all of a host: a frame whose description gives no first one follows the frames before it.
- * @throws RangeError when numbers are no SPIs, or another frame's
+ * @throws UnbuildableError when numbers are no SPIs, or another frame's
  */
 export function spisOf(frame: MsiControllerDescription, all: readonly MsiControllerDescription[]): SpiRange {
   let end = V2M_FIRST_SPI;
@@ -42,14 +42,14 @@ export function spisOf(frame: MsiControllerDescription, all: readonly MsiControl
     if (other.kind !== 'gicv2m') continue;
     const { firstSpi: first = end, spiCount: count = V2M_SPIS } = other;
     if (first < MIN_SPI || count < 1 || first + count - 1 > MAX_SPI)
-      throw new RangeError(`${other.name}: ${first} to ${first + count - 1} are no SPIs`);
+      throw new UnbuildableError(`${other.name}: ${first} to ${first + count - 1} are no SPIs`);
     if (known.some((range) => first < range.first + range.count && range.first < first + count))
-      throw new RangeError(`${other.name}: SPIs ${first} to ${first + count - 1} are another frame's too`);
+      throw new UnbuildableError(`${other.name}: SPIs ${first} to ${first + count - 1} are another frame's too`);
     if (other === frame) return { first, count };
     known.push({ first, count });
     end = Math.max(end, first + count);
   }
-  throw new RangeError(`${frame.name} is no GICv2m frame of this host`);
+  throw new UnbuildableError(`${frame.name} is no GICv2m frame of this host`);
 }
 
 /** A GICv2m frame. */

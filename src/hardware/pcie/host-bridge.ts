@@ -127,7 +127,7 @@ export class HostBridge implements UpstreamPort {
     return name === undefined ? undefined : { name, id: found?.id ?? streamIdBase + requesterId };
   }
 
-  /** Firmware's part: addresses for everything below. @throws RangeError when there is no room */
+  /** Firmware's part: addresses for everything below. @throws UnbuildableError when there is no room */
   assignResources(): void {
     assignResources(this.description, this.fabric);
   }

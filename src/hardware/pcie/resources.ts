@@ -5,7 +5,7 @@
  * plugged later finds room. Given addresses and windows are kept. A bridge gets a window as large as the BARs below it need, at
  * least 2 MiB where it has a slot; above 4 GiB that is the prefetchable window, the only one with 64 bits (PCIe 7.5.1.3).
  */
-import type { AddressRange, HostBridgeDescription } from '../description.js';
+import { UnbuildableError, type AddressRange, type HostBridgeDescription } from '../description.js';
 import type { Fabric } from './fabric.js';
 import type { AddressSpan, Bar, PciFunction } from './function.js';
 
@@ -37,7 +37,7 @@ function spanOf(range: AddressRange): AddressSpan {
   return { start: Number(range.start), last: Number(range.last) };
 }
 
-/** Assigns everything below one host bridge. @throws RangeError when a BAR or a bridge finds no room */
+/** Assigns everything below one host bridge. @throws UnbuildableError when a BAR or a bridge finds no room */
 export function assignResources(description: HostBridgeDescription, fabric: Fabric): void {
   new Assignment(description, fabric).run();
 }
@@ -72,7 +72,7 @@ class Assignment {
   #room(fn: PciFunction, bar: Bar, pool: Pool): number {
     const start = pool.alloc(bar.sizeBytes, bar.sizeBytes, bar.is64);
     if (start === undefined)
-      throw new RangeError(`${fn.bdf}: no window of ${this.#description.name} has room for BAR ${bar.index}`);
+      throw new UnbuildableError(`${fn.bdf}: no window of ${this.#description.name} has room for BAR ${bar.index}`);
     return start;
   }
 
@@ -93,7 +93,9 @@ class Assignment {
     if (need === 0) return;
     const start = pool.alloc(need, BRIDGE_GRANULE, true);
     if (start === undefined)
-      throw new RangeError(`${bridge.bdf}: no window of ${this.#description.name} has room for ${need} bytes below it`);
+      throw new UnbuildableError(
+        `${bridge.bdf}: no window of ${this.#description.name} has room for ${need} bytes below it`,
+      );
     const span = { start, last: start + need - 1 };
     if (span.last < 2 ** 32) bridge.setWindows(span, undefined);
     else bridge.setWindows(undefined, span);

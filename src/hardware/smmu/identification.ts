@@ -4,7 +4,7 @@
  * The registers are the only truth: {@link featuresOf} reads them, nothing else looks at the description. That is why the
  * recorded corpora, which state register values, and boards, which state descriptions, drive the same code.
  */
-import type { SmmuDescription } from '../description.js';
+import { UnbuildableError, type SmmuDescription } from '../description.js';
 import { ADDRESS_SIZE_BITS } from './records.js';
 import { IDR0, IDR1, IDR3, IDR5, type IDENTIFICATION_REGISTERS } from '../../uapi/smmuv3-registers.js';
 
@@ -26,7 +26,8 @@ function word(record: Uint32Array): number {
 /** Identification of a described SMMU: SMMUv3.1, AArch64 tables only, coherent, no stalls (PCIe devices cannot). */
 export function identificationOf(description: SmmuDescription): Identification {
   const sizeIndex = ADDRESS_SIZE_BITS.indexOf(description.outputBits);
-  if (sizeIndex < 0) throw new RangeError(`${description.name}: no SMMU has ${description.outputBits} output bits`);
+  if (sizeIndex < 0)
+    throw new UnbuildableError(`${description.name}: no SMMU has ${description.outputBits} output bits`);
   return {
     IDR0: word(
       IDR0.make({

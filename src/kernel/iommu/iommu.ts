@@ -114,11 +114,11 @@ export class IommuCore {
     group.add({ device, driver, resvRegions, hasIsolatedMsi: this.#hasIsolatedMsi(device) });
     device.group = group;
     const attached = yield* this.#joinDomain(group, device);
-    group.mutex.unlock();
     if (attached < 0) {
-      yield* this.removeDevice(device);
+      yield* this.#leave(group, device);
       return attached;
     }
+    group.mutex.unlock();
     this.#runtime.emit('iommu.add-device', { device: device.name, group: group.id, iommu: driver.name });
     return 0;
   }
@@ -128,8 +128,15 @@ export class IommuCore {
     const { group } = device;
     if (group === undefined) return;
     yield* group.mutex.lock();
+    yield* this.#leave(group, device);
+  }
+
+  /** Takes a device out of its group, whose mutex is held and given back. */
+  *#leave(group: IommuGroup, device: Device): Task<void> {
     const { driver } = group.member(device);
     group.remove(device);
+    const isOwned = group.members.length === 0 && group.ownerCount > 0;
+    invariant(!isOwned, () => `${device.name} goes, the last of its group, which is owned`, 'objects');
     device.group = undefined;
     sharedWrite(this, 'devices');
     this.#devices.splice(this.#devices.indexOf(device), 1);

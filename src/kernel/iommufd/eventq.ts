@@ -297,6 +297,8 @@ export class IommufdVeventq extends IommufdObject {
   readonly eventType: number;
   readonly depth: number;
   readonly deliver: Vevent[] = [];
+  /** Says that events were lost, and with which number the last one was (`lost_events_header`). In the queue once at most, at its end. */
+  readonly #lost: Vevent = { sequence: 0, bytes: undefined };
   #events = 0;
   #sequence = 0;
 
@@ -312,22 +314,27 @@ export class IommufdVeventq extends IommufdObject {
   report(bytes: Uint8Array | undefined): void {
     sharedTest(this, 'queue', this.#events);
     const isLost = bytes === undefined || this.#events === this.depth;
-    if (this.deliver.at(-1)?.bytes === undefined) this.deliver.pop();
-    this.deliver.push({ sequence: this.#sequence, bytes: isLost ? undefined : bytes });
-    if (!isLost) this.#events++;
+    if (this.deliver.at(-1) === this.#lost) this.deliver.pop();
+    if (isLost) this.#lost.sequence = this.#sequence;
+    else this.#events++;
+    this.deliver.push(isLost ? this.#lost : { sequence: this.#sequence, bytes });
     this.#sequence = (this.#sequence + 1) & SEQUENCE_MASK;
   }
 
-  /** Takes the first event in hand; it counts until it is read. */
+  /** Takes the first event in hand; it counts until it is read. Of the word that some were lost a copy, if there is memory for one. */
   fetch(): Vevent | undefined {
     sharedTest(this, 'queue', this.#events);
-    return this.deliver.shift();
+    const [first] = this.deliver;
+    if (first === this.#lost && this.ictx.allocFails()) return undefined;
+    this.deliver.shift();
+    return first === this.#lost ? { ...first } : first;
   }
 
   /** Puts an event that was fetched and not read before all others; that some were lost is said again only where nothing came meanwhile. */
   restore(event: Vevent): void {
     sharedTest(this, 'queue', this.#events);
-    if (event.bytes !== undefined || this.deliver.length === 0) this.deliver.unshift(event);
+    if (event.bytes !== undefined) this.deliver.unshift(event);
+    else if (this.deliver.length === 0) this.deliver.push(this.#lost);
   }
 
   /** An event that was fetched has been read: the queue has its place again. */

@@ -1114,8 +1114,13 @@ export class IoPageTable {
   /** `iopt_area_split`: the area ends at `iova`, another has the rest. */
   *#split(area: IoptArea, iova: bigint): Task<number> {
     const { pages } = area;
+    const next = iova + 1n;
     if (iova === area.iova || iova === area.last) return 0;
     if (pages === undefined || area.preventAccess) return -EBUSY;
+    if (pages.source.isDmaBuf) return -EOPNOTSUPP;
+    const alignment = this.#iovaAlignment;
+    if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
+    if (this.#allocFails()) return -ENOMEM;
     yield* pages.mutex.lock();
     const rc = this.#splitLocked(area, pages, iova);
     pages.mutex.unlock();
@@ -1123,12 +1128,7 @@ export class IoPageTable {
   }
 
   #splitLocked(area: IoptArea, pages: IoptPages, iova: bigint): number {
-    const next = iova + 1n;
-    if (pages.source.isDmaBuf) return -EOPNOTSUPP;
-    const alignment = this.#iovaAlignment;
-    if (next % alignment !== 0n || (area.byteAt(next) % PAGE_SIZE) % alignment !== 0n) return -EINVAL;
     if (area.numAccesses > 0 || (area.isFilled && !this.#disableLargePages)) return -EINVAL;
-    if (this.#allocFails()) return -ENOMEM;
     this.#check?.stop();
     const { isFilled } = area;
     const whole: Range = { start: area.iova, last: area.last };
@@ -1141,7 +1141,7 @@ export class IoPageTable {
     };
     this.areas.remove(area);
     const lower = insert(whole.start, iova);
-    const upper = lower === undefined ? undefined : insert(next, whole.last);
+    const upper = lower === undefined ? undefined : insert(iova + 1n, whole.last);
     if (lower !== undefined && upper !== undefined) {
       pages.get();
       pages.replaceArea(area, [lower, upper]);

@@ -198,8 +198,8 @@ export class IommufdVdevice extends IommufdObject {
     viommu.refcountDec();
     sharedWrite(idev, 'virtual self', this.id, undefined);
     idev.vdev = undefined;
-    idev.ictx.objects.put(idev);
     idev.igroup.lock.unlock();
+    idev.ictx.objects.put(idev);
   }
 }
 
