@@ -191,6 +191,10 @@ export const FAULTS = {
       'a read of vIOMMU events takes the size of a pointer, 4 bytes, for that of a header, which has 8: more is copied than asked for',
     differs: 'pointers have 4 bytes with 32-bit kernels only; with others nothing came of it',
   },
+  'iommufd.veventq-put-early': {
+    layer: 'kernel',
+    effect: 'an event queue that is destroyed gives its vIOMMU back before the lock of the vIOMMU that it holds',
+  },
   'iommufd.hwpt-listed-twice': {
     layer: 'kernel',
     incident: 'IN-11',

@@ -39,6 +39,7 @@ const RULES: Readonly<Record<string, readonly string[]>> = {
   'table-given-back': ['INV-4'],
   'torn-context-descriptor': ['INV-17'],
   'torn-stream-table-entry': ['INV-17'],
+  'veventq-destroy': ['objects'],
   'walk-of-freed-tables': ['INV-4'],
 };
 

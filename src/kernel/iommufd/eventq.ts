@@ -363,6 +363,8 @@ export class IommufdVeventq extends IommufdObject {
     const { veventqs_rwsem } = this.viommu;
     yield* veventqs_rwsem.down_write();
     yield* this.abort();
+    // Somebody who destroys the vIOMMU now frees what is held here (iommufd_veventq_destroy).
+    if (this.ictx.instruments.fires('iommufd.veventq-put-early')) yield 'iommufd:veventq-put';
     veventqs_rwsem.up_write();
   }
 }
