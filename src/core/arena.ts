@@ -36,6 +36,8 @@ import type { CoreExports } from './wasm-core.js';
 import { instantiateCore } from './wasm-core.js';
 
 export { FRAME_BYTES, FRAME_SHIFT, MAX_ORDER } from './wasm/layout.js';
+/** Tables and directories cannot name pages from this number on. */
+export const PFN_END = 2 ** DIRECTORY_PFN_BITS;
 
 /** Sizes of a new arena, in 4 KiB frames. */
 export interface ArenaOptions {
@@ -72,7 +74,7 @@ function checkOptions(kernelFrames: number, storageFrames: number, kernelBasePfn
   if (!isCount(kernelBasePfn) || kernelBasePfn % 2 ** MAX_ORDER !== 0) {
     throw new RangeError(`kernelBasePfn ${kernelBasePfn} is not a multiple of ${2 ** MAX_ORDER}`);
   }
-  if (kernelBasePfn + kernelFrames > 2 ** DIRECTORY_PFN_BITS) throw new RangeError('kernel window ends above 2^52');
+  if (kernelBasePfn + kernelFrames > PFN_END) throw new RangeError('kernel window ends above 2^52');
 }
 
 /** One thread's access to a host's shared arena. */

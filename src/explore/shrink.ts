@@ -9,7 +9,7 @@
  * Source: Zeller, Hildebrandt 2002 (ddmin); dejafu's order of what to shrink.
  */
 import { isAlias, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from 'yaml';
-import { isHeldBack, TIME, type Deviation, type HeldBack } from '../runtime/deviations.js';
+import { isHeldBack, namesSomebody, TIME, type Deviation, type HeldBack } from '../runtime/deviations.js';
 import { DEFAULT_SEED, isOfMain, loadScenario, type Scenario } from '../scenario/load.js';
 import { fileText } from '../scenario/relocate.js';
 import { InputError } from '../scenario/text.js';
@@ -156,11 +156,8 @@ function parse(text: string): Document {
 function ofTasks({ scenario }: Subject, deviations: Deviations): Deviations {
   const names = scenario.kernelOnly?.program.tasks.map(({ name }) => name);
   if (names === undefined) return deviations;
-  const isThere = (one: Deviation): boolean => {
-    const name = isHeldBack(one) ? one.hold : one.to;
-    return name === TIME || name.includes('/') || names.includes(name);
-  };
-  return Object.fromEntries(Object.entries(deviations).map(([node, list]) => [node, list.filter(isThere)]));
+  const lists = Object.entries(deviations);
+  return Object.fromEntries(lists.map(([node, list]) => [node, list.filter((one) => namesSomebody(one, names))]));
 }
 
 /** A file's own schedule is not looked at, and would name tasks that are left out. */

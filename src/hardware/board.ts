@@ -5,7 +5,7 @@
  * at their register bases, interrupt controllers, host bridges and the functions below them. Firmware's share is done here:
  * BARs have addresses when the kernel starts. Functions described as absent are empty slots until they are plugged.
  */
-import { Arena, FRAME_BYTES } from '../core/arena.js';
+import { Arena, FRAME_BYTES, PFN_END } from '../core/arena.js';
 import type { NodeRuntime } from '../runtime/node-runtime.js';
 import type { Task } from '../runtime/task.js';
 import { EBUSY, ENODEV } from '../uapi/errno.js';
@@ -43,8 +43,6 @@ import { Smmu } from './smmu/smmu.js';
 const KERNEL_FRAMES = 16384;
 /** The window starts at a multiple of this (core: largest buddy order). */
 const WINDOW_ALIGN_BYTES = 4096 * FRAME_BYTES;
-/** Tables cannot name pages from here on. */
-const WINDOW_END = 2 ** 52;
 const DMA_ENGINE_BAR_BYTES = 4096;
 const IN_RC_FRAME_BYTES = 4096;
 /** To a device and back. */
@@ -54,7 +52,7 @@ const ATC_INVALIDATION_NS = 200;
 function kernelWindowBase(banks: readonly AddressRange[]): number {
   const sizeBytes = KERNEL_FRAMES * FRAME_BYTES;
   for (const bank of banks) {
-    const end = Math.min(Number(bank.last) + 1, WINDOW_END);
+    const end = Math.min(Number(bank.last) + 1, PFN_END * FRAME_BYTES);
     const base = Math.floor((end - sizeBytes) / WINDOW_ALIGN_BYTES) * WINDOW_ALIGN_BYTES;
     if (base >= Number(bank.start)) return base;
   }

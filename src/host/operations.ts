@@ -27,7 +27,7 @@ import * as uapi from '../uapi/iommufd.js';
 import { VFIO_IOMMU_UNMAP_DMA } from '../uapi/vfio.js';
 import type { Card } from './card.js';
 import type { KernelMachine } from './kernel-machine.js';
-import type { BufferRef, Call, GuestSte, OperationName, Operations } from './program.js';
+import type { BufferRef, Call, OperationName, Operations } from './program.js';
 
 /** What a name stands for. */
 export interface Thing {
@@ -163,33 +163,25 @@ function mapFlags(prot: 'r' | 'w' | 'rw', isFixed: boolean): number {
   );
 }
 
-/** A guest's stream table entry: its first 64 bits (`iommu_hwpt_arm_smmuv3.ste[0]`). */
-function guestSteWord(does: GuestSte): bigint {
-  const [low = 0, high = 0] = STE.make({ V: 1, Config: does === 'bypass' ? STE_CONFIG.BYPASS : STE_CONFIG.ABORT });
-  return (BigInt(high) << 32n) | BigInt(low);
+/** What a nested page table is made of (`data_type` and the bytes at `data_uptr`); undefined for others. */
+function nestedData({
+  iotlb,
+  'guest-ste': guestSte,
+}: Operations['hwpt']): { readonly type: number; readonly bytes: Uint8Array } | undefined {
+  if (guestSte !== undefined) {
+    const Config = guestSte === 'bypass' ? STE_CONFIG.BYPASS : STE_CONFIG.ABORT;
+    const [low = 0, high = 0] = STE.make({ V: 1, Config });
+    const ste = [(BigInt(high) << 32n) | BigInt(low), 0n];
+    return { type: uapi.IOMMU_HWPT_DATA_ARM_SMMUV3, bytes: uapi.iommu_hwpt_arm_smmuv3.encode({ ste }) };
+  }
+  if (iotlb === undefined) return undefined;
+  return { type: test.IOMMU_HWPT_DATA_SELFTEST, bytes: test.iommu_hwpt_selftest.encode({ iotlb }) };
 }
 
 /** IOMMU_HWPT_ALLOC */
-function* allocHwpt(
-  caller: Caller,
-  {
-    as,
-    device,
-    on,
-    dirty,
-    nesting,
-    pasids,
-    'fault-queue': faultQueue,
-    iotlb,
-    'guest-ste': guestSte,
-  }: Operations['hwpt'],
-): Task<number> {
-  const data =
-    guestSte !== undefined
-      ? uapi.iommu_hwpt_arm_smmuv3.encode({ ste: [guestSteWord(guestSte), 0n] })
-      : iotlb === undefined
-        ? undefined
-        : test.iommu_hwpt_selftest.encode({ iotlb });
+function* allocHwpt(caller: Caller, args: Operations['hwpt']): Task<number> {
+  const { as, device, on, dirty, nesting, pasids, 'fault-queue': faultQueue } = args;
+  const data = nestedData(args);
   const { rc, value } = yield* ioctl(
     caller,
     uapi.IOMMU_HWPT_ALLOC,
@@ -205,12 +197,12 @@ function* allocHwpt(
       ...(data === undefined
         ? {}
         : {
-            data_type: guestSte === undefined ? test.IOMMU_HWPT_DATA_SELFTEST : uapi.IOMMU_HWPT_DATA_ARM_SMMUV3,
-            data_len: data.length,
+            data_type: data.type,
+            data_len: data.bytes.length,
             data_uptr: caller.argument + DATA_OFFSET,
           }),
     },
-    data,
+    data?.bytes,
   );
   if (rc === 0) caller.things.set(as, { id: value.out_hwpt_id });
   return rc;

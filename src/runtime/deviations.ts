@@ -26,3 +26,17 @@ export function isHeldBack(deviation: Deviation): deviation is HeldBack {
 
 /** How a deviation calls time. */
 export const TIME = 'time';
+
+/** The task, or time, that a deviation names. */
+export function namedBy(deviation: Deviation): string {
+  return isHeldBack(deviation) ? deviation.hold : deviation.to;
+}
+
+/**
+ * Whether a deviation of a program's schedule names somebody there may be: one of the program's tasks, or one of the kernel's or the board's
+ * own, which have a slash in their names. Time can go on, but not be held back.
+ */
+export function namesSomebody(deviation: Deviation, tasks: readonly string[]): boolean {
+  const name = namedBy(deviation);
+  return name.includes('/') || tasks.includes(name) || (name === TIME && !isHeldBack(deviation));
+}

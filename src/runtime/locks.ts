@@ -44,19 +44,33 @@ export function freeLocks(locks: readonly Holdable[]): void {
   }
 }
 
-function checkNotFreed(isFreed: boolean, lockClass: Gate): void {
-  invariant(!isFreed, () => `${lockClass} is taken, which was freed`, 'objects');
-}
-
-/** Mutual exclusion between tasks. Not recursive. */
-export class Mutex implements MutexLock {
+/** What all locks of tasks have. */
+abstract class TaskLock {
   readonly lockClass: Gate;
-  readonly #queue: WaitQueue;
-  #held = false;
   #isFreed = false;
 
   constructor(lockClass: Gate) {
     this.lockClass = lockClass;
+  }
+
+  free(): void {
+    this.#isFreed = true;
+  }
+
+  /** The running task has it from now on. */
+  protected acquired(nest?: Gate): void {
+    invariant(!this.#isFreed, () => `${this.lockClass} is taken, which was freed`, 'objects');
+    noteAcquired(this, this.lockClass, nest);
+  }
+}
+
+/** Mutual exclusion between tasks. Not recursive. */
+export class Mutex extends TaskLock implements MutexLock {
+  readonly #queue: WaitQueue;
+  #held = false;
+
+  constructor(lockClass: Gate) {
+    super(lockClass);
     this.#queue = new WaitQueue(lockClass);
   }
 
@@ -70,8 +84,7 @@ export class Mutex implements MutexLock {
       sharedRead(this, 'lock');
       yield this.#queue;
     }
-    checkNotFreed(this.#isFreed, this.lockClass);
-    noteAcquired(this, this.lockClass);
+    this.acquired();
     this.#held = true;
     lockChanged(this, this.lockClass, true, false);
   }
@@ -83,26 +96,20 @@ export class Mutex implements MutexLock {
     lockChanged(this, this.lockClass, false, false);
     this.#queue.wakeOne();
   }
-
-  free(): void {
-    this.#isFreed = true;
-  }
 }
 
 /** Many readers or one writer. */
-export class RwSemaphore implements RwLock {
-  readonly lockClass: Gate;
+export class RwSemaphore extends TaskLock implements RwLock {
   readonly #nest: Gate | undefined;
   readonly #readersQueue: WaitQueue;
   readonly #writersQueue: WaitQueue;
   #readers = 0;
   #hasWriter = false;
   #waitingWriters = 0;
-  #isFreed = false;
 
   /** `nest`: the class of a lock under which several of this class may be held (`down_write_nest_lock`). */
   constructor(lockClass: Gate, nest?: Gate) {
-    this.lockClass = lockClass;
+    super(lockClass);
     this.#nest = nest;
     this.#readersQueue = new WaitQueue(`${lockClass} (read)`);
     this.#writersQueue = new WaitQueue(`${lockClass} (write)`);
@@ -122,8 +129,7 @@ export class RwSemaphore implements RwLock {
       sharedRead(this, 'lock');
       yield this.#readersQueue;
     }
-    checkNotFreed(this.#isFreed, this.lockClass);
-    noteAcquired(this, this.lockClass);
+    this.acquired();
     this.#readers++;
     lockChanged(this, this.lockClass, true, true);
   }
@@ -145,8 +151,7 @@ export class RwSemaphore implements RwLock {
       yield this.#writersQueue;
     }
     this.#waitingWriters--;
-    checkNotFreed(this.#isFreed, this.lockClass);
-    noteAcquired(this, this.lockClass, this.#nest);
+    this.acquired(this.#nest);
     this.#hasWriter = true;
     lockChanged(this, this.lockClass, true, false);
   }
@@ -157,10 +162,6 @@ export class RwSemaphore implements RwLock {
     noteReleased(this);
     lockChanged(this, this.lockClass, false, false);
     this.#release();
-  }
-
-  free(): void {
-    this.#isFreed = true;
   }
 
   #release(): void {

@@ -7,7 +7,7 @@
  */
 import { z } from 'zod';
 import { FAULTS, type FaultId } from '../runtime/faults.js';
-import { TIME } from '../runtime/deviations.js';
+import { isHeldBack, namedBy, namesSomebody, TIME } from '../runtime/deviations.js';
 import { ERRNO } from '../uapi/errno.js';
 import { ARGUMENT_BYTES, DATA_BYTES, MACHINE_MEMORY_BYTES, SETUP_TASK } from '../runtime/kernel-only.js';
 import type { Call, CardState, GuestSte, OperationName, Operations, Program } from '../host/program.js';
@@ -283,13 +283,13 @@ function whyNever(id: FaultId, iommu: Program['iommu']): string | undefined {
   return needed === iommu ? undefined : `${id} cannot strike without iommu: ${needed}`;
 }
 
-/** Who is named in the schedule and is nobody. The kernel's and the board's own tasks have a slash in their names. */
+/** Who is named in the schedule and is nobody. */
 function strangers(source: SourceText, { schedule, tasks }: KernelOnlyFile): InputProblem[] {
+  const names = Object.keys(tasks);
   return schedule.flatMap((deviation, i) => {
-    const key = 'hold' in deviation ? 'hold' : 'to';
-    const called = 'hold' in deviation ? deviation.hold : deviation.to;
-    if ((called === TIME && key === 'to') || called.includes('/') || Object.hasOwn(tasks, called)) return [];
-    return [source.problem(['schedule', i, key], `no task is called ${called}`)];
+    if (namesSomebody(deviation, names)) return [];
+    const key = isHeldBack(deviation) ? 'hold' : 'to';
+    return [source.problem(['schedule', i, key], `no task is called ${namedBy(deviation)}`)];
   });
 }
 
@@ -336,13 +336,14 @@ export function programOf(source: SourceText, given: KernelOnlyFile): Program {
       placed: raws.map((raw, i) => place(raw, [...base, i])),
     };
   });
-  const problems = unknownNames(source, given, [...own, ...tasks.flatMap(({ placed }) => placed)]);
+  const all = [...own, ...tasks.flatMap(({ placed }) => placed)];
+  const problems = unknownNames(source, given, all);
   for (const { name: task, process: owner } of tasks)
     if (!(owner in given.processes)) problems.push(source.problem(['tasks', task], `no process is called ${owner}`));
   const { iommu, ats } = given['kernel-only'];
   if (ats && iommu === 'mock')
     problems.push(source.problem(['kernel-only', 'ats'], 'only devices behind iommu: arm-smmu-v3 have ats'));
-  for (const { call: made, path } of [...own, ...tasks.flatMap(({ placed }) => placed)]) {
+  for (const { call: made, path } of all) {
     const key = Object.keys(SMMU_ONLY).find((only) => iommu === 'mock' && namesIn(made.args, [only]).length > 0);
     if (key !== undefined)
       problems.push(source.problem([...path, made.op, key], `only with iommu: arm-smmu-v3: ${SMMU_ONLY[key] ?? ''}`));

@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { runJob } from '../../src/cli/run-one.js';
 import { explore } from '../../src/explore/campaign.js';
 import { countDeviations, deviating } from '../../src/explore/record.js';
-import { faulty, shrink, withSchedule } from '../../src/explore/shrink.js';
+import { faulty, shrink, withSchedule, type ShrinkBudget, type Shrunk } from '../../src/explore/shrink.js';
 import { KERNEL_NODE, subjectOf } from '../../src/explore/subject.js';
 import { isHeldBack } from '../../src/runtime/deviations.js';
 import { invariant } from '../../src/runtime/task.js';
@@ -31,12 +31,22 @@ tasks:
       expect: [ok, ENOENT, EBUSY]
 `;
 
+/** What is left of a scenario that fails while nobody is pre-empted. */
+async function shrunkInOrder(text: string, budget: ShrinkBudget, file = FILE): Promise<Shrunk | undefined> {
+  const scenario = loadScenario(file, text);
+  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
+  invariant(failure !== undefined, 'it fails in order');
+  return await shrink({ file, text, seed: 1, ...failure }, budget);
+}
+
+const BUDGET: ShrinkBudget = { attempts: 2000, schedules: 20 };
+
 test('a race that shows in an answer keeps what makes the answer right without it', async () => {
   const scenario = loadScenario(FILE, TEXT);
   const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 200, depth: 3, seed: 1, jobs: 1 });
   invariant(failure !== undefined, 'b can come first');
   const failing = { file: FILE, text: TEXT, seed: 1, ...failure };
-  const shrunk = await shrink(failing, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrink(failing, BUDGET);
   const program = shrunk?.scenario.kernelOnly?.program;
   expect(program?.tasks.map(({ name }) => name)).toEqual(['a', 'b']);
   expect(program?.setup.map(({ op }) => op)).toEqual(['ioas', 'map']);
@@ -66,7 +76,7 @@ tasks:
   const scenario = loadScenario(FILE, text);
   const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: 1, jobs: 1 });
   invariant(failure?.message.includes('map answered EEXIST') === true, 'b can map in between');
-  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, BUDGET);
   const tasks = shrunk?.scenario.kernelOnly?.program.tasks ?? [];
   expect(tasks.map(({ name, calls }) => [name, ...calls.map(({ op }) => op)])).toEqual([
     ['a', 'ioas', 'unmap', 'map'],
@@ -76,10 +86,7 @@ tasks:
 
 test('an answer that is wrong in every order is made as small as it can be', async () => {
   const text = TEXT.replace('expect: [ok, EBUSY]', 'expect: EINVAL');
-  const scenario = loadScenario(FILE, text);
-  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
-  invariant(failure !== undefined, 'nothing answers EINVAL');
-  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrunkInOrder(text, BUDGET);
   expect(shrunk?.scenario.kernelOnly?.program.tasks.map(({ name }) => name)).toEqual(['a']);
 });
 
@@ -93,10 +100,7 @@ tasks:
     - map: { iova: 0x2001000, length: 4 KiB }
       expect: ok
 `;
-  const scenario = loadScenario(FILE, text);
-  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
-  invariant(failure !== undefined, 'the page is mapped');
-  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrunkInOrder(text, BUDGET);
   expect(shrunk?.text).toContain('length: 8 KiB');
 });
 
@@ -106,7 +110,7 @@ test('a schedule that stays long is looked for anew, and what is found is made a
   const { text } = scenario;
   const { failure } = await explore({ scenario, strategy: 'portfolio', runs: 400, depth: 3, seed: 1, jobs: 1 });
   invariant(failure !== undefined, 'the fault is found');
-  const shrunk = await shrink({ file, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrink({ file, text, seed: 1, ...failure }, BUDGET);
   invariant(shrunk !== undefined, 'it fails again');
   expect(countDeviations(shrunk.deviations)).toBeLessThan(4);
   const again = await subjectOf(shrunk.scenario, 1).attempt({ scheduleOf: deviating(shrunk.deviations) });
@@ -151,10 +155,7 @@ ${map('m')}${map('n')}  - expect: { of: m, verdict: ok }
 
 test('the schedule that a file has keeps nobody in it', async () => {
   const text = TEXT.replace('expect: [ok, EBUSY]', 'expect: EINVAL') + 'schedule:\n  - { at: 1, to: b }\n';
-  const scenario = loadScenario(FILE, text);
-  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
-  invariant(failure !== undefined, 'nothing answers EINVAL');
-  const shrunk = await shrink({ file: FILE, text, seed: 1, ...failure }, { attempts: 2000, schedules: 20 });
+  const shrunk = await shrunkInOrder(text, BUDGET);
   expect(shrunk?.scenario.kernelOnly?.program.tasks.map(({ name }) => name)).toEqual(['a']);
 });
 
@@ -169,10 +170,7 @@ steps:
       - - map: { process: p, ioas: x, iova: 0x10000000, length: 4 KiB }
       - - unmap: { process: p, ioas: x, iova: 0x20000000, length: 4 KiB }
 `;
-  const scenario = loadScenario('hosts.yaml', text);
-  const { failure } = await explore({ scenario, strategy: 'in-order', runs: 1, depth: 3, seed: 1, jobs: 1 });
-  invariant(failure !== undefined, 'there is nothing to unmap');
-  const shrunk = await shrink({ file: 'hosts.yaml', text, seed: 1, ...failure }, { attempts: 200, schedules: 0 });
+  const shrunk = await shrunkInOrder(text, { attempts: 200, schedules: 0 }, 'hosts.yaml');
   expect(shrunk?.scenario.steps.map((step) => Object.keys('step' in step ? step.step : step))).toEqual([['unmap']]);
 });
 

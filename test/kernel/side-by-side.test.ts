@@ -1,19 +1,39 @@
 /** System calls side by side on a kernel-only machine, where what one answers says what another may. */
 import { describe, expect, test, vi } from 'vitest';
 import type { KernelMachine } from '../../src/host/kernel-machine.js';
+import type { Program } from '../../src/host/program.js';
 import { runProgram } from '../../src/host/run-program.js';
 import { ArmSmmuDomain } from '../../src/kernel/iommu/arm-smmu-v3/domain.js';
 import { ArmSmmuV3 } from '../../src/kernel/iommu/arm-smmu-v3/driver.js';
 import { IommufdVeventq } from '../../src/kernel/iommufd/eventq.js';
 import { loadScenario } from '../../src/scenario/load.js';
 
-/** What the tasks' calls answer under each of many schedules, once each. */
-function answers(text: string, schedules = 100): string[] {
+function programOf(text: string): Program {
   const { kernelOnly } = loadScenario('side-by-side.yaml', text);
   if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
+  return kernelOnly.program;
+}
+
+/** A mock device in a guest's table, events of which go to a vIOMMU's queue. */
+function guestWith(depth: number, events: number): string {
+  return `kernel-only: { iommu: mock }
+setup:
+  - device: { as: nic }
+  - hwpt: { as: parent, device: nic, nesting: true }
+  - viommu: { as: viommu, device: nic, on: parent }
+  - vdevice: { as: vdev, viommu: viommu, device: nic, id: 0x99 }
+  - hwpt: { as: nested, device: nic, on: viommu, iotlb: 1 }
+  - replace: { device: nic, to: nested }
+  - veventq: { as: events, viommu: viommu, depth: ${depth} }
+${'  - vevent: { device: nic }\n'.repeat(events)}`;
+}
+
+/** What the tasks' calls answer under each of many schedules, once each. */
+function answers(text: string, schedules = 100): string[] {
+  const program = programOf(text);
   const seen = new Set<string>();
   for (let seed = 0; seed < schedules; seed++) {
-    const { failure, results } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'explored', seed } });
+    const { failure, results } = runProgram(program, { seed: 1, schedule: { strategy: 'explored', seed } });
     expect([seed, failure?.message]).toEqual([seed, undefined]);
     const told = results.filter(({ task }) => task !== 'setup').sort((a, b) => (a.task < b.task ? -1 : 1));
     seen.add(told.map(({ task, rc, text: answer }) => `${task} ${rc > 0 ? rc : answer}`).join(', '));
@@ -44,16 +64,7 @@ tasks:
 test('a reader of an event queue has in hand what it puts back: another finds none, or a later one first', () => {
   const told = (events: number): string[] =>
     answers(`title: Two readers of one queue, one of them with too small a buffer
-kernel-only: { iommu: mock }
-setup:
-  - device: { as: nic }
-  - hwpt: { as: parent, device: nic, nesting: true }
-  - viommu: { as: viommu, device: nic, on: parent }
-  - vdevice: { as: vdev, viommu: viommu, device: nic, id: 0x99 }
-  - hwpt: { as: nested, device: nic, on: viommu, iotlb: 1 }
-  - replace: { device: nic, to: nested }
-  - veventq: { as: events, viommu: viommu, depth: 2 }
-${'  - vevent: { device: nic }\n'.repeat(events)}tasks:
+${guestWith(2, events)}tasks:
   a:
     - read-events: { queue: events, length: 8 }
   b:
@@ -90,12 +101,8 @@ tasks:
       const isSecond = device.name.endsWith('.1') && domain instanceof ArmSmmuDomain;
       return yield* attach.call(this, isSecond ? this.identityDomain : domain, device);
     });
-    const { kernelOnly } = loadScenario(
-      'side-by-side.yaml',
-      `${text.replace(/tasks:[^]*/, '')}tasks: { a: [{ ioas: { as: x } }] }\n`,
-    );
-    if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
-    const { failure } = runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'in-order' } });
+    const program = programOf(`${text.replace(/tasks:[^]*/, '')}tasks: { a: [{ ioas: { as: x } }] }\n`);
+    const { failure } = runProgram(program, { seed: 1, schedule: { strategy: 'in-order' } });
     expect(failure?.message).toContain('0000:00:00.1 is not in the domain of its group (unmanaged)');
   });
 });
@@ -112,32 +119,19 @@ test('a slot has eight functions at a time, however many there were', () => {
 
 test('that events were lost is told with the last number, although a reader had it in hand when more were lost', () => {
   const told = new Set<string>();
-  const text = `title: Events that are lost while one reader has too small a buffer
-kernel-only: { iommu: mock }
-setup:
-  - device: { as: nic }
-  - hwpt: { as: parent, device: nic, nesting: true }
-  - viommu: { as: viommu, device: nic, on: parent }
-  - vdevice: { as: vdev, viommu: viommu, device: nic, id: 0x99 }
-  - hwpt: { as: nested, device: nic, on: viommu, iotlb: 1 }
-  - replace: { device: nic, to: nested }
-  - veventq: { as: events, viommu: viommu, depth: 1 }
-  - vevent: { device: nic }
-  - vevent: { device: nic }
-tasks:
+  const program = programOf(`title: Events that are lost while one reader has too small a buffer
+${guestWith(1, 2)}tasks:
   reader:
     - read-events: { queue: events, length: 16 }
   nic:
     - vevent: { device: nic }
-`;
-  const { kernelOnly } = loadScenario('side-by-side.yaml', text);
-  if (kernelOnly === undefined) throw new Error('the scenario is kernel-only');
+`);
   for (let seed = 0; seed < 60; seed++) {
     let queue: IommufdVeventq | undefined;
     const onMachine = ({ ictx }: KernelMachine): void => {
       queue = ictx.objects.objects().find((object) => object instanceof IommufdVeventq);
     };
-    runProgram(kernelOnly.program, { seed: 1, schedule: { strategy: 'explored', seed }, onMachine });
+    runProgram(program, { seed: 1, schedule: { strategy: 'explored', seed }, onMachine });
     told.add(
       (queue?.deliver ?? []).map(({ sequence, bytes }) => `${bytes === undefined ? 'lost' : ''}${sequence}`).join(),
     );

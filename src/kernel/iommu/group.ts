@@ -169,6 +169,11 @@ function requiresDirect(member: GroupMember): boolean {
   return member.resvRegions.some((region) => region.type === 'direct');
 }
 
+/** Every member is where its group is, as far as its driver can tell. @throws InvariantError INV-8 */
+export function checkMembers({ domain, members }: IommuGroup): void {
+  if (domain !== undefined) for (const { driver, device } of members) driver.checkAttached?.(domain, device);
+}
+
 /** Moves every member to a domain; on failure those moved go back. 0 or -errno. Hold the mutex. */
 export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<number> {
   if (group.domain === domain) return 0;
@@ -179,7 +184,7 @@ export function* setGroupDomain(group: IommuGroup, domain: IommuDomain): Task<nu
   const rc = yield* moveMembers(group, domain);
   if (rc === 0) {
     group.domain = domain;
-    for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
+    checkMembers(group);
   }
   sharedWrite(group, 'moves', group.moves, group.moves);
   group.isMoving = false;

@@ -10,7 +10,7 @@ import type { InvariantLedger } from '../../runtime/invariants.js';
 import { invariant, InvariantError } from '../../runtime/task.js';
 import type { Device } from '../device.js';
 import type { PagingDomain } from '../iommu/domain.js';
-import type { IommuGroup } from '../iommu/group.js';
+import { checkMembers, type IommuGroup } from '../iommu/group.js';
 import type { PageExtent } from '../mm/page-allocator.js';
 import { IOMMU_NO_PASID, IommufdDevice } from './device.js';
 import { IOVA_MAX, type IoPageTable } from './io-pagetable.js';
@@ -187,7 +187,7 @@ function auditGroup(ictx: IommufdContext, group: IommuGroup, bound: number, ledg
       () => `PASID ${pasid} of iommu group ${group.id} is in another domain than what is attached`,
       'INV-8',
     );
-  if (domain !== undefined) for (const { driver, device } of group.members) driver.checkAttached?.(domain, device);
+  checkMembers(group);
   ledger.held('INV-8');
 }
 
